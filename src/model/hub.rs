@@ -1,0 +1,1 @@
+//! Downloads a model from the Hugging Face hub into a cache folder.

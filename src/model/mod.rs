@@ -1,0 +1,14 @@
+//! The transformer and all that surrounds it: configuration, weights, tokenizer, chat template, KV cache, generation, LoRA, optimizer.
+
+pub mod chat;
+pub mod config;
+pub mod generate;
+pub mod hub;
+pub mod lora;
+pub mod optimizer;
+pub mod tokenizer;
+pub mod transformer;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use transformer::{Gradients, TokenStats, Transformer};

@@ -1,0 +1,1 @@
+//! Rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
