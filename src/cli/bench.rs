@@ -117,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let threads = rayon::current_num_threads();
         bench
             .out
-            .text(&format!("{threads} threads: {:.0} GFLOP/s of f32 in registers, {:.1} GB/s read from memory\n", peaks.0, peaks.1))?;
+            .text(&format!("{threads} threads: {:.0} GFLOP/s of f32 in the first cache, {:.1} GB/s read from memory\n", peaks.0, peaks.1))?;
     }
     kernels::run(&mut bench)?;
     match &args.model {

@@ -3,6 +3,7 @@
 use super::{Bench, median_seconds};
 use crate::Result;
 use crate::tensor::Tensor;
+use crate::tensor::cpu::kernel::{Tile, kernel, max_rows};
 use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
 use crate::tensor::ops::{adamw, rmsnorm, swiglu, token_logprob};
@@ -17,30 +18,33 @@ fn random(shape: &[usize]) -> Tensor {
     Tensor::from_vec(shape, (0..n).into_par_iter().map(|i| r.uniform(i as u64, 0) as f32 - 0.5).collect())
 }
 
-/// GFLOP/s of fused multiply-adds that stay in registers, over all threads.
+/// GFLOP/s of the product's micro-kernel on operands that stay in the first cache, over all threads: what the arithmetic units give.
 pub(super) fn peak_gflops(budget: f64) -> f64 {
-    const ROUNDS: usize = 200_000;
-    let threads = rayon::current_num_threads();
+    const ROUNDS: usize = 2000;
+    const K: usize = 96;
+    let (threads, rows) = (rayon::current_num_threads(), max_rows());
+    let (a, b) = (random(&[K, rows]), random(&[K, 32]));
     let seconds = median_seconds(budget, &mut || {
         (0..threads).into_par_iter().for_each(|_| {
-            std::hint::black_box(chains(ROUNDS, std::hint::black_box(1.000_000_1)));
+            let mut c = vec![0.0; rows * 32];
+            let tile = Tile {
+                k: K,
+                a: a.data().as_ptr(),
+                lda: rows,
+                b: b.data().as_ptr(),
+                ldb: 32,
+                c: c.as_mut_ptr(),
+                ldc: 32,
+                lanes: 32,
+                add: false,
+            };
+            for _ in 0..ROUNDS {
+                // SAFETY: a, b and c have the tile's extents.
+                unsafe { kernel(rows)(std::hint::black_box(&tile)) };
+            }
         });
     });
-    (threads * ROUNDS * 2 * 16 * 12) as f64 / seconds / 1e9
-}
-
-vectorized! {
-    fn chains(rounds: usize, x: f32) -> f32 {
-        let mut acc = [[0.5f32; 16]; 12];
-        for _ in 0..rounds {
-            for a in acc.iter_mut() {
-                for v in a.iter_mut() {
-                    *v = v.mul_add(x, 1e-9);
-                }
-            }
-        }
-        acc.iter().flatten().sum()
-    }
+    (threads * ROUNDS * 2 * K * rows * 32) as f64 / seconds / 1e9
 }
 
 /// GB/s of reading 512 MiB, over all threads.
