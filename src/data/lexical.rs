@@ -1,7 +1,7 @@
 //! Lexical evidence: how well the words of an issue match the words of a file, by BM25 (Robertson and Zaragoza, "The probabilistic
 //! relevance framework: BM25 and beyond", 2009). It is the baseline that stands beside every result, and a hint that prompts can carry.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use super::Task;
 
@@ -19,31 +19,38 @@ pub enum Field {
     Content,
 }
 
-/// Calls `each` with the words of `text` in lower case: runs of letters and digits, cut at `_` and where camelCase has its humps
-/// (`HTTPServer2` is http, server2). Words of one character are left out.
+/// Calls `each` with the words of `text` in lower case: identifiers (runs of letters, digits and `_`) cut at `_` and where camelCase
+/// has its humps, and after its parts each identifier of several parts as a whole: `HTTPServer_x2` is http, server, x2, httpserver_x2.
+/// Words of one character are left out.
 pub fn words(text: &str, mut each: impl FnMut(&str)) {
-    let mut word = String::new();
-    let mut flush = |word: &mut String| {
-        if word.chars().nth(1).is_some() {
-            each(word);
-        }
-        word.clear();
-    };
-    let mut before = ' ';
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if !c.is_alphanumeric() {
-            flush(&mut word);
-        } else {
-            let next_is_lower = chars.peek().is_some_and(|n| n.is_lowercase());
-            if c.is_uppercase() && (before.is_lowercase() || before.is_numeric() || (before.is_uppercase() && next_is_lower)) {
-                flush(&mut word);
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut part = String::new();
+    for identifier in text.split(|c| !is_part(c)).filter(|i| !i.is_empty()) {
+        let (mut parts, mut before) = (0, '_');
+        let mut flush = |part: &mut String| {
+            parts += usize::from(!part.is_empty());
+            if part.chars().nth(1).is_some() {
+                each(part);
             }
-            word.extend(c.to_lowercase());
+            part.clear();
+        };
+        let mut chars = identifier.chars().peekable();
+        while let Some(c) = chars.next() {
+            let next_is_lower = chars.peek().is_some_and(|n| n.is_lowercase());
+            let hump = c.is_uppercase() && (before.is_lowercase() || before.is_numeric() || (before.is_uppercase() && next_is_lower));
+            if hump || c == '_' {
+                flush(&mut part);
+            }
+            if c != '_' {
+                part.extend(c.to_lowercase());
+            }
+            before = c;
         }
-        before = c;
+        flush(&mut part);
+        if parts > 1 {
+            each(&identifier.to_lowercase());
+        }
     }
-    flush(&mut word);
 }
 
 /// A set of documents that queries are scored against.
@@ -78,13 +85,13 @@ impl Bm25 {
         Self { postings, lengths, mean_length }
     }
 
-    /// Each document's score for the query, whose words count once each: sum over the words of
+    /// Each document's score for the query, whose words count as often as they are there: sum over them of
     /// `idf * f (k1 + 1) / (f + k1 (1 - b + b |d| / mean))` with `idf = ln(1 + (N - n + 1/2) / (n + 1/2))`, k1 1.5, b 0.75.
     pub fn scores(&self, query: &str) -> Vec<f64> {
         let mut scores = vec![0.0; self.lengths.len()];
-        for word in word_set(query) {
+        for (word, times) in word_counts(query) {
             let Some(list) = self.postings.get(&word) else { continue };
-            let idf = self.idf(list.len());
+            let idf = f64::from(times) * self.idf(list.len());
             for &(d, n) in list {
                 let n = f64::from(n);
                 scores[d] += idf * n * (K1 + 1.0) / (n + K1 * (1.0 - B + B * self.lengths[d] / self.mean_length));
@@ -97,7 +104,7 @@ impl Bm25 {
     /// tell nothing and are left out.
     pub fn matched_words(&self, query: &str) -> Vec<Vec<String>> {
         let mut out: Vec<Vec<(usize, String)>> = vec![Vec::new(); self.lengths.len()];
-        for word in word_set(query) {
+        for word in word_counts(query).into_keys() {
             let Some(list) = self.postings.get(&word).filter(|l| l.len() < self.lengths.len()) else { continue };
             list.iter().for_each(|&(d, _)| out[d].push((list.len(), word.clone())));
         }
@@ -114,15 +121,14 @@ impl Bm25 {
     }
 }
 
-/// The different words of a text, in a fixed order.
-fn word_set(text: &str) -> BTreeSet<String> {
-    let mut set = BTreeSet::new();
-    words(text, |word| {
-        if !set.contains(word) {
-            set.insert(word.to_owned());
-        }
+/// The different words of a text, in a fixed order, and how often each is there.
+fn word_counts(text: &str) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    words(text, |word| match counts.get_mut(word) {
+        Some(n) => *n += 1,
+        None => drop(counts.insert(word.to_owned(), 1)),
     });
-    set
+    counts
 }
 
 /// The index of a task's `candidates`, with what `files` knows of their contents.
@@ -153,17 +159,19 @@ mod tests {
 
     #[test]
     fn words_are_cut_at_humps_and_underscores() {
-        assert_eq!(split("parse_HTTPServer2, camelCase.x Übergröße"), ["parse", "http", "server2", "camel", "case", "übergröße"]);
+        let words = ["parse", "http", "server2", "parse_httpserver2", "camel", "case", "camelcase", "übergröße"];
+        assert_eq!(split("parse_HTTPServer2, camelCase.x Übergröße"), words);
         assert_eq!(split("a/b/c"), Vec::<String>::new());
-        assert_eq!(split("sha256Sum ID"), ["sha256", "sum", "id"]);
+        assert_eq!(split("sha256Sum ID"), ["sha256", "sum", "sha256sum", "id"]);
     }
 
     #[test]
     fn scores_by_hand() {
-        // Two documents of two words; "red" is in one of them: idf = ln(1 + 1.5 / 1.5) = ln 2, and the length factor is 1.
+        // Two documents of two words; "red" is in one of them: idf = ln(1 + 1.5 / 1.5) = ln 2, the length factor is 1, and the query has
+        // the word twice.
         let bm25 = Bm25::new([["red apple"], ["green apple"]]);
         let scores = bm25.scores("Red red");
-        assert!((scores[0] - 2f64.ln() * 2.5 / 2.5).abs() < 1e-12 && scores[1] == 0.0, "{scores:?}");
+        assert!((scores[0] - 2.0 * 2f64.ln() * 2.5 / 2.5).abs() < 1e-12 && scores[1] == 0.0, "{scores:?}");
         assert_eq!(bm25.matched_words("red green apple"), [["red"], ["green"]]);
     }
 

@@ -132,7 +132,7 @@ fn c_family(line: &str) -> Option<&str> {
 
 /// The classes and functions of a Python file's top level.
 fn python(text: &str, put: &mut impl FnMut(&str)) {
-    let mut open_string: Option<&str> = None;
+    let mut open_string = None;
     for line in text.lines() {
         if open_string.is_none() {
             let head = line.strip_prefix("async ").unwrap_or(line);
@@ -147,12 +147,12 @@ fn python(text: &str, put: &mut impl FnMut(&str)) {
 }
 
 /// Which triple-quoted string is open after a line of Python, if any.
-fn string_state<'a>(line: &'a str, mut open: Option<&'a str>) -> Option<&'a str> {
+fn string_state(line: &str, mut open: Option<&'static str>) -> Option<&'static str> {
     let mut rest = line;
     loop {
         if let Some(quotes) = open {
-            let end = rest.find(quotes)?.checked_add(3)?;
-            rest = &rest[end..];
+            let Some(end) = rest.find(quotes) else { return open };
+            rest = &rest[end + 3..];
             open = None;
             continue;
         }
@@ -164,8 +164,8 @@ fn string_state<'a>(line: &'a str, mut open: Option<&'a str>) -> Option<&'a str>
         }
         if tail.starts_with('\\') {
             rest = tail.get(2..).unwrap_or_default();
-        } else if tail.starts_with("\"\"\"") || tail.starts_with("'''") {
-            open = Some(&tail[..3]);
+        } else if let Some(quotes) = ["\"\"\"", "'''"].into_iter().find(|q| tail.starts_with(q)) {
+            open = Some(quotes);
             rest = &tail[3..];
         } else {
             // A string of one line: skip to its closing quote, over escaped ones.

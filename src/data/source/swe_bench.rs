@@ -170,7 +170,7 @@ mod tests {
         assert!(error("[{},").contains("expected a JSON list"));
         assert!(error("[]").contains("holds no task"));
         let broken = line("a").replace("-x\\n", "");
-        assert!(error(&broken).contains(":1: field `patch`: line 5 of the patch"), "{}", error(&broken));
+        assert!(error(&broken).contains(":1: field `patch`: line 6 of the patch"), "{}", error(&broken));
         assert!(read(Path::new("no/such/file")).unwrap_err().to_string().contains("cannot read"));
     }
 

@@ -52,9 +52,8 @@ pub fn forms(line: &str) -> Vec<&str> {
 }
 
 fn strip_once(text: &str) -> Option<&str> {
-    let bare = text.trim_matches('`').trim();
-    if bare != text {
-        return Some(bare);
+    if text.starts_with('`') {
+        return Some(text.trim_matches('`').trim());
     }
     if let Some(rest) = text.strip_prefix("./") {
         return Some(rest.trim_start());
@@ -66,14 +65,19 @@ fn strip_once(text: &str) -> Option<&str> {
     }
     let inner = text.strip_prefix('(').unwrap_or(text);
     let after = inner.trim_start_matches(|c: char| c.is_ascii_digit());
-    let rest = after.strip_prefix(['.', ')', ':']).filter(|_| after.len() < inner.len())?;
-    (rest.starts_with(char::is_whitespace) || rest.starts_with('`')).then(|| rest.trim_start())
+    if after.len() < inner.len()
+        && let Some(rest) = after.strip_prefix(['.', ')', ':'])
+        && (rest.starts_with(char::is_whitespace) || rest.starts_with('`'))
+    {
+        return Some(rest.trim_start());
+    }
+    text.ends_with('`').then(|| text.trim_end_matches('`').trim_end())
 }
 
 /// A path of a source file, with nothing around it.
 fn looks_like_path(text: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@' | '$' | '[' | ']');
-    !text.is_empty() && text.chars().all(plain) && language(text).is_some() && !text.starts_with('/')
+    !text.is_empty() && text.chars().all(plain) && language(text).is_some() && !text.starts_with('/') && !text.starts_with("./")
 }
 
 /// The files of trees drawn by indentation: a directory's line ends in `/`, what it holds is indented deeper. The outermost directory

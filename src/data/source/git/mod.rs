@@ -63,7 +63,7 @@ impl Default for MineOptions {
             max_tasks: usize::MAX,
             max_files: 5,
             max_lines: 200,
-            max_bytes: 200_000,
+            max_bytes: 300_000,
             min_message: 20,
             distractors: 18,
             max_paths: 600,
