@@ -9,7 +9,9 @@ use std::time::Instant;
 mod kernels;
 mod model;
 
-/// Times the kernels on this machine. Floors come from the processor's own rates, measured in the same run: fused multiply-adds in
+/// Time the kernels, with their floors.
+///
+/// Floors come from the processor's own rates, measured in the same run: fused multiply-adds in
 /// registers for arithmetic, reading memory for traffic.
 #[derive(clap::Args)]
 pub(crate) struct Args {

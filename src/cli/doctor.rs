@@ -5,6 +5,8 @@ use crate::cli::lines;
 use crate::tensor::cpu::{Isa, isa};
 use serde::Serialize;
 
+/// What this machine has and which devices can be used.
+///
 /// Reports the processor, the memory, the GPUs and the cache folder.
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -1,10 +1,15 @@
 //! The command line: one file a subcommand. The only place that prints or draws progress bars.
+//!
+//! Data goes to stdout, progress and warnings to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C.
 
 mod bench;
 mod common;
+mod data;
 mod doctor;
 mod interrupt;
 mod lines;
+mod output;
+mod reward;
 mod sample;
 mod score;
 
@@ -12,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 /// Trains a code model to resolve issues from a repository's own history, and samples from it.
 #[derive(Parser)]
-#[command(name = "sorft-native", version, max_term_width = 100)]
+#[command(name = "sorft-native", version, about, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,31 +25,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sample answers from a model
+    Data(data::Args),
     Sample(sample::Args),
-    /// Log-probabilities of given texts or token ids
     Score(score::Args),
-    /// Time the kernels, with their floors
+    Reward(reward::Args),
     Bench(bench::Args),
-    /// What this machine has and which devices can be used
     Doctor(doctor::Args),
 }
 
-/// Runs the program and returns its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+/// Runs the program and returns its exit status.
 pub fn run() -> u8 {
     common::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
-            // A closed pipe is the reader's business.
-            let _ = error.print();
-            return code;
+        Err(e) => {
+            // Help and version go to stdout with status 0, mistakes to stderr with status 2; nothing can be done where printing fails.
+            let _ = e.print();
+            return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
     let outcome = match cli.command {
+        Command::Data(args) => data::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
+        Command::Reward(args) => reward::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };

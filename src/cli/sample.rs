@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 
-/// Samples answers. Without --json the prompt is one text and the answer streams to the terminal; with --json the input is JSON lines
+/// Sample answers from a model.
+///
+/// Without --json the prompt is one text and the answer streams to the terminal; with --json the input is JSON lines
 /// {"ids"}, {"text"} or {"messages"}, and each answer is a line.
 #[derive(clap::Args)]
 pub(crate) struct Args {
