@@ -1,11 +1,15 @@
 //! The transformer and all that surrounds it: configuration, weights, tokenizer, chat template, KV cache, generation, LoRA, optimizer.
 
+mod block;
 pub mod chat;
 pub mod config;
 pub mod generate;
 pub mod hub;
+mod linear;
 pub mod lora;
 pub mod optimizer;
+mod params;
+mod rope;
 pub mod tokenizer;
 pub mod transformer;
 pub mod weights;

@@ -1,7 +1,9 @@
 //! AdamW (Loshchilov and Hutter 2019), with global-norm clipping.
 
-use crate::Result;
+use crate::model::params::ParamData;
 use crate::model::transformer::{Gradients, Transformer};
+use crate::tensor::ops::adamw;
+use crate::{Error, Result};
 
 /// Settings of AdamW.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,26 +20,84 @@ pub struct AdamWConfig {
     pub max_grad_norm: f64,
 }
 
-/// The optimizer with its moments.
+/// The optimizer with its moments, in the layout of the weights.
 pub struct AdamW {
-    _config: AdamWConfig,
+    config: AdamWConfig,
+    /// Per tensor of the model: its first and second moment, if it is trained.
+    moments: Vec<Option<(ParamData, ParamData)>>,
+    names: Vec<String>,
 }
 
 impl AdamW {
     /// Moments of zero for everything the model trains.
-    pub fn new(_model: &Transformer, config: AdamWConfig) -> Self {
-        Self { _config: config }
+    pub fn new(model: &Transformer, config: AdamWConfig) -> Self {
+        let list = model.params.all();
+        let zeros = |shape: &[usize]| (ParamData::zeros(shape), ParamData::zeros(shape));
+        Self {
+            config,
+            moments: list.iter().map(|p| p.trainable.then(|| zeros(&p.info.shape))).collect(),
+            names: list.iter().map(|p| p.info.name.clone()).collect(),
+        }
     }
-    /// One step with learning rate `lr`; `step` counts from 1. Returns the gradient's norm before clipping.
-    pub fn step(&mut self, _model: &mut Transformer, _grads: &Gradients, _lr: f64, _step: u64) -> Result<f64> {
-        todo!()
+
+    /// One step with learning rate `lr`; `step` counts from 1. Returns the gradient's norm before clipping. A gradient whose norm is not
+    /// finite changes nothing; the caller sees it in the returned norm.
+    pub fn step(&mut self, model: &mut Transformer, grads: &mut Gradients, lr: f64, step: u64) -> Result<f64> {
+        let norm = grads.norm();
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        let c = &self.config;
+        // torch.nn.utils.clip_grad_norm_: the norm gets 1e-6 before the division.
+        let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let exponent = i32::try_from(step).map_err(|_| Error::input("more steps than AdamW's bias correction can count"))?;
+        let (bias1, bias2) = (1.0 - c.betas.0.powi(exponent), 1.0 - c.betas.1.powi(exponent));
+        for (id, param) in model.params.all_mut().iter_mut().enumerate() {
+            let (Some(grad), Some((m, v))) = (grads.slot(id), &mut self.moments[id]) else { continue };
+            let decay = param.info.decay || c.decay_norms_and_biases;
+            let scalars = adamw::Step {
+                decay: if decay { (1.0 - lr * c.weight_decay) as f32 } else { 1.0 },
+                one_minus_beta1: (1.0 - c.betas.0) as f32,
+                beta2: c.betas.1 as f32,
+                one_minus_beta2: (1.0 - c.betas.1) as f32,
+                eps: c.eps as f32,
+                step_size: (lr / bias1) as f32,
+                bias2_sqrt: bias2.sqrt() as f32,
+                grad_scale: clip as f32,
+            };
+            adamw::step(param.data.flat_mut(), grad.flat(), m.flat_mut(), v.flat_mut(), scalars);
+        }
+        Ok(norm)
     }
+
     /// First and second moment of a trained tensor, row-major.
-    pub fn export(&self, _name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
-        todo!()
+    pub fn export(&self, name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (m, v) = self.moments[self.find(name)?].as_ref().expect("found tensors are trained");
+        Ok((m.to_rows(), v.to_rows()))
     }
+
     /// Replaces the moments of a trained tensor.
-    pub fn import(&mut self, _name: &str, _first: &[f32], _second: &[f32]) -> Result<()> {
-        todo!()
+    pub fn import(&mut self, name: &str, first: &[f32], second: &[f32]) -> Result<()> {
+        let id = self.find(name)?;
+        let moments = self.moments[id].as_mut().expect("found tensors are trained");
+        for (moment, data) in [(&mut moments.0, first), (&mut moments.1, second)] {
+            let len = match moment {
+                ParamData::Matrix(m) => m.n() * m.k(),
+                ParamData::Vector(v) => v.len(),
+            };
+            if data.len() != len {
+                return Err(Error::input(format!("a moment of {} numbers where {len} are expected", data.len())).at(name));
+            }
+            match moment {
+                ParamData::Matrix(m) => m.set_rows(data),
+                ParamData::Vector(v) => v.copy_from_slice(data),
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<usize> {
+        let found = self.names.iter().zip(&self.moments).position(|(n, m)| n == name && m.is_some());
+        found.ok_or_else(|| Error::input(format!("no trained tensor is named {name}")))
     }
 }

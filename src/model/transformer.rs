@@ -1,11 +1,20 @@
-//! The transformer: forward with saved activations, and the backward pass that consumes them.
+//! The transformer: forward with saved activations, and the backward pass that consumes them. No tape: each layer's backward is written.
 
-use crate::Result;
+use crate::model::block::{Block, Pass, Saved as SavedBlock};
 use crate::model::config::ModelConfig;
+use crate::model::linear::Linear;
 use crate::model::lora::LoraConfig;
+use crate::model::params::{Param, ParamData, ParamId, Params};
+use crate::model::rope::inverse_frequencies;
 use crate::model::weights::ModelFiles;
-use crate::tensor::Device;
+use crate::tensor::cpu::PanelMatrix;
+use crate::tensor::ops::attention::{Heads, KvLayer};
+use crate::tensor::ops::{embedding, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
+use crate::tensor::{Device, Tensor};
+use crate::{Error, Result};
+
+pub use crate::model::params::Gradients;
 
 /// Per prediction of a plan, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,33 +34,7 @@ pub enum Adapter {
     Off,
 }
 
-/// A decoder-only language model.
-pub struct Transformer {
-    config: ModelConfig,
-}
-
-/// Activations that a backward pass needs.
-pub struct Saved {}
-
-/// Gradients of everything that is trained.
-pub struct Gradients {}
-
-impl Gradients {
-    /// Sets every gradient to zero.
-    pub fn zero(&mut self) {
-        todo!()
-    }
-    /// The 2-norm over all gradients (f64 accumulation, fixed order).
-    pub fn norm(&self) -> f64 {
-        todo!()
-    }
-    /// Name of the first tensor with a non-finite gradient.
-    pub fn first_non_finite(&self) -> Option<String> {
-        todo!()
-    }
-}
-
-/// A trained tensor.
+/// A tensor of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamInfo {
     /// Hugging Face's name, or PEFT's for an adapter's.
@@ -62,60 +45,302 @@ pub struct ParamInfo {
     pub decay: bool,
 }
 
+/// A decoder-only language model.
+#[derive(Clone)]
+pub struct Transformer {
+    config: ModelConfig,
+    inv_freq: Vec<f32>,
+    pub(crate) params: Params,
+    embedding: ParamId,
+    pub(crate) blocks: Vec<Block>,
+    final_norm: ParamId,
+    /// The embedding itself where the head is tied.
+    head: ParamId,
+    pub(crate) lora: Option<LoraConfig>,
+}
+
+/// Activations that a backward pass needs.
+pub struct Saved {
+    blocks: Vec<SavedLayer>,
+    last: Tensor,
+    rstd: Tensor,
+    predicting: Tensor,
+    head: token_logprob::Saved,
+    temperature: f32,
+}
+
+/// A block's activations, or, with activation checkpointing, its input alone.
+enum SavedLayer {
+    Full(Box<SavedBlock>),
+    Input(Tensor),
+}
+
 impl Transformer {
-    /// Reads the weights.
-    pub fn load(_files: &ModelFiles, _device: &Device) -> Result<Self> {
-        todo!()
+    /// Reads the weights of an opened model.
+    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+        if !device.is_cpu() {
+            return Err(Error::device("the transformer does not run on this device yet").hint("use --device cpu"));
+        }
+        let source = &*files.weights;
+        Self::build(files.config.clone(), &mut |info| source.read(&info.name, &info.shape))
     }
+
+    /// Builds the model from a function that gives each tensor's numbers, row-major.
+    pub fn build(config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+        let mut builder = Builder { params: Params::default(), read };
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = builder.tensor("model.embed_tokens.weight", &[vocab, d])?;
+        let blocks = (0..config.num_layers).map(|i| builder.block(&config, i)).collect::<Result<Vec<_>>>()?;
+        let final_norm = builder.tensor("model.norm.weight", &[d])?;
+        let head = if config.tie_word_embeddings { embedding } else { builder.tensor("lm_head.weight", &[vocab, d])? };
+        let params = builder.params;
+        Ok(Self { inv_freq: inverse_frequencies(&config), config, params, embedding, blocks, final_norm, head, lora: None })
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
-    /// Adds a fresh adapter (A uniform as PEFT's Kaiming initialisation, B zero) and freezes the base.
-    pub fn add_lora(&mut self, _lora: &LoraConfig, _seed: u64) -> Result<()> {
-        todo!()
+
+    /// How the model's heads share keys.
+    pub fn heads(&self) -> Heads {
+        let c = &self.config;
+        Heads { num_heads: c.num_heads, num_kv_heads: c.num_kv_heads, head_dim: c.head_dim }
     }
+
     /// The adapter's settings, where there is one.
     pub fn lora(&self) -> Option<&LoraConfig> {
-        todo!()
+        self.lora.as_ref()
     }
+
     /// The tensors that are trained, in canonical order: the adapter's, or all.
     pub fn trainable(&self) -> Vec<ParamInfo> {
-        todo!()
+        self.params.all().iter().filter(|p| p.trainable).map(|p| p.info.clone()).collect()
     }
-    /// All base tensors, in canonical order.
+
+    /// All base tensors, in canonical order (a tied head is the embedding and is not listed).
     pub fn base_params(&self) -> Vec<ParamInfo> {
-        todo!()
+        self.params.all().iter().filter(|p| !is_adapter(&p.info.name)).map(|p| p.info.clone()).collect()
     }
+
+    /// The adapter's tensors, in canonical order.
+    pub fn adapter_params(&self) -> Vec<ParamInfo> {
+        self.params.all().iter().filter(|p| is_adapter(&p.info.name)).map(|p| p.info.clone()).collect()
+    }
+
     /// The numbers of a tensor (base or adapter), row-major.
-    pub fn export(&self, _name: &str) -> Result<Vec<f32>> {
-        todo!()
+    pub fn export(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.params.all()[self.find(name)?].data.to_rows())
     }
+
     /// Replaces the numbers of a tensor.
-    pub fn import(&mut self, _name: &str, _data: &[f32]) -> Result<()> {
-        todo!()
+    pub fn import(&mut self, name: &str, data: &[f32]) -> Result<()> {
+        let id = self.find(name)?;
+        let param = &mut self.params.all_mut()[id];
+        let expected = param.info.shape.iter().product::<usize>();
+        if data.len() != expected {
+            return Err(Error::input(format!("{} numbers where the shape {:?} asks for {expected}", data.len(), param.info.shape)).at(name));
+        }
+        param.data = ParamData::from_rows(&param.info.shape, data);
+        Ok(())
     }
+
+    fn find(&self, name: &str) -> Result<ParamId> {
+        self.params.find(name).ok_or_else(|| Error::input(format!("the model has no tensor named {name}")))
+    }
+
     /// Zeroed gradients for everything in [`Transformer::trainable`].
     pub fn gradients(&self) -> Gradients {
-        todo!()
+        Gradients::new(&self.params, self.embedding)
     }
+
+    fn pass<'a>(&'a self, plan: &'a Plan, adapter: Adapter) -> Pass<'a> {
+        Pass {
+            params: &self.params,
+            plan,
+            angles: rope::Angles::new(&plan.positions, &self.inv_freq),
+            heads: self.heads(),
+            eps: self.config.rms_norm_eps as f32,
+            adapter,
+        }
+    }
+
+    fn head_matrix(&self) -> &PanelMatrix {
+        self.params.matrix(self.head)
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        if let Some(id) = plan.ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(Error::input(format!("token id {id} is outside the model's vocabulary of {}", self.config.vocab_size)));
+        }
+        let longest = plan.positions.iter().max().map_or(0, |p| *p as usize + 1);
+        if longest > self.config.max_position_embeddings {
+            let limit = self.config.max_position_embeddings;
+            return Err(Error::input(format!("a sequence of {longest} tokens is longer than the model's context of {limit}")));
+        }
+        Ok(())
+    }
+
+    /// Final hidden states (normed) of the packed rows `rows`, `[rows, D]`, of a plan whose keys and values live in `kv`, one layer each.
+    /// This is the pass of prefill and decode; it is [`Transformer::forward`]'s, nothing saved.
+    pub(crate) fn hidden(&self, plan: &Plan, kv: &mut [KvLayer], rows: &[u32], adapter: Adapter) -> Result<Tensor> {
+        self.check(plan)?;
+        let pass = self.pass(plan, adapter);
+        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        for (block, kv) in self.blocks.iter().zip(kv) {
+            x = block.forward(&pass, &x, kv).0;
+        }
+        let x = gather(&x, rows);
+        Ok(rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps).0)
+    }
+
+    /// Logits `[rows, V]` of final hidden states.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
+        token_logprob::logits(hidden, self.head_matrix())
+    }
+
     /// Log-probabilities and entropies of a plan's predictions, nothing saved. Equal bit for bit to [`Transformer::forward`]'s.
-    pub fn evaluate(&self, _plan: &Plan, _temperature: f32, _adapter: Adapter) -> Result<TokenStats> {
-        todo!()
+    pub fn evaluate(&self, plan: &Plan, temperature: f32, adapter: Adapter) -> Result<TokenStats> {
+        self.check(plan)?;
+        let pass = self.pass(plan, adapter);
+        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        for block in &self.blocks {
+            x = block.forward(&pass, &x, &mut KvLayer::new(pass.heads, plan.num_pages)).0;
+        }
+        let h = rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps).0;
+        let (sources, targets) = predictions(plan);
+        let (logprob, entropy, _) = token_logprob::forward(&gather(&h, &sources), self.head_matrix(), &targets, temperature);
+        Ok(TokenStats { logprob, entropy })
     }
-    /// The same, with what the backward pass needs. `checkpointing`: save only each block's input and recompute the rest.
-    pub fn forward(&self, _plan: &Plan, _temperature: f32, _checkpointing: bool) -> Result<(TokenStats, Saved)> {
-        todo!()
+
+    /// The same, with what the backward pass needs. `checkpointing`: save only each block's input and compute the rest again.
+    pub fn forward(&self, plan: &Plan, temperature: f32, checkpointing: bool) -> Result<(TokenStats, Saved)> {
+        self.check(plan)?;
+        let pass = self.pass(plan, Adapter::On);
+        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let mut kv = KvLayer::new(pass.heads, plan.num_pages);
+            let (out, forward) = block.forward(&pass, &x, &mut kv);
+            let input = std::mem::replace(&mut x, out);
+            blocks.push(match checkpointing {
+                true => SavedLayer::Input(input),
+                false => SavedLayer::Full(Box::new(SavedBlock { x: input, kv, forward })),
+            });
+        }
+        let (h, rstd) = rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps);
+        let (sources, targets) = predictions(plan);
+        let predicting = gather(&h, &sources);
+        let (logprob, entropy, head) = token_logprob::forward(&predicting, self.head_matrix(), &targets, temperature);
+        Ok((TokenStats { logprob, entropy }, Saved { blocks, last: x, rstd, predicting, head, temperature }))
     }
+
     /// Adds the gradient of a loss with the given d loss / d logprob and d loss / d entropy (per prediction) to `grads`.
-    pub fn backward(
-        &self,
-        _plan: &Plan,
-        _saved: Saved,
-        _d_logprob: &[f32],
-        _d_entropy: Option<&[f32]>,
-        _grads: &mut Gradients,
-    ) -> Result<()> {
-        todo!()
+    pub fn backward(&self, plan: &Plan, saved: Saved, d_logprob: &[f32], d_entropy: Option<&[f32]>, grads: &mut Gradients) -> Result<()> {
+        let pass = self.pass(plan, Adapter::On);
+        let (sources, targets) = predictions(plan);
+        if d_logprob.len() != targets.len() || d_entropy.is_some_and(|d| d.len() != targets.len()) {
+            return Err(Error::input(format!("{} gradients for {} predictions", d_logprob.len(), targets.len())));
+        }
+        let (w, head) = (self.head_matrix(), grads.matrix_mut(self.head));
+        let (h, t) = (&saved.predicting, saved.temperature);
+        let d_predicting = token_logprob::backward(h, w, &targets, t, &saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
+        let d_hidden = scatter(&d_predicting, &sources, plan.num_tokens());
+        let norm = self.params.vector(self.final_norm);
+        let mut dx = rmsnorm::backward(&d_hidden, &saved.last, &norm, &saved.rstd, grads.vector_mut(self.final_norm));
+        for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
+            let saved = match saved {
+                SavedLayer::Full(saved) => *saved,
+                SavedLayer::Input(x) => {
+                    let mut kv = KvLayer::new(pass.heads, plan.num_pages);
+                    let (_, forward) = block.forward(&pass, &x, &mut kv);
+                    SavedBlock { x, kv, forward }
+                }
+            };
+            dx = block.backward(&pass, saved, dx, grads);
+        }
+        if grads.is_trained(self.embedding) {
+            grads.add_embedding(&plan.ids, &dx);
+        }
+        Ok(())
+    }
+}
+
+/// Rows of `x` by index.
+fn gather(x: &Tensor, rows: &[u32]) -> Tensor {
+    let mut out = Vec::with_capacity(rows.len() * x.cols());
+    for &r in rows {
+        out.extend_from_slice(x.row(r as usize));
+    }
+    Tensor::from_vec(&[rows.len(), x.cols()], out)
+}
+
+/// The gradient of [`gather`]: rows are added to where they came from, one after another.
+fn scatter(dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
+    let width = dy.cols();
+    let mut dx = Tensor::zeros(&[total, width]);
+    for (i, &r) in rows.iter().enumerate() {
+        let to = &mut dx.data_mut()[r as usize * width..][..width];
+        to.iter_mut().zip(dy.row(i)).for_each(|(a, b)| *a += b);
+    }
+    dx
+}
+
+fn predictions(plan: &Plan) -> (Vec<u32>, Vec<u32>) {
+    plan.predictions.iter().map(|p| (p.source, p.target)).unzip()
+}
+
+/// Whether a tensor's name is an adapter's.
+pub(crate) fn is_adapter(name: &str) -> bool {
+    name.contains(".lora_")
+}
+
+/// Reads tensors in canonical order.
+struct Builder<'a> {
+    params: Params,
+    read: &'a mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>,
+}
+
+impl Builder<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<ParamId> {
+        let info = ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay: shape.len() > 1 };
+        let rows = (self.read)(&info)?;
+        Ok(self.params.push(Param { data: ParamData::from_rows(shape, &rows), info, trainable: true }))
+    }
+
+    fn linear(&mut self, name: &str, n: usize, k: usize, bias: bool) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[n, k])?;
+        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[n])).transpose()?;
+        Ok(Linear { weight, bias, lora: None })
+    }
+
+    fn block(&mut self, c: &ModelConfig, i: usize) -> Result<Block> {
+        let name = |s: &str| format!("model.layers.{i}.{s}");
+        let (d, f, q, kv) = (c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+        let input_norm = self.tensor(&name("input_layernorm.weight"), &[d])?;
+        let (q, k, v) = (
+            self.linear(&name("self_attn.q_proj"), q, d, c.qkv_bias)?,
+            self.linear(&name("self_attn.k_proj"), kv, d, c.qkv_bias)?,
+            self.linear(&name("self_attn.v_proj"), kv, d, c.qkv_bias)?,
+        );
+        let qk_norm = match c.qk_norm {
+            true => Some((
+                self.tensor(&name("self_attn.q_norm.weight"), &[c.head_dim])?,
+                self.tensor(&name("self_attn.k_norm.weight"), &[c.head_dim])?,
+            )),
+            false => None,
+        };
+        Ok(Block {
+            input_norm,
+            q,
+            k,
+            v,
+            o: self.linear(&name("self_attn.o_proj"), d, c.num_heads * c.head_dim, c.o_bias)?,
+            qk_norm,
+            post_norm: self.tensor(&name("post_attention_layernorm.weight"), &[d])?,
+            gate: self.linear(&name("mlp.gate_proj"), f, d, c.mlp_bias)?,
+            up: self.linear(&name("mlp.up_proj"), f, d, c.mlp_bias)?,
+            down: self.linear(&name("mlp.down_proj"), d, f, c.mlp_bias)?,
+        })
     }
 }

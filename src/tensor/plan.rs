@@ -16,6 +16,9 @@ pub const TILE: usize = 64;
 /// Matrix products sum their contraction in chunks of this many terms: in order inside a chunk, chunk sums added in order.
 pub const K_CHUNK: usize = 512;
 
+/// The head works on this many rows of the vocabulary at a time.
+pub const VOCAB_CHUNK: usize = 2048;
+
 /// Weight gradients sum over tokens in chunks of this many tokens, counted from the start of each tree.
 pub const TOKEN_CHUNK: usize = 512;
 

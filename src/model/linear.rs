@@ -1,0 +1,76 @@
+//! A linear layer with its optional bias and low-rank adapter: y = x W' + b + s (x A') B'.
+
+use crate::model::params::{Gradients, ParamId, Params};
+use crate::model::transformer::Adapter;
+use crate::tensor::Tensor;
+use crate::tensor::ops::{matmul, residual};
+use std::ops::Range;
+
+/// A linear layer's tensors.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    pub weight: ParamId,
+    /// `[out]`.
+    pub bias: Option<ParamId>,
+    pub lora: Option<LoraLayer>,
+}
+
+/// A layer's adapter: A `[r, in]`, B `[out, r]`, s = alpha / r.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoraLayer {
+    pub a: ParamId,
+    pub b: ParamId,
+    pub scale: f32,
+}
+
+impl Linear {
+    /// y `[T, out]` for x `[T, in]`.
+    pub fn forward(&self, params: &Params, x: &Tensor, adapter: Adapter) -> Tensor {
+        let mut y = matmul::forward(x, params.matrix(self.weight));
+        if let Some(bias) = self.bias {
+            residual::add_bias(&mut y, &params.vector(bias));
+        }
+        if let (Some(lora), Adapter::On) = (self.lora, adapter) {
+            let u = lora.low_rank(params, x);
+            matmul::forward_add(&u, params.matrix(lora.b), &mut y);
+        }
+        y
+    }
+
+    /// dx for dy `[T, out]`, adding to the trained gradients. `x` is the forward's input.
+    pub fn backward(&self, params: &Params, x: &Tensor, dy: &Tensor, chunks: &[Range<usize>], grads: &mut Gradients) -> Tensor {
+        if let Some(dw) = grads.matrix_mut(self.weight) {
+            matmul::backward_weight(dy, x, chunks, dw);
+        }
+        if let Some(db) = self.bias.and_then(|b| grads.vector_mut(b)) {
+            residual::bias_gradient(dy, db);
+        }
+        let mut dx = matmul::backward_input(dy, params.matrix(self.weight));
+        if let Some(lora) = self.lora {
+            lora.backward(params, x, dy, chunks, grads, &mut dx);
+        }
+        dx
+    }
+}
+
+impl LoraLayer {
+    /// u = s x A'.
+    fn low_rank(&self, params: &Params, x: &Tensor) -> Tensor {
+        let mut u = matmul::forward(x, params.matrix(self.a));
+        matmul::scale(&mut u, self.scale);
+        u
+    }
+
+    fn backward(&self, params: &Params, x: &Tensor, dy: &Tensor, chunks: &[Range<usize>], grads: &mut Gradients, dx: &mut Tensor) {
+        if let Some(db) = grads.matrix_mut(self.b) {
+            matmul::backward_weight(dy, &self.low_rank(params, x), chunks, db);
+        }
+        let mut du = matmul::backward_input(dy, params.matrix(self.b));
+        matmul::scale(&mut du, self.scale);
+        if let Some(da) = grads.matrix_mut(self.a) {
+            matmul::backward_weight(&du, x, chunks, da);
+        }
+        matmul::backward_input_add(&du, params.matrix(self.a), dx);
+    }
+}

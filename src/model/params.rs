@@ -1,0 +1,196 @@
+//! The model's tensors in one list, in canonical order. Layers hold indices into it; gradients and moments are lists of the same length.
+
+use crate::model::transformer::ParamInfo;
+use crate::tensor::Tensor;
+use crate::tensor::cpu::PanelMatrix;
+use crate::tensor::ops::embedding::SparseRows;
+use crate::tensor::ops::norm;
+
+/// Index of a tensor in the model's list.
+pub(crate) type ParamId = usize;
+
+/// A tensor's numbers.
+#[derive(Clone, Debug)]
+pub(crate) enum ParamData {
+    /// `[out, in]`, in panels.
+    Matrix(PanelMatrix),
+    /// `[n]`.
+    Vector(Vec<f32>),
+}
+
+impl ParamData {
+    /// Zeros of the shape (one or two dimensions).
+    pub fn zeros(shape: &[usize]) -> Self {
+        match *shape {
+            [n, k] => Self::Matrix(PanelMatrix::zeros(n, k)),
+            _ => Self::Vector(vec![0.0; shape.iter().product()]),
+        }
+    }
+
+    /// From row-major numbers.
+    pub fn from_rows(shape: &[usize], rows: &[f32]) -> Self {
+        match *shape {
+            [n, k] => Self::Matrix(PanelMatrix::from_rows(n, k, rows)),
+            _ => Self::Vector(rows.to_vec()),
+        }
+    }
+
+    /// Row-major numbers.
+    pub fn to_rows(&self) -> Vec<f32> {
+        match self {
+            Self::Matrix(m) => m.to_rows(),
+            Self::Vector(v) => v.clone(),
+        }
+    }
+
+    /// All numbers in storage order, a matrix's zero padding included.
+    pub fn flat(&self) -> &[f32] {
+        match self {
+            Self::Matrix(m) => m.data(),
+            Self::Vector(v) => v,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn flat_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Matrix(m) => m.data_mut(),
+            Self::Vector(v) => v,
+        }
+    }
+}
+
+/// A named tensor of the model.
+#[derive(Clone, Debug)]
+pub(crate) struct Param {
+    pub info: ParamInfo,
+    pub data: ParamData,
+    pub trainable: bool,
+}
+
+/// All tensors: the base's, then the adapter's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Params {
+    list: Vec<Param>,
+}
+
+impl Params {
+    pub fn push(&mut self, param: Param) -> ParamId {
+        self.list.push(param);
+        self.list.len() - 1
+    }
+
+    pub fn all(&self) -> &[Param] {
+        &self.list
+    }
+
+    pub fn all_mut(&mut self) -> &mut [Param] {
+        &mut self.list
+    }
+
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.list.iter().position(|p| p.info.name == name)
+    }
+
+    /// A matrix.
+    ///
+    /// # Panics
+    /// If the tensor is a vector: layers know what they hold.
+    pub fn matrix(&self, id: ParamId) -> &PanelMatrix {
+        match &self.list[id].data {
+            ParamData::Matrix(m) => m,
+            ParamData::Vector(_) => panic!("{} is not a matrix", self.list[id].info.name),
+        }
+    }
+
+    /// A vector, as a tensor `[n]`.
+    pub fn vector(&self, id: ParamId) -> Tensor {
+        Tensor::from_vec(&self.list[id].info.shape, self.list[id].data.to_rows())
+    }
+}
+
+/// Gradients of everything that is trained. A backward pass adds to them; see [`Gradients::finish`].
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    slots: Vec<Option<ParamData>>,
+    names: Vec<String>,
+    /// The embedding's rows, kept apart until all backward passes of the batch are done.
+    embedding: Option<(ParamId, SparseRows)>,
+}
+
+impl Gradients {
+    pub(crate) fn new(params: &Params, embedding: ParamId) -> Self {
+        let list = params.all();
+        Self {
+            slots: list.iter().map(|p| p.trainable.then(|| ParamData::zeros(&p.info.shape))).collect(),
+            names: list.iter().map(|p| p.info.name.clone()).collect(),
+            embedding: list[embedding].trainable.then(|| (embedding, SparseRows::default())),
+        }
+    }
+
+    /// Sets every gradient to zero.
+    pub fn zero(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|s| s.flat_mut().fill(0.0));
+        if let Some((_, rows)) = &mut self.embedding {
+            rows.clear();
+        }
+    }
+
+    /// Ends a batch: the embedding's sparse rows join its dense gradient (which a tied head has added to). Called once after the last
+    /// backward pass of an optimizer batch, so that its bits do not depend on how the batch was cut; a second call changes nothing.
+    pub fn finish(&mut self) {
+        if let Some((id, rows)) = &mut self.embedding
+            && let Some(ParamData::Matrix(dense)) = &mut self.slots[*id]
+        {
+            rows.drain_into(dense);
+        }
+    }
+
+    /// The 2-norm over all gradients, summed in f64 in canonical order.
+    pub fn norm(&mut self) -> f64 {
+        self.finish();
+        self.slots.iter().flatten().map(|s| norm::sum_of_squares(s.flat())).sum::<f64>().sqrt()
+    }
+
+    /// Name of the first tensor with a non-finite gradient.
+    pub fn first_non_finite(&mut self) -> Option<String> {
+        self.finish();
+        let bad = self.slots.iter().position(|s| s.as_ref().is_some_and(|s| !norm::all_finite(s.flat())));
+        bad.map(|i| self.names[i].clone())
+    }
+
+    /// A tensor's gradient, row-major; `None` if it is not trained or there is no such tensor.
+    pub fn export(&mut self, name: &str) -> Option<Vec<f32>> {
+        self.finish();
+        let id = self.names.iter().position(|n| n == name)?;
+        self.slots[id].as_ref().map(ParamData::to_rows)
+    }
+
+    pub(crate) fn slot(&self, id: ParamId) -> Option<&ParamData> {
+        self.slots[id].as_ref()
+    }
+
+    pub(crate) fn is_trained(&self, id: ParamId) -> bool {
+        self.slots[id].is_some()
+    }
+
+    pub(crate) fn matrix_mut(&mut self, id: ParamId) -> Option<&mut PanelMatrix> {
+        match &mut self.slots[id] {
+            Some(ParamData::Matrix(m)) => Some(m),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn vector_mut(&mut self, id: ParamId) -> Option<&mut [f32]> {
+        match &mut self.slots[id] {
+            Some(ParamData::Vector(v)) => Some(v),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn add_embedding(&mut self, ids: &[u32], dx: &Tensor) {
+        if let Some((_, rows)) = &mut self.embedding {
+            rows.add(ids, dx);
+        }
+    }
+}

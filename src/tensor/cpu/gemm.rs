@@ -1,0 +1,278 @@
+//! The three products of a linear layer over panel-packed weights: y = x W', dx = dy W and dW += dy' x.
+//!
+//! Each sums its contraction in fixed chunks ([`K_CHUNK`] inputs or outputs; the plan's token chunks for dW): in order inside a chunk, chunk
+//! sums added in order. So a row's bits depend neither on how many rows there are nor on how the work was divided (`docs/exactness.md`).
+//!
+//! Floor: 2 N K T floating-point operations at the processor's FMA rate for many rows; 4 N K bytes of weights at its memory rate for few.
+
+use crate::tensor::cpu::kernel::{Kernel, Tile, kernel, max_rows};
+use crate::tensor::cpu::panels::{PANEL, PanelMatrix, PanelView};
+use crate::tensor::cpu::parallel::{SharedMut, over_units};
+use crate::tensor::plan::K_CHUNK;
+use std::ops::Range;
+
+/// `rows` cut into blocks of at most [`max_rows`], as equal as can be: (first row, rows, its kernel).
+struct Blocks {
+    rows: usize,
+    count: usize,
+}
+
+impl Blocks {
+    fn new(rows: usize) -> Self {
+        Self { rows, count: rows.div_ceil(max_rows()) }
+    }
+
+    fn get(&self, i: usize) -> (usize, usize, Kernel) {
+        let (from, to) = (self.rows * i / self.count, self.rows * (i + 1) / self.count);
+        (from, to - from, kernel(to - from))
+    }
+}
+
+/// `out[block][k][row in block] = at(row, k)`: the left operand as the micro-kernel reads it.
+fn pack_left(rows: usize, k: usize, source: &[f32], row_stride: usize, k_stride: usize) -> Vec<f32> {
+    let blocks = Blocks::new(rows);
+    let mut packed = vec![0.0; rows * k];
+    let out = SharedMut::new(&mut packed);
+    over_units(blocks.count, |b| {
+        let (from, mr, _) = blocks.get(b);
+        // SAFETY: each block of rows has its own range.
+        let block = unsafe { out.slice(from * k, mr * k) };
+        if k_stride == 1 {
+            for i in 0..mr {
+                let row = &source[(from + i) * row_stride..][..k];
+                for (j, &x) in row.iter().enumerate() {
+                    block[j * mr + i] = x;
+                }
+            }
+        } else {
+            for (j, line) in block.chunks_exact_mut(mr).enumerate() {
+                line.copy_from_slice(&source[from * row_stride + j * k_stride..][..mr]);
+            }
+        }
+    });
+    packed
+}
+
+/// The fixed grid of chunks over a contraction of length `k`.
+fn k_chunks(k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    (0..k).step_by(K_CHUNK).map(move |a| a..(a + K_CHUNK).min(k))
+}
+
+/// How many panels one work unit takes: enough units for every thread to have several, few enough for a unit to be worth its start.
+fn panels_per_unit(panels: usize) -> usize {
+    panels.div_ceil(rayon::current_num_threads() * 8).max(1)
+}
+
+/// `out [T, N] (+)= x [T, K] W'`, `W [N, K]` in panels.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
+    let (n, k) = (w.n, w.k);
+    let rows = if k == 0 { 0 } else { x.len() / k };
+    assert_eq!((x.len(), out.len()), (rows * k, rows * n), "x [{rows}, {k}], W [{n}, {k}]");
+    if rows == 0 {
+        return;
+    }
+    let left = pack_left(rows, k, x, k, 1);
+    let blocks = Blocks::new(rows);
+    let panels = n.div_ceil(PANEL);
+    let per_unit = panels_per_unit(panels);
+    let out = SharedMut::new(out);
+    over_units(panels.div_ceil(per_unit), |unit| {
+        for chunk in k_chunks(k) {
+            for p in unit * per_unit..((unit + 1) * per_unit).min(panels) {
+                let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
+                for b in 0..blocks.count {
+                    let (from, mr, run) = blocks.get(b);
+                    let a = &left[from * k + chunk.start * mr..from * k + chunk.end * mr];
+                    let tile = Tile {
+                        k: chunk.len(),
+                        a: a.as_ptr(),
+                        lda: mr,
+                        b: panel.as_ptr(),
+                        ldb: PANEL,
+                        c: out.pointer(from * n + p * PANEL),
+                        ldc: n,
+                        lanes: PANEL.min(n - p * PANEL),
+                        add: add || chunk.start > 0,
+                    };
+                    // SAFETY: `a` and `panel` were sliced to the tile's extents; rows x lanes at `c` lie in `out`, and no other unit has
+                    // this panel's columns.
+                    unsafe { run(&tile) };
+                }
+            }
+        }
+    });
+}
+
+/// `dx [T, K] (+)= dy [T, N] W`, `W [N, K]` in panels.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
+    let (n, k) = (w.n, w.k);
+    let rows = if n == 0 { 0 } else { dy.len() / n };
+    assert_eq!((dy.len(), dx.len()), (rows * n, rows * k), "dy [{rows}, {n}], W [{n}, {k}]");
+    if rows == 0 {
+        return;
+    }
+    let left = pack_left(rows, n, dy, n, 1);
+    let blocks = Blocks::new(rows);
+    let columns = k.div_ceil(PANEL);
+    let out = SharedMut::new(dx);
+    over_units(columns, |column| {
+        let lanes = PANEL.min(k - column * PANEL);
+        let mut right = vec![0.0; K_CHUNK.min(n) * PANEL];
+        for chunk in k_chunks(n) {
+            transpose_columns(w, column, chunk.clone(), &mut right);
+            for b in 0..blocks.count {
+                let (from, mr, run) = blocks.get(b);
+                let a = &left[from * n + chunk.start * mr..from * n + chunk.end * mr];
+                let tile = Tile {
+                    k: chunk.len(),
+                    a: a.as_ptr(),
+                    lda: mr,
+                    b: right.as_ptr(),
+                    ldb: PANEL,
+                    c: out.pointer(from * k + column * PANEL),
+                    ldc: k,
+                    lanes,
+                    add: add || chunk.start > 0,
+                };
+                // SAFETY: `a` and `right` hold the chunk; rows x lanes at `c` lie in `dx`, and no other unit has these columns.
+                unsafe { run(&tile) };
+            }
+        }
+    });
+}
+
+/// `out[i][j] = W[chunk.start + i][column * 32 + j]`: 32 input columns of some output rows, row-major (zero beyond the last column).
+fn transpose_columns(w: PanelView<'_>, column: usize, chunk: Range<usize>, out: &mut [f32]) {
+    let lanes = PANEL.min(w.k - column * PANEL);
+    for (rows, p) in out.chunks_mut(PANEL * PANEL).zip(chunk.start / PANEL..chunk.end.div_ceil(PANEL)) {
+        let block = &w.data[(p * w.k + column * PANEL) * PANEL..][..lanes * PANEL];
+        for (i, row) in rows.chunks_exact_mut(PANEL).enumerate() {
+            for (j, x) in row[..lanes].iter_mut().enumerate() {
+                *x = block[j * PANEL + i];
+            }
+        }
+    }
+}
+
+/// `dW [N, K] += dy [T, N]' x [T, K]`, `dW` in panels (`dw`: the panels of `n` output rows); tokens are summed over `chunks`, in order.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw: &mut [f32]) {
+    let rows = if n == 0 { 0 } else { dy.len() / n };
+    assert_eq!((dy.len(), x.len(), dw.len()), (rows * n, rows * k, n.div_ceil(PANEL) * PANEL * k), "dy [{rows}, {n}], x [{rows}, {k}]");
+    if rows == 0 || k == 0 {
+        return;
+    }
+    let left = pack_left(k, rows, x, 1, k);
+    let blocks = Blocks::new(k);
+    let out = SharedMut::new(dw);
+    over_units(n.div_ceil(PANEL), |p| {
+        let lanes = PANEL.min(n - p * PANEL);
+        let mut right = vec![0.0; rows * PANEL];
+        for (line, row) in right.chunks_exact_mut(PANEL).zip(dy.chunks_exact(n)) {
+            line[..lanes].copy_from_slice(&row[p * PANEL..p * PANEL + lanes]);
+        }
+        for b in 0..blocks.count {
+            let (from, mr, run) = blocks.get(b);
+            for chunk in chunks {
+                let a = &left[from * rows + chunk.start * mr..from * rows + chunk.end * mr];
+                let tile = Tile {
+                    k: chunk.len(),
+                    a: a.as_ptr(),
+                    lda: mr,
+                    b: right[chunk.start * PANEL..chunk.end * PANEL].as_ptr(),
+                    ldb: PANEL,
+                    c: out.pointer((p * k + from) * PANEL),
+                    ldc: PANEL,
+                    lanes,
+                    add: true,
+                };
+                // SAFETY: `a` and `right` were sliced to the chunk; rows x lanes at `c` lie in this unit's own panel.
+                unsafe { run(&tile) };
+            }
+        }
+    });
+}
+
+/// [`tn`] into a whole [`PanelMatrix`].
+pub fn tn_into(dy: &[f32], x: &[f32], chunks: &[Range<usize>], dw: &mut PanelMatrix) {
+    let (n, k) = (dw.n(), dw.k());
+    tn(dy, x, n, k, chunks, dw.data_mut());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::philox::Philox;
+
+    fn random(n: usize, stream: u64) -> Vec<f32> {
+        let r = Philox::new(1, stream);
+        (0..n).map(|i| r.normal(i as u64, 0) as f32).collect()
+    }
+
+    fn close(a: &[f32], b: &[f64]) {
+        assert_eq!(a.len(), b.len());
+        let scale = b.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-30);
+        let error = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt() / scale;
+        assert!(error < 1e-6, "relative error {error:e}");
+    }
+
+    #[test]
+    fn products_equal_f64() {
+        for (t, n, k) in [(1, 33, 5), (2, 64, 600), (17, 45, 1100), (29, 1100, 70), (5, 1, 1)] {
+            let (x, w, dy) = (random(t * k, 1), random(n * k, 2), random(t * n, 3));
+            let panels = PanelMatrix::from_rows(n, k, &w);
+            let f = |i: usize| f64::from(w[i]);
+            let mut y = vec![0.0; t * n];
+            nt(&x, panels.view(), &mut y, false);
+            let want: Vec<f64> = (0..t * n).map(|i| (0..k).map(|j| f64::from(x[i / n * k + j]) * f(i % n * k + j)).sum()).collect();
+            close(&y, &want);
+            let mut dx = vec![0.0; t * k];
+            nn(&dy, panels.view(), &mut dx, false);
+            let want: Vec<f64> = (0..t * k).map(|i| (0..n).map(|j| f64::from(dy[i / k * n + j]) * f(j * k + i % k)).sum()).collect();
+            close(&dx, &want);
+            let mut dw = PanelMatrix::zeros(n, k);
+            let chunks = [0..t / 2, t / 2..t];
+            tn_into(&dy, &x, &chunks, &mut dw);
+            let want: Vec<f64> =
+                (0..n * k).map(|i| (0..t).map(|r| f64::from(dy[r * n + i / k]) * f64::from(x[r * k + i % k])).sum()).collect();
+            close(&dw.to_rows(), &want);
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        let (n, k) = (70, 1300);
+        let (x, w) = (random(40 * k, 1), random(n * k, 2));
+        let panels = PanelMatrix::from_rows(n, k, &w);
+        let mut all = vec![0.0; 40 * n];
+        nt(&x, panels.view(), &mut all, false);
+        for rows in [1, 2, 3, 7, 13, 14, 15, 29] {
+            let mut some = vec![0.0; rows * n];
+            nt(&x[5 * k..(5 + rows) * k], panels.view(), &mut some, false);
+            assert_eq!(some, all[5 * n..(5 + rows) * n]);
+        }
+    }
+
+    #[test]
+    fn weight_gradients_do_not_depend_on_the_split_of_trees() {
+        let (n, k) = (40, 30);
+        let (x, dy) = (random(90 * k, 1), random(90 * n, 2));
+        let chunks = [0..20, 20..70, 70..90];
+        let mut whole = PanelMatrix::zeros(n, k);
+        tn_into(&dy, &x, &chunks, &mut whole);
+        let mut parts = PanelMatrix::zeros(n, k);
+        for c in chunks {
+            let own = [0..c.len()];
+            tn_into(&dy[c.start * n..c.end * n], &x[c.start * k..c.end * k], &own, &mut parts);
+        }
+        assert_eq!(whole.data(), parts.data());
+    }
+}

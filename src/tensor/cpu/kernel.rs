@@ -1,0 +1,156 @@
+//! The micro-kernel of the matrix product: a tile of up to [`max_rows`] x 32 outputs, all of whose sums stay in registers.
+//!
+//! Each output is one chain: `acc = 0; for k in 0..K { acc = fma(a[k], b[k], acc) }`, then `c = acc` or `c += acc`. The chain is the same
+//! in every instruction set and for every number of rows, so an output's bits do not depend on which kernel computed it.
+
+use crate::tensor::cpu::panels::PANEL;
+use crate::tensor::cpu::{Isa, isa};
+
+/// One tile: `c[i][j] (+)= sum_k a[k * lda + i] * b[k * ldb + j]` for `j < lanes`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    pub k: usize,
+    pub a: *const f32,
+    pub lda: usize,
+    pub b: *const f32,
+    pub ldb: usize,
+    pub c: *mut f32,
+    pub ldc: usize,
+    /// Columns of `c` that are written, at most 32. `b` must have all 32 readable.
+    pub lanes: usize,
+    /// Add to `c` instead of replacing it.
+    pub add: bool,
+}
+
+pub(crate) type Kernel = unsafe fn(&Tile);
+
+/// Rows of the largest tile: what the registers hold.
+pub(crate) fn max_rows() -> usize {
+    match isa() {
+        Isa::Avx512 => 14,
+        Isa::Avx2 => 6,
+        Isa::Portable => 4,
+    }
+}
+
+macro_rules! table {
+    ($f:ident: $($n:literal)*) => { [$($f::<$n> as Kernel),*] };
+}
+
+/// The kernel for tiles of `rows` rows, `1 <= rows <= max_rows()`.
+///
+/// Calling it is safe where `a` has `rows` readable numbers at each of its `k` steps, `b` 32, and `c` is writable in `rows` x `lanes`.
+pub(crate) fn kernel(rows: usize) -> Kernel {
+    static PORTABLE: [Kernel; 4] = table!(portable: 1 2 3 4);
+    #[cfg(target_arch = "x86_64")]
+    {
+        static AVX512: [Kernel; 14] = table!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        static AVX2: [Kernel; 6] = table!(avx2: 1 2 3 4 5 6);
+        match isa() {
+            Isa::Avx512 => return AVX512[rows - 1],
+            Isa::Avx2 => return AVX2[rows - 1],
+            Isa::Portable => {}
+        }
+    }
+    PORTABLE[rows - 1]
+}
+
+unsafe fn portable<const R: usize>(t: &Tile) {
+    let mut acc = [[0.0f32; PANEL]; R];
+    for k in 0..t.k {
+        // SAFETY: the caller promises the tile's extents.
+        unsafe {
+            let b = &*t.b.add(k * t.ldb).cast::<[f32; PANEL]>();
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = *t.a.add(k * t.lda + i);
+                for (x, b) in acc.iter_mut().zip(b) {
+                    *x = a.mul_add(*b, *x);
+                }
+            }
+        }
+    }
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { write_lanes(t, i, acc) };
+    }
+}
+
+/// Writes or adds the first `lanes` numbers of a row.
+unsafe fn write_lanes(t: &Tile, i: usize, acc: &[f32; PANEL]) {
+    // SAFETY: the caller promises that `c` is writable in rows x lanes.
+    let c = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.ldc), t.lanes) };
+    for (c, x) in c.iter_mut().zip(acc) {
+        *c = if t.add { *c + x } else { *x };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const R: usize>(t: &Tile) {
+    use std::arch::x86_64::*;
+    let mut acc = [[_mm512_setzero_ps(); 2]; R];
+    let (mut a, mut b) = (t.a, t.b);
+    for _ in 0..t.k {
+        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step.
+        unsafe {
+            let b0 = _mm512_loadu_ps(b);
+            let b1 = _mm512_loadu_ps(b.add(16));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(i));
+                acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
+                acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
+            }
+            a = a.wrapping_add(t.lda);
+            b = b.wrapping_add(t.ldb);
+        }
+    }
+    let mask = |from: usize| ((1u32 << t.lanes.saturating_sub(from).min(16)) - 1) as __mmask16;
+    let (m0, m1) = (mask(0), mask(16));
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: masked to the lanes that the caller promises.
+        unsafe {
+            let c = t.c.add(i * t.ldc);
+            let (mut x0, mut x1) = (acc[0], acc[1]);
+            if t.add {
+                x0 = _mm512_add_ps(_mm512_maskz_loadu_ps(m0, c), x0);
+                x1 = _mm512_add_ps(_mm512_maskz_loadu_ps(m1, c.wrapping_add(16)), x1);
+            }
+            _mm512_mask_storeu_ps(c, m0, x0);
+            _mm512_mask_storeu_ps(c.wrapping_add(16), m1, x1);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const R: usize>(t: &Tile) {
+    use std::arch::x86_64::*;
+    let mut out = [[0.0f32; PANEL]; R];
+    // Two passes of 16 columns: 6 x 2 sums, 2 columns vectors and a broadcast fit the 16 registers.
+    for half in [0, 16] {
+        let mut acc = [[_mm256_setzero_ps(); 2]; R];
+        for k in 0..t.k {
+            // SAFETY: the caller promises 32 readable numbers of b and R of a at each step.
+            unsafe {
+                let b = t.b.add(k * t.ldb + half);
+                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm256_set1_ps(*t.a.add(k * t.lda + i));
+                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
+                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
+                }
+            }
+        }
+        for (out, acc) in out.iter_mut().zip(&acc) {
+            // SAFETY: `out` has 32 numbers.
+            unsafe {
+                _mm256_storeu_ps(out.as_mut_ptr().add(half), acc[0]);
+                _mm256_storeu_ps(out.as_mut_ptr().add(half + 8), acc[1]);
+            }
+        }
+    }
+    for (i, out) in out.iter().enumerate() {
+        // SAFETY: the caller promises the tile's extents.
+        unsafe { write_lanes(t, i, out) };
+    }
+}

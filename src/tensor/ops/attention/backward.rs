@@ -1,0 +1,231 @@
+//! Attention backward on the CPU: scores are computed again from the saved softmax states.
+//!
+//! With p_j = e^{s_j - max} inv_sum, dp_j = do . v_j, delta = do . o and ds_j = p_j (dp_j - delta) scale:
+//! dq = sum_j ds_j k_j, dk_j = sum over queries ds_j q, dv_j = sum over queries p_j do. Two passes, so that no two units write the same
+//! number: by query rows for dq, by pages for dk and dv (queries in packed order, which is the canonical order of the tree).
+
+use super::{Heads, KvLayer, ROWS, Saved, Small, Unit, transpose};
+use crate::tensor::Tensor;
+use crate::tensor::cpu::aligned::AlignedVec;
+use crate::tensor::cpu::parallel::{SharedMut, over_units};
+use crate::tensor::cpu::{vector, vectorized};
+use crate::tensor::plan::{Plan, TILE};
+
+/// Returns dq `[T, H * d]`, dk and dv `[T, H_kv * d]` (with respect to rotated queries and keys).
+pub fn backward(d_o: &Tensor, q: &Tensor, o: &Tensor, saved: &Saved, kv: &KvLayer, plan: &Plan, scale: f32) -> (Tensor, Tensor, Tensor) {
+    let pass = Pass { d_o: d_o.data(), q: q.data(), delta: deltas(d_o, o, kv.heads), saved, kv, turned: Turned::new(kv, plan), scale };
+    let dq = pass.queries(plan);
+    let (dk, dv) = pass.keys_and_values(plan);
+    (dq, dk, dv)
+}
+
+/// delta `[T, H]` = do . o.
+fn deltas(d_o: &Tensor, o: &Tensor, heads: Heads) -> Vec<f32> {
+    let d = heads.head_dim;
+    d_o.data().chunks_exact(d).zip(o.data().chunks_exact(d)).map(|(a, b)| dot(a, b)).collect()
+}
+
+vectorized! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        vector::dot(a, b)
+    }
+}
+
+/// The pages the other way round: keys `[TILE][stride]`, values `[d][TILE]`.
+struct Turned {
+    keys: AlignedVec,
+    values: AlignedVec,
+}
+
+impl Turned {
+    fn new(kv: &KvLayer, plan: &Plan) -> Self {
+        let (d, stride, heads) = (kv.heads.head_dim, kv.stride(), kv.heads.num_kv_heads);
+        let count = plan.num_pages * heads;
+        let (mut keys, mut values) = (AlignedVec::zeros(count * TILE * stride), AlignedVec::zeros(count * d * TILE));
+        let (k, v) = (SharedMut::new(&mut keys), SharedMut::new(&mut values));
+        over_units(count, |i| {
+            let (page, head) = ((i / heads) as u32, i % heads);
+            // SAFETY: each unit has its own page and head.
+            let (k, v) = unsafe { (k.slice(i * TILE * stride, TILE * stride), v.slice(i * d * TILE, d * TILE)) };
+            for (x, row) in kv.keys(page, head).chunks_exact(TILE).enumerate() {
+                for (slot, y) in row.iter().enumerate() {
+                    k[slot * stride + x] = *y;
+                }
+            }
+            for (slot, row) in kv.values(page, head).chunks_exact(stride).enumerate() {
+                for (x, y) in row[..d].iter().enumerate() {
+                    v[x * TILE + slot] = *y;
+                }
+            }
+        });
+        Self { keys, values }
+    }
+}
+
+struct Pass<'a> {
+    d_o: &'a [f32],
+    q: &'a [f32],
+    delta: Vec<f32>,
+    saved: &'a Saved,
+    kv: &'a KvLayer,
+    turned: Turned,
+    scale: f32,
+}
+
+/// A unit's rows, gathered: `[pairs, stride]` and transposed `[d][pairs]`.
+struct Rows {
+    q: Vec<f32>,
+    d_o: Vec<f32>,
+    q_turned: Vec<f32>,
+    d_o_turned: Vec<f32>,
+    /// p and ds of one tile, `[pairs, TILE]`.
+    p: Vec<f32>,
+    ds: Vec<f32>,
+}
+
+impl Pass<'_> {
+    fn rows(&self, unit: &Unit<'_>) -> Rows {
+        let (d, stride, pairs) = (unit.heads.head_dim, self.kv.stride(), unit.pairs());
+        let (q, d_o) = (unit.gather(self.q, stride), unit.gather(self.d_o, stride));
+        let (mut q_turned, mut d_o_turned) = (vec![0.0; pairs * d], vec![0.0; pairs * d]);
+        transpose(&q, pairs, d, stride, &mut q_turned);
+        transpose(&d_o, pairs, d, stride, &mut d_o_turned);
+        Rows { q, d_o, q_turned, d_o_turned, p: vec![0.0; pairs * TILE], ds: vec![0.0; pairs * TILE] }
+    }
+
+    /// p and ds of a unit's pairs against one tile.
+    fn tile(&self, unit: &Unit<'_>, rows: &mut Rows, tile: usize) {
+        let (d, pairs) = (unit.heads.head_dim, unit.pairs());
+        let page = unit.segment.pages[tile];
+        let index = page as usize * unit.heads.num_kv_heads + unit.kv_head;
+        let keys = self.kv.keys(page, unit.kv_head);
+        let values = &self.turned.values[index * d * TILE..][..d * TILE];
+        Small { m: pairs, columns: TILE, k: d, a: &rows.q_turned, lda: pairs, b: keys, ldb: TILE, add: false }.run(&mut rows.p, TILE);
+        Small { m: pairs, columns: TILE, k: d, a: &rows.d_o_turned, lda: pairs, b: values, ldb: TILE, add: false }.run(&mut rows.ds, TILE);
+        for i in 0..pairs {
+            let (row, head) = unit.pair(i);
+            let at = row * unit.heads.num_heads + head;
+            let span = i * TILE..(i + 1) * TILE;
+            let state = (self.saved.max[at], self.saved.inv_sum[at], self.delta[at]);
+            score_gradients(&mut rows.p[span.clone()], &mut rows.ds[span], unit.bound(i, tile), self.scale, state);
+        }
+    }
+
+    fn queries(&self, plan: &Plan) -> Tensor {
+        let heads = self.kv.heads;
+        let (d, stride) = (heads.head_dim, self.kv.stride());
+        let units = Unit::all(&plan.segments, heads);
+        let mut dq = Tensor::zeros(&[plan.num_tokens(), heads.num_heads * d]);
+        let out = SharedMut::new(dq.data_mut());
+        over_units(units.len(), |u| {
+            let unit = &units[u];
+            let pairs = unit.pairs();
+            let mut rows = self.rows(unit);
+            let mut acc = vec![0.0; pairs * d];
+            let mut ds_turned = vec![0.0; pairs * TILE];
+            for tile in 0..unit.tiles() {
+                let keys = unit.bound(pairs - 1, tile);
+                self.tile(unit, &mut rows, tile);
+                transpose(&rows.ds, pairs, keys, TILE, &mut ds_turned);
+                let index = unit.segment.pages[tile] as usize * heads.num_kv_heads + unit.kv_head;
+                let b = &self.turned.keys[index * TILE * stride..][..TILE * stride];
+                Small { m: pairs, columns: d, k: keys, a: &ds_turned, lda: pairs, b, ldb: stride, add: true }.run(&mut acc, d);
+            }
+            for (i, x) in acc.chunks_exact(d).enumerate() {
+                let (row, head) = unit.pair(i);
+                // SAFETY: each unit has its own (row, head) pairs.
+                unsafe { out.slice((row * heads.num_heads + head) * d, d) }.copy_from_slice(x);
+            }
+        });
+        dq
+    }
+
+    fn keys_and_values(&self, plan: &Plan) -> (Tensor, Tensor) {
+        let heads = self.kv.heads;
+        let (stride, kv_heads) = (self.kv.stride(), heads.num_kv_heads);
+        let size = TILE * stride;
+        let mut dk_pages = AlignedVec::zeros(plan.num_pages * kv_heads * size);
+        let mut dv_pages = AlignedVec::zeros(plan.num_pages * kv_heads * size);
+        let viewers = viewers(plan);
+        let (dk, dv) = (SharedMut::new(&mut dk_pages), SharedMut::new(&mut dv_pages));
+        over_units(plan.num_pages * kv_heads, |i| {
+            let (page, kv_head) = (i / kv_heads, i % kv_heads);
+            // SAFETY: each unit has its own page and head.
+            let (dk, dv) = unsafe { (dk.slice(i * size, size), dv.slice(i * size, size)) };
+            for &(segment, tile) in &viewers[page] {
+                let segment = &plan.segments[segment];
+                // Rows are cut on the segment's own grid, so a row before the tile may come along: it sees nothing of it.
+                let first = (tile * TILE).saturating_sub(segment.start) / ROWS * ROWS;
+                for from in (first..segment.tokens.len()).step_by(ROWS) {
+                    let unit = Unit { segment, kv_head, from, rows: ROWS.min(segment.tokens.len() - from), heads };
+                    self.page_gradients(&unit, tile, dk, dv);
+                }
+            }
+        });
+        for c in plan.copies.iter().rev() {
+            for h in 0..kv_heads {
+                for pages in [&mut dk_pages, &mut dv_pages] {
+                    add_slots(
+                        pages,
+                        (c.from as usize * kv_heads + h) * size,
+                        (c.to as usize * kv_heads + h) * size,
+                        c.slots as usize * stride,
+                    );
+                }
+            }
+        }
+        (self.per_token(plan, &dk_pages), self.per_token(plan, &dv_pages))
+    }
+
+    fn page_gradients(&self, unit: &Unit<'_>, tile: usize, dk: &mut [f32], dv: &mut [f32]) {
+        let (stride, pairs) = (self.kv.stride(), unit.pairs());
+        let keys = unit.bound(pairs - 1, tile);
+        let mut rows = self.rows(unit);
+        self.tile(unit, &mut rows, tile);
+        Small { m: keys, columns: stride, k: pairs, a: &rows.p, lda: TILE, b: &rows.d_o, ldb: stride, add: true }.run(dv, stride);
+        Small { m: keys, columns: stride, k: pairs, a: &rows.ds, lda: TILE, b: &rows.q, ldb: stride, add: true }.run(dk, stride);
+    }
+
+    fn per_token(&self, plan: &Plan, pages: &[f32]) -> Tensor {
+        let Heads { num_kv_heads, head_dim: d, .. } = self.kv.heads;
+        let stride = self.kv.stride();
+        let mut out = Tensor::zeros(&[plan.num_tokens(), num_kv_heads * d]);
+        for (row, &(page, slot)) in out.data_mut().chunks_exact_mut(num_kv_heads * d).zip(&plan.kv_slots) {
+            for (h, head) in row.chunks_exact_mut(d).enumerate() {
+                let at = (page as usize * num_kv_heads + h) * TILE * stride + slot as usize * stride;
+                head.copy_from_slice(&pages[at..at + d]);
+            }
+        }
+        out
+    }
+}
+
+/// pages[from..] += pages[to..]: what reached a child's copy of a partial page belongs to the parent.
+fn add_slots(pages: &mut [f32], from: usize, to: usize, len: usize) {
+    for i in 0..len {
+        pages[from + i] += pages[to + i];
+    }
+}
+
+/// For each page, the (segment, tile) pairs that read it, in packed order.
+fn viewers(plan: &Plan) -> Vec<Vec<(usize, usize)>> {
+    let mut viewers = vec![Vec::new(); plan.num_pages];
+    for (s, segment) in plan.segments.iter().enumerate() {
+        for (tile, &page) in segment.pages.iter().enumerate() {
+            viewers[page as usize].push((s, tile));
+        }
+    }
+    viewers
+}
+
+vectorized! {
+    /// `p`: raw scores in, probabilities out; `ds`: do . v in, score gradients out; both 0 from `bound` on.
+    fn score_gradients(p: &mut [f32], ds: &mut [f32], bound: usize, scale: f32, state: (f32, f32, f32)) {
+        let (max, inv_sum, delta) = state;
+        for (j, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
+            let e = if j < bound { vector::exp(*p * scale - max) * inv_sum } else { 0.0 };
+            *ds = if j < bound { e * (*ds - delta) * scale } else { 0.0 };
+            *p = e;
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The fused head: linear + log-softmax + gather + entropy, in chunks of the vocabulary. The logits of a batch are never stored.
+//!
+//! With z = h W' / T (T the temperature), lse = ln sum_j e^{z_j} and p_j = e^{z_j - lse}: logprob = z_target - lse and
+//! entropy = -sum_j p_j ln p_j. Shapes: h `[R, D]` (one row a prediction), W `[V, D]` in panels, targets `[R]`.
+//!
+//! Each chunk of [`VOCAB_CHUNK`] logits gives (max, sum of exponentials, entropy sum) by fixed reductions; chunks are merged in order, in
+//! f64. Sampling uses the same function on the same logits, so the log-probabilities it records are those of training, bit for bit.
+
+use crate::tensor::Tensor;
+use crate::tensor::cpu::parallel::{SharedMut, over_units};
+use crate::tensor::cpu::vector::{LANES, exp, max_lanes, sum_lanes};
+use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
+use crate::tensor::plan::VOCAB_CHUNK;
+use std::ops::Range;
+
+/// A running log-sum-exp with what the entropy needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// The largest z.
+    pub max: f64,
+    /// sum e^{z - max}.
+    pub sum: f64,
+    /// sum e^{z - max} (z - max).
+    pub weighted: f64,
+}
+
+impl Softmax {
+    /// Of no logits at all.
+    pub const EMPTY: Softmax = Softmax { max: f64::NEG_INFINITY, sum: 0.0, weighted: 0.0 };
+
+    /// Takes in the chunk that follows.
+    pub fn merge(self, next: ChunkSums) -> Self {
+        let next = Softmax { max: f64::from(next.max), sum: f64::from(next.sum), weighted: f64::from(next.weighted) };
+        if self.sum == 0.0 {
+            return next;
+        }
+        let max = self.max.max(next.max);
+        let (a, b) = ((self.max - max).exp(), (next.max - max).exp());
+        let shifted = |s: Softmax| s.weighted + s.sum * (s.max - max);
+        Softmax { max, sum: self.sum * a + next.sum * b, weighted: a * shifted(self) + b * shifted(next) }
+    }
+
+    /// ln p of a token with this z.
+    pub fn logprob(&self, z: f32) -> f32 {
+        (f64::from(z) - self.max - self.sum.ln()) as f32
+    }
+
+    /// -sum p ln p.
+    pub fn entropy(&self) -> f32 {
+        (self.sum.ln() - self.weighted / self.sum) as f32
+    }
+}
+
+/// (max, sum e^{z - max}, sum e^{z - max} (z - max)) of one chunk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChunkSums {
+    /// The largest z.
+    pub max: f32,
+    /// sum e^{z - max}.
+    pub sum: f32,
+    /// sum e^{z - max} (z - max).
+    pub weighted: f32,
+}
+
+vectorized! {
+    /// The sums of one chunk of logits, divided by `temperature` first.
+    pub fn chunk_sums(logits: &[f32], temperature: f32) -> ChunkSums {
+        let (whole, rest) = logits.as_chunks::<LANES>();
+        let mut top = [f32::NEG_INFINITY; LANES];
+        for x in whole {
+            for l in 0..LANES {
+                top[l] = if x[l] > top[l] { x[l] } else { top[l] };
+            }
+        }
+        for (top, x) in top.iter_mut().zip(rest) {
+            *top = top.max(*x);
+        }
+        let max = max_lanes(top) / temperature;
+        let (mut sum, mut weighted) = ([0.0; LANES], [0.0; LANES]);
+        for x in whole {
+            for l in 0..LANES {
+                let d = x[l] / temperature - max;
+                let e = exp(d);
+                sum[l] += e;
+                weighted[l] = e.mul_add(d, weighted[l]);
+            }
+        }
+        for (l, x) in rest.iter().enumerate() {
+            let d = x / temperature - max;
+            let e = exp(d);
+            sum[l] += e;
+            weighted[l] = e.mul_add(d, weighted[l]);
+        }
+        ChunkSums { max, sum: sum_lanes(sum), weighted: sum_lanes(weighted) }
+    }
+}
+
+/// The softmax of a whole row of logits: its chunks merged in order.
+pub fn softmax_of_row(logits: &[f32], temperature: f32) -> Softmax {
+    logits.chunks(VOCAB_CHUNK).fold(Softmax::EMPTY, |s, chunk| s.merge(chunk_sums(chunk, temperature)))
+}
+
+/// logits `[R, V]` = h W', for sampling.
+pub fn logits(h: &Tensor, w: &PanelMatrix) -> Tensor {
+    let mut out = Tensor::zeros(&[h.rows(), w.n()]);
+    gemm::nt(h.data(), w.view(), out.data_mut(), false);
+    out
+}
+
+/// What the backward pass needs of each row.
+#[derive(Debug, Default)]
+pub struct Saved {
+    softmax: Vec<Softmax>,
+}
+
+/// Per row: logprob, entropy, and what [`backward`] needs.
+pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32) -> (Vec<f32>, Vec<f32>, Saved) {
+    let rows = h.rows();
+    assert_eq!(rows, targets.len());
+    let mut softmax = vec![Softmax::EMPTY; rows];
+    let mut target_z = vec![0.0f32; rows];
+    for_each_chunk(h, w, |range, logits| {
+        let n = range.len();
+        let (softmax, target_z) = (SharedMut::new(&mut softmax), SharedMut::new(&mut target_z));
+        over_units(rows, |r| {
+            let row = &logits[r * n..(r + 1) * n];
+            // SAFETY: each unit has its own row.
+            let (s, z) = unsafe { (&mut softmax.slice(r, 1)[0], &mut target_z.slice(r, 1)[0]) };
+            *s = s.merge(chunk_sums(row, temperature));
+            if let Some(offset) = (targets[r] as usize).checked_sub(range.start).filter(|o| *o < n) {
+                *z = row[offset] / temperature;
+            }
+        });
+    });
+    let logprob = softmax.iter().zip(&target_z).map(|(s, z)| s.logprob(*z)).collect();
+    let entropy = softmax.iter().map(Softmax::entropy).collect();
+    (logprob, entropy, Saved { softmax })
+}
+
+/// Calls `f(vocabulary range, logits [R, range])` for one chunk of the vocabulary after another.
+fn for_each_chunk(h: &Tensor, w: &PanelMatrix, mut f: impl FnMut(Range<usize>, &mut [f32])) {
+    let rows = h.rows();
+    let mut logits = vec![0.0; rows * VOCAB_CHUNK.min(w.n())];
+    for from in (0..w.n()).step_by(VOCAB_CHUNK) {
+        let range = from..(from + VOCAB_CHUNK).min(w.n());
+        let logits = &mut logits[..rows * range.len()];
+        gemm::nt(h.data(), w.rows_view(range.start, range.end), logits, false);
+        f(range, logits);
+    }
+}
+
+/// Returns dh `[R, D]` and adds to dW, for given d loss / d logprob and d loss / d entropy `[R]`; the logits are computed again, chunk by
+/// chunk: dz_j = (d_logprob ([j = target] - p_j) - d_entropy p_j (ln p_j + entropy)) / T. Rows are summed into dW over `chunks`.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    h: &Tensor,
+    w: &PanelMatrix,
+    targets: &[u32],
+    temperature: f32,
+    saved: &Saved,
+    d_logprob: &[f32],
+    d_entropy: Option<&[f32]>,
+    chunks: &[Range<usize>],
+    mut dw: Option<&mut PanelMatrix>,
+) -> Tensor {
+    let rows = h.rows();
+    let mut dh = Tensor::zeros(h.shape());
+    for_each_chunk(h, w, |range, logits| {
+        let n = range.len();
+        let shared = SharedMut::new(logits);
+        over_units(rows, |r| {
+            // SAFETY: each unit has its own row.
+            let row = unsafe { shared.slice(r * n, n) };
+            let s = &saved.softmax[r];
+            let seeds = Seeds {
+                logprob: d_logprob[r] / temperature,
+                entropy: d_entropy.map_or(0.0, |d| d[r]) / temperature,
+                temperature,
+                max: s.max as f32,
+                ln_sum: s.sum.ln() as f32,
+                inv_sum: (1.0 / s.sum) as f32,
+                row_entropy: s.entropy(),
+            };
+            dlogits(row, seeds);
+            if let Some(offset) = (targets[r] as usize).checked_sub(range.start).filter(|o| *o < n) {
+                row[offset] += seeds.logprob;
+            }
+        });
+        gemm::nn(logits, w.rows_view(range.start, range.end), dh.data_mut(), true);
+        if let Some(dw) = dw.as_deref_mut() {
+            gemm::tn(logits, h.data(), n, w.k(), chunks, dw.rows_mut(range.start, range.end));
+        }
+    });
+    dh
+}
+
+/// What turns a row of logits into the loss's gradient.
+#[derive(Clone, Copy)]
+struct Seeds {
+    logprob: f32,
+    entropy: f32,
+    temperature: f32,
+    max: f32,
+    ln_sum: f32,
+    inv_sum: f32,
+    row_entropy: f32,
+}
+
+vectorized! {
+    fn dlogits(row: &mut [f32], s: Seeds) {
+        if s.entropy == 0.0 {
+            for x in row.iter_mut() {
+                let p = exp(*x / s.temperature - s.max) * s.inv_sum;
+                *x = -s.logprob * p;
+            }
+        } else {
+            for x in row.iter_mut() {
+                let d = *x / s.temperature - s.max;
+                let p = exp(d) * s.inv_sum;
+                *x = -p * (s.logprob + s.entropy * (d - s.ln_sum + s.row_entropy));
+            }
+        }
+    }
+}
