@@ -88,17 +88,30 @@ pub struct Stage {
     pub max_skipped: u64,
 }
 
+/// How much a prompt says of each candidate's match with the issue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lexical {
+    /// Nothing.
+    None,
+    /// A digit.
+    Score,
+    /// The rank of the best five.
+    Rank,
+    /// The words in common.
+    Words,
+}
+
 /// How prompts are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
 pub struct PromptSettings {
-    /// Through the chat template.
     pub chat: bool,
-    /// Candidates: the whole tree instead of the task's files.
     pub whole_tree: bool,
-    /// `paths`, `names` or `lexical`.
-    pub evidence: String,
-    /// Candidates in a keyed random order instead of alphabetically.
     pub shuffled: bool,
+    pub names: bool,
+    pub lexical: Lexical,
+    pub min_issue_tokens: usize,
+    pub template: Option<PathBuf>,
 }
 
 /// A training run's settings, complete and checked.
@@ -191,8 +204,16 @@ impl Config {
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
                 whole_tree: r.text("prompt.universe") == "tree",
-                evidence: r.text("prompt.evidence"),
                 shuffled: r.text("prompt.order") == "shuffled",
+                names: r.bool("prompt.names"),
+                lexical: match r.text("prompt.lexical").as_str() {
+                    "score" => Lexical::Score,
+                    "rank" => Lexical::Rank,
+                    "words" => Lexical::Words,
+                    _ => Lexical::None,
+                },
+                min_issue_tokens: r.size("prompt.min_issue_tokens"),
+                template: optional("prompt.template").map(PathBuf::from),
             },
             reward_beta: r.number("reward.beta"),
             rollout_batch: r.size("rollout_batch"),
