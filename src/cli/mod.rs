@@ -1,6 +1,59 @@
 //! The command line: one file a subcommand. The only place that prints or draws progress bars.
 
-/// Runs the program and returns its exit status.
+mod bench;
+mod common;
+mod doctor;
+mod interrupt;
+mod lines;
+mod sample;
+mod score;
+
+use clap::{Parser, Subcommand};
+
+/// Trains a code model to resolve issues from a repository's own history, and samples from it.
+#[derive(Parser)]
+#[command(name = "sorft-native", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sample answers from a model
+    Sample(sample::Args),
+    /// Log-probabilities of given texts or token ids
+    Score(score::Args),
+    /// Time the kernels, with their floors
+    Bench(bench::Args),
+    /// What this machine has and which devices can be used
+    Doctor(doctor::Args),
+}
+
+/// Runs the program and returns its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 pub fn run() -> u8 {
-    0
+    common::keep_freed_memory();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // A closed pipe is the reader's business.
+            let _ = error.print();
+            return code;
+        }
+    };
+    let outcome = match cli.command {
+        Command::Sample(args) => sample::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(error) if lines::is_closed_pipe(&error) => 0,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit_code()
+        }
+    }
 }

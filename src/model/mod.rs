@@ -5,6 +5,7 @@ pub mod chat;
 pub mod config;
 pub mod generate;
 pub mod hub;
+mod kv_cache;
 mod linear;
 pub mod lora;
 pub mod optimizer;

@@ -38,3 +38,8 @@ pub struct ModelFiles {
 pub fn open(_spec: &str) -> Result<ModelFiles> {
     todo!()
 }
+
+/// Reads a PEFT adapter folder: its settings and its tensors (name, shape, numbers).
+pub fn load_peft(_dir: &std::path::Path) -> Result<(crate::model::lora::LoraConfig, Vec<(String, Vec<usize>, Vec<f32>)>)> {
+    todo!()
+}

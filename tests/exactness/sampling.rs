@@ -1,0 +1,104 @@
+//! Log-probabilities recorded while sampling are those of the training forward, whatever else is in the batch.
+
+use crate::tiny;
+use sorft_native::model::config::Family;
+use sorft_native::model::generate::{Completion, SamplingParams, generate};
+use sorft_native::model::transformer::{Adapter, Transformer};
+use sorft_native::tensor::plan::{Plan, Tree};
+
+fn sample(model: &Transformer, prompts: &[Vec<u32>], params: &SamplingParams, max_batch: usize) -> Vec<Completion> {
+    generate(model, None, prompts, params, max_batch, &mut |_| true).unwrap()
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    [70, 1, 64, 130, 63].iter().enumerate().map(|(i, &n)| tiny::ids(n, 40 + i as u64)).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn sampled_logprobs_are_those_of_training() {
+    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
+        let model = tiny::model(tiny::config(family), 9);
+        for temperature in [1.0, 0.7] {
+            let params = SamplingParams { n: 4, max_new_tokens: 90, temperature, seed: 3, ..Default::default() };
+            let prompts = prompts();
+            let answers = sample(&model, &prompts, &params, 7);
+            assert_eq!(answers.len(), prompts.len() * 4);
+            assert!(answers.iter().any(|a| a.ids.len() > 70), "answers long enough to cross a page");
+            let trees: Vec<Tree> = (0..prompts.len())
+                .map(|i| {
+                    Tree::prompt_with_answers(&prompts[i], &answers[i * 4..i * 4 + 4].iter().map(|a| a.ids.clone()).collect::<Vec<_>>())
+                })
+                .collect();
+            let recorded: Vec<f32> = answers.iter().flat_map(|a| a.logprobs.clone()).collect();
+            let (trained, _) = model.forward(&Plan::for_trees(&trees), temperature, false).unwrap();
+            assert_eq!(bits(&recorded), bits(&trained.logprob), "shared prompts, one batch");
+            for answer in &answers {
+                let alone = Tree::prompt_with_answers(&prompts[answer.prompt_index], std::slice::from_ref(&answer.ids));
+                let stats = model.evaluate(&Plan::for_trees(&[alone]), temperature, Adapter::On).unwrap();
+                assert_eq!(bits(&answer.logprobs), bits(&stats.logprob), "each alone");
+                let mut whole = prompts[answer.prompt_index].clone();
+                whole.extend(&answer.ids);
+                let sequence = Tree::sequence(&whole, &vec![true; whole.len()]);
+                let stats = model.evaluate(&Plan::for_trees(&[sequence]), temperature, Adapter::On).unwrap();
+                assert_eq!(bits(&answer.logprobs), bits(&stats.logprob[stats.logprob.len() - answer.ids.len()..]), "one sequence");
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_batch_neighbours_or_threads() {
+    let model = tiny::model(tiny::config(Family::Qwen2), 9);
+    let params = SamplingParams { n: 3, max_new_tokens: 40, seed: 5, top_p: 0.9, ..Default::default() };
+    let prompts = prompts();
+    let want = sample(&model, &prompts, &params, 100);
+    for max_batch in [1, 2, 5] {
+        assert_eq!(want, sample(&model, &prompts, &params, max_batch));
+    }
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert_eq!(want, pool.install(|| sample(&model, &prompts, &params, 4)));
+    }
+    let last = sample(&model, &prompts[4..], &SamplingParams { n: 1, ..params.clone() }, 1);
+    assert_eq!((&last[0].ids, &last[0].logprobs), (&want[12].ids, &want[12].logprobs));
+    assert_ne!(want, sample(&model, &prompts, &SamplingParams { seed: 6, ..params.clone() }, 5));
+    assert_ne!(want, sample(&model, &prompts, &SamplingParams { step: 1, ..params }, 5));
+}
+
+#[test]
+fn greedy_takes_the_likeliest_token() {
+    let model = tiny::model(tiny::config(Family::Llama), 2);
+    let prompts = prompts()[..2].to_vec();
+    let params = SamplingParams { max_new_tokens: 4, temperature: 0.0, ..Default::default() };
+    for a in sample(&model, &prompts, &params, 3) {
+        for (i, id) in a.ids.iter().enumerate() {
+            let mut history = prompts[a.prompt_index].clone();
+            history.extend(&a.ids[..i]);
+            let best = |next: u32| {
+                let tree = Tree::prompt_with_answers(&history, &[vec![next]]);
+                model.evaluate(&Plan::for_trees(&[tree]), 1.0, Adapter::On).unwrap().logprob[0]
+            };
+            let top = (0..301).map(best).fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(best(*id).to_bits(), top.to_bits());
+        }
+    }
+}
+
+#[test]
+fn limits_are_kept() {
+    let model = tiny::model(tiny::config(Family::Llama), 2);
+    let params = SamplingParams { max_new_tokens: 0, n: 2, ..Default::default() };
+    let none = sample(&model, &[vec![5, 6]], &params, 3);
+    assert!(none.len() == 2 && none.iter().all(|c| c.ids.is_empty()));
+    let nearly_full = tiny::ids(510, 1);
+    let params = SamplingParams { max_new_tokens: 50, n: 2, ..Default::default() };
+    assert!(sample(&model, &[nearly_full], &params, 3).iter().all(|c| c.ids.len() <= 2));
+    let error = generate(&model, None, &[tiny::ids(513, 1)], &params, 1, &mut |_| true).unwrap_err();
+    assert!(error.to_string().contains("513 tokens"), "{error}");
+    assert!(generate(&model, None, &[vec![]], &params, 1, &mut |_| true).is_err());
+    assert!(generate(&model, None, &[vec![301]], &params, 1, &mut |_| true).is_err());
+}
