@@ -1,18 +1,25 @@
 //! The command line: one file a subcommand. The only place that prints or draws progress bars.
+//!
+//! Data goes to stdout, progress and warnings to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C.
 
 mod bench;
 mod common;
+mod data;
 mod doctor;
 mod interrupt;
 mod lines;
+mod output;
+mod report;
+mod reward;
 mod sample;
 mod score;
+mod train;
 
 use clap::{Parser, Subcommand};
 
 /// Trains a code model to resolve issues from a repository's own history, and samples from it.
 #[derive(Parser)]
-#[command(name = "sorft-native", version, max_term_width = 100)]
+#[command(name = "sorft-native", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,10 +27,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Data(data::Args),
+    /// Train a model: supervised, or on rewards
+    Train(train::Args),
     /// Sample answers from a model
     Sample(sample::Args),
     /// Log-probabilities of given texts or token ids
     Score(score::Args),
+    Reward(reward::Args),
+    /// Write report.html of a run folder
+    Report(report::Args),
     /// Time the kernels, with their floors
     Bench(bench::Args),
     /// What this machine has and which devices can be used
@@ -43,8 +56,12 @@ pub fn run() -> u8 {
         }
     };
     let outcome = match cli.command {
+        Command::Data(args) => data::run(args),
+        Command::Train(args) => train::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
+        Command::Reward(args) => reward::run(args),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };

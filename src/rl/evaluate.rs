@@ -44,7 +44,7 @@ pub fn evaluate(
     if !going {
         return Err(Error::interrupted());
     }
-    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(&c.text)).collect();
+    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(c)).collect();
     let answers = completions.iter().zip(&rewards).map(|(c, r)| {
         let item = &items[c.prompt_index];
         json!({

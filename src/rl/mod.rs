@@ -3,7 +3,7 @@
 //! * [`config`]: a run's settings; [`dataset`] and [`dialogue`]: what it trains on, as tokens; [`order`]: in which order.
 //! * [`reward`]: subtasks' questions and how answers are judged; [`rollout`]: groups of answers; [`advantage`], [`objective`]: pure maths.
 //! * [`trainer`]: the loop over stages and steps; [`schedule`]: the learning rate; [`evaluate`]: held-out questions.
-//! * [`checkpoint`], [`run_log`], [`report`]: what a run leaves behind.
+//! * [`memory`]: what a run takes; [`checkpoint`], [`run_log`], [`report`]: what it leaves behind.
 
 pub mod advantage;
 pub mod checkpoint;
@@ -11,6 +11,7 @@ pub mod config;
 pub mod dataset;
 pub mod dialogue;
 pub mod evaluate;
+pub mod memory;
 pub mod objective;
 pub mod order;
 pub mod report;

@@ -84,7 +84,7 @@ pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, s
         let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
         return Err(Error::input(message));
     }
-    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(&c.text)).collect();
+    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(c)).collect();
     let mut judged = completions.into_iter().zip(rewards);
     Ok(items
         .iter()
@@ -170,9 +170,9 @@ mod tests {
         fn gold_answer(&self) -> &str {
             "a"
         }
-        fn judge(&self, completion: &str) -> Reward {
-            let valid = f64::from(u8::from(!completion.is_empty()));
-            Reward { value: completion.matches('a').count().min(1) as f64, parts: vec![("valid", valid)], error: None }
+        fn judge(&self, completion: &Completion) -> Reward {
+            let valid = f64::from(u8::from(!completion.text.is_empty()));
+            Reward { value: completion.text.matches('a').count().min(1) as f64, parts: vec![("valid", valid)], error: None }
         }
         fn cut(&self) -> Option<String> {
             None

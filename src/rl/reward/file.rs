@@ -6,6 +6,7 @@ use crate::data::metrics::ScoreKind;
 use crate::data::subtask::evidence::{Evidence, Lexical};
 use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Order, Universe};
 use crate::error::{Error, Result};
+use crate::model::generate::Completion;
 use crate::rl::config::{self, PromptSettings, Score};
 use std::collections::BTreeSet;
 
@@ -76,8 +77,8 @@ impl Question for FileQuestion {
         &self.prompt.answer
     }
 
-    fn judge(&self, completion: &str) -> Reward {
-        let (score, error) = file::score(completion, &self.universe, &self.prompt.gold);
+    fn judge(&self, completion: &Completion) -> Reward {
+        let (score, error) = file::score(&completion.text, &self.universe, &self.prompt.gold);
         let if_valid = |value: f64| if score.valid { value } else { 0.0 };
         let flag = |b: bool| f64::from(u8::from(b));
         let parts = vec![

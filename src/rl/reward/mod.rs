@@ -5,6 +5,7 @@ pub mod file;
 
 use crate::data::Task;
 use crate::error::Result;
+use crate::model::generate::Completion;
 
 /// What an answer earns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,7 +34,7 @@ pub trait Question: Send + Sync {
     fn gold_answer(&self) -> &str;
 
     /// Judges an answer. A malformed answer is a result (with [`Reward::error`]), never a failure.
-    fn judge(&self, completion: &str) -> Reward;
+    fn judge(&self, completion: &Completion) -> Reward;
 
     /// What of the task did not fit into the prompt, in words; `None` if nothing.
     fn cut(&self) -> Option<String>;

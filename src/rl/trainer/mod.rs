@@ -32,7 +32,6 @@ use reference::Reference;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use step::Update;
 
@@ -70,7 +69,7 @@ pub struct Trainer<'a> {
     datasets: &'a [Arc<Dataset>],
     tokenizer: Option<&'a Tokenizer>,
     out: &'a Path,
-    stop: &'a AtomicBool,
+    stop: &'a dyn Fn() -> bool,
     hooks: &'a mut dyn Hooks,
     model: Transformer,
     gradients: Gradients,
@@ -96,8 +95,8 @@ pub struct Inputs<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// The run folder.
     pub out: &'a Path,
-    /// Set to stop: the step in progress is dropped, a checkpoint is written.
-    pub stop: &'a AtomicBool,
+    /// Asked now and then whether to stop: then the step in progress is dropped and a checkpoint is written.
+    pub stop: &'a dyn Fn() -> bool,
     /// The caller's part.
     pub hooks: &'a mut dyn Hooks,
 }
@@ -236,7 +235,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        (self.stop)()
     }
 
     /// One step: a batch, its updates, its line in the logs, and what is due after it.
@@ -314,7 +313,7 @@ impl<'a> Trainer<'a> {
             };
             // A step is whole or not at all: once its first update is made, the others follow.
             let stop = self.stop;
-            let mut keep_going = || i > 0 || !stop.load(Ordering::Relaxed);
+            let mut keep_going = || i > 0 || !stop();
             let update = step::update(&mut self.model, optimizer, &mut self.gradients, &mut *objective, jobs, &settings, &mut keep_going)?;
             let bad = update.not_finite.is_some();
             updates.push(update);
@@ -373,7 +372,7 @@ impl<'a> Trainer<'a> {
                 done += 1;
                 hooks.event(Event::Sampling(done, total));
             }
-            !stop.load(Ordering::Relaxed)
+            !stop()
         })?;
         if self.stopped() {
             return Err(Error::interrupted());
