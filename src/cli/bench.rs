@@ -115,9 +115,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks };
     if !bench.json {
         let threads = rayon::current_num_threads();
-        bench
-            .out
-            .text(&format!("{threads} threads: {:.0} GFLOP/s of f32 in the first cache, {:.1} GB/s read from memory\n", peaks.0, peaks.1))?;
+        bench.out.text(&format!(
+            "{threads} threads: {:.0} GFLOP/s of f32 in the first cache, {:.1} GB/s read from memory\n",
+            peaks.0, peaks.1
+        ))?;
     }
     kernels::run(&mut bench)?;
     match &args.model {

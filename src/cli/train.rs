@@ -4,7 +4,8 @@ use crate::cli::common::DeviceArgs;
 use crate::cli::interrupt;
 use crate::error::Kind;
 use crate::model::Transformer;
-use crate::model::weights::{self, ModelFiles};
+use crate::model::lora::LoraConfig;
+use crate::model::weights::{self, AdapterTensor, ModelFiles, TensorSpec};
 use crate::rl::config::{Config, Stage};
 use crate::rl::dataset::Item;
 use crate::rl::evaluate::{Evaluation, evaluate};
@@ -107,7 +108,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn load_model(config: &Config, files: &ModelFiles, adapter: Option<weights::Adapter>, device: &Device) -> Result<Transformer> {
+fn load_model(
+    config: &Config,
+    files: &ModelFiles,
+    adapter: Option<(LoraConfig, Vec<AdapterTensor>)>,
+    device: &Device,
+) -> Result<Transformer> {
     let mut model = Transformer::load(files, device)?;
     if let (Some((lora, tensors)), Some(dir)) = (adapter, &config.adapter) {
         model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
@@ -132,7 +138,8 @@ fn interrupted(error: Error, out: &Path) -> Error {
 fn save(model: &Transformer, config: &Config, files: &ModelFiles, out: &Path) -> Result<PathBuf> {
     if let Some(lora) = model.lora() {
         let dir = out.join("adapter");
-        weights::save_peft(&dir, lora, &config.model, &weights::specs(&model.adapter_params()), &mut |name| model.export(name))?;
+        let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
+        weights::save_peft(&dir, lora, &config.model, &tensors, &mut |name| model.export(name))?;
         return Ok(dir);
     }
     let dir = out.join("model");

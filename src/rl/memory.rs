@@ -55,7 +55,12 @@ impl MemoryPlan {
             let because = "a frozen copy of all weights, for the KL".to_owned();
             rows.push(row("reference policy", base, because, "kl.measure"));
             if config.stages.iter().filter(|s| s.kl_reference == Reference::Base).count() > 0 && config.stages.len() > 1 {
-                rows.push(row("reference policy of another stage", base, "kl.reference = \"base\" in one, \"start\" in another".into(), "kl.reference"));
+                rows.push(row(
+                    "reference policy of another stage",
+                    base,
+                    "kl.reference = \"base\" in one, \"start\" in another".into(),
+                    "kl.reference",
+                ));
             }
         }
         let fixed: u64 = rows.iter().map(|r| r.bytes).sum();
@@ -85,7 +90,12 @@ impl fmt::Display for MemoryPlan {
         for r in &self.rows {
             writeln!(f, "{:width$}  {:>10}  {}", r.what, Size(r.bytes).to_string(), r.because)?;
         }
-        writeln!(f, "{:width$}  {:>10}  activations and KV cache never stand together: the larger counts", "total", Size(self.total).to_string())
+        writeln!(
+            f,
+            "{:width$}  {:>10}  activations and KV cache never stand together: the larger counts",
+            "total",
+            Size(self.total).to_string()
+        )
     }
 }
 
@@ -132,10 +142,9 @@ fn widths(c: &ModelConfig) -> (usize, usize, usize, usize) {
 fn largest(stage: &Stage, dataset: &Dataset) -> Largest {
     let group = if stage.algorithm == Algorithm::Grpo { stage.group_size } else { 1 };
     let tree = match dataset {
-        Dataset::Sequences(lines) => lines
-            .iter()
-            .map(|l| Largest { tokens: l.ids.len(), segments: 1, targets: l.num_targets() })
-            .max_by_key(|t| t.tokens),
+        Dataset::Sequences(lines) => {
+            lines.iter().map(|l| Largest { tokens: l.ids.len(), segments: 1, targets: l.num_targets() }).max_by_key(|t| t.tokens)
+        }
         Dataset::Items(items) => items
             .iter()
             .map(|i| {

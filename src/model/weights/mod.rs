@@ -14,6 +14,7 @@ pub mod safetensors;
 mod save;
 
 pub use folder::open_folder;
+pub use peft::{AdapterTensor, load_peft, save_peft};
 pub use save::{SaveDtype, save_hf};
 
 use crate::model::chat::ChatTemplate;
@@ -202,9 +203,4 @@ fn read_json(path: &Path) -> Result<serde_json::Value> {
 /// [`read_json`] of a file that need not be there.
 fn read_json_if_there(path: &Path) -> Result<Option<serde_json::Value>> {
     if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
-}
-
-/// Reads a PEFT adapter folder: its settings and its tensors (name, shape, numbers).
-pub fn load_peft(_dir: &std::path::Path) -> Result<(crate::model::lora::LoraConfig, Vec<(String, Vec<usize>, Vec<f32>)>)> {
-    todo!()
 }
