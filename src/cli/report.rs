@@ -1,5 +1,6 @@
 //! `report RUN`: writes the report of a run folder.
 
+use super::output::to_stdout;
 use crate::Result;
 use crate::rl::report;
 use std::path::PathBuf;
@@ -13,6 +14,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    println!("{}", report::write(&args.run)?.display());
-    Ok(())
+    let path = report::write(&args.run)?;
+    let summary = report::summary(&args.run)?;
+    to_stdout(|out| {
+        if !summary.is_empty() {
+            writeln!(out, "{summary}\n")?;
+        }
+        writeln!(out, "{}", path.display())
+    })
 }

@@ -5,6 +5,7 @@
 
 mod chart;
 mod samples;
+mod table;
 
 use crate::error::{Error, Result};
 use crate::rl::run_log::replace;
@@ -31,6 +32,11 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("report.html");
     replace(&path, render(&run, &samples::before_and_after(dir, &run.evaluations)).as_bytes())?;
     Ok(path)
+}
+
+/// The table that sums up the run, as text: its evaluations of file localisation beside BM25, with intervals. Empty if there are none.
+pub fn summary(dir: &Path) -> Result<String> {
+    table::render(&read(dir)?, dir)
 }
 
 fn read(dir: &Path) -> Result<Run> {

@@ -1,0 +1,133 @@
+//! The table that sums up a run: its evaluations beside BM25, each number with its 95 % interval, and the paired differences between stages.
+
+use super::Run;
+use crate::data::bootstrap::{Bootstrap, Interval};
+use crate::data::lexical::Field;
+use crate::data::metrics::{BETA, Table, bm25_scores};
+use crate::error::Result;
+use crate::rl::dataset::read_tasks;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// The columns: a part's name in the records, and its title.
+const COLUMNS: [(&str, &str); 6] =
+    [("valid", "valid %"), ("hit", "hit %"), ("top1", "top-1 %"), ("f1", "F1 %"), ("fbeta", "F-beta %"), ("answers", "answers")];
+
+/// One line of the table.
+struct Row {
+    name: String,
+    values: Vec<Interval>,
+}
+
+/// One evaluation's records: by task id, its repository and its parts.
+type Records = BTreeMap<String, (String, BTreeMap<String, f64>)>;
+
+/// The table as text, at most 80 columns wide where intervals allow; empty if the run has no evaluations of file localisation.
+pub(super) fn render(run: &Run, dir: &Path) -> Result<String> {
+    let evaluations = stages(run, dir);
+    let Some((_, first)) = evaluations.first() else { return Ok(String::new()) };
+    let mut rows: Vec<Row> = evaluations.iter().map(|(name, records)| Row { name: name.clone(), values: means(records) }).collect();
+    let measured = rows.len();
+    rows.extend(baselines(run, first)?);
+    let mut out = format!("held-out file localisation, {} tasks of {} repositories [95 % interval]\n\n", first.len(), clusters(first));
+    let header = COLUMNS.iter().fold(format!("{:<16}", ""), |line, (_, title)| line + &format!("{title:>13}"));
+    writeln!(out, "{}", header.trim_end()).ok();
+    for (i, row) in rows.iter().enumerate() {
+        if i == measured {
+            out.push('\n');
+        }
+        let cells = row.values.iter().zip(COLUMNS).map(|(v, (key, _))| cell(v, key));
+        writeln!(out, "{:<16}{}", row.name, cells.collect::<String>()).ok();
+    }
+    for pair in evaluations.windows(2) {
+        out.push_str(&difference(&pair[0], &pair[1]));
+    }
+    Ok(out)
+}
+
+/// A mean with its interval: per cent, but for counts.
+fn cell(v: &Interval, key: &str) -> String {
+    let text = match key {
+        "answers" => format!("{:.1}", v.mean),
+        _ => format!("{:.0} [{:.0},{:.0}]", 100.0 * v.mean, 100.0 * v.low, 100.0 * v.high),
+    };
+    format!("{text:>13}")
+}
+
+/// The evaluations before training and at the end of each stage, by name.
+fn stages(run: &Run, dir: &Path) -> Vec<(String, Records)> {
+    let mut ends: Vec<(u64, String)> = vec![(0, "before".to_owned())];
+    for line in &run.steps {
+        let (Some(step), Some(stage)) = (line["step"].as_u64(), line["stage"].as_u64()) else { continue };
+        let name = if line.get("reward_mean").is_some() { "RL" } else { "SFT" };
+        match ends.get_mut(stage as usize) {
+            Some(end) => end.0 = step,
+            None => ends.push((step, format!("after {name}"))),
+        }
+    }
+    let found = ends.into_iter().filter_map(|(step, name)| Some((name, read(&dir.join("evals").join(format!("{step}.jsonl")))?)));
+    found.filter(|(_, records)| !records.is_empty()).collect()
+}
+
+/// The records of one evaluation, if it was made.
+fn read(path: &Path) -> Option<Records> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let record = |line: &str| -> Option<(String, (String, BTreeMap<String, f64>))> {
+        let v: Value = serde_json::from_str(line).ok()?;
+        let parts = v["parts"].as_object()?.iter().filter_map(|(k, x)| Some((k.clone(), x.as_f64()?))).collect();
+        Some((v["id"].as_str()?.to_owned(), (v["cluster"].as_str()?.to_owned(), parts)))
+    };
+    Some(text.lines().filter_map(record).collect())
+}
+
+fn means(records: &Records) -> Vec<Interval> {
+    let clusters: Vec<&str> = records.values().map(|(c, _)| c.as_str()).collect();
+    COLUMNS.iter().map(|(key, _)| Bootstrap::default().mean(&column(records, key), Some(&clusters))).collect()
+}
+
+fn column(records: &Records, key: &str) -> Vec<f64> {
+    records.values().map(|(_, parts)| parts.get(key).copied().unwrap_or(0.0)).collect()
+}
+
+fn clusters(records: &Records) -> usize {
+    records.values().map(|(c, _)| c).collect::<std::collections::BTreeSet<_>>().len()
+}
+
+/// What a stage changed in F-beta and hit, task by task.
+fn difference(before: &(String, Records), after: &(String, Records)) -> String {
+    if !before.1.keys().eq(after.1.keys()) {
+        return String::new();
+    }
+    let clusters: Vec<&str> = after.1.values().map(|(c, _)| c.as_str()).collect();
+    let change = |key| {
+        let i = Bootstrap::default().paired(&column(&before.1, key), &column(&after.1, key), Some(&clusters));
+        format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
+    };
+    format!("\n{} against {}, paired: F-beta {}, hit {}", after.0, before.0, change("fbeta"), change("hit"))
+}
+
+/// BM25 on the same tasks: the best one, and as many as gave it its best F-beta.
+fn baselines(run: &Run, records: &Records) -> Result<Vec<Row>> {
+    let paths: Vec<PathBuf> = match run.setting("data.heldout") {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(PathBuf::from).collect(),
+        Some(Value::String(path)) => vec![PathBuf::from(path)],
+        _ => Vec::new(),
+    };
+    // The files may have moved since: a table without a baseline is better than none.
+    let Ok(tasks) = read_tasks(&paths) else { return Ok(Vec::new()) };
+    let tasks: Vec<_> = tasks.into_iter().filter(|t| records.contains_key(&t.instance_id)).collect();
+    let repositories: Vec<&str> = tasks.iter().map(|t| t.repo.as_str()).collect();
+    let mut rows = Vec::new();
+    for (field, name) in [(Field::Path, "paths"), (Field::Content, "contents")] {
+        let tables: Vec<Table> =
+            bm25_scores(&tasks, field, 4)?.iter().map(|s| Table::new(s, BETA, Some(&repositories), &Bootstrap::default())).collect();
+        let best = (0..tables.len()).max_by(|a, b| tables[*a].fbeta.mean.total_cmp(&tables[*b].fbeta.mean)).unwrap_or(0);
+        for k in [0].into_iter().chain((best > 0).then_some(best)) {
+            let t = &tables[k];
+            rows.push(Row { name: format!("BM25 {name} {}", k + 1), values: vec![t.valid, t.hit, t.top1, t.f1, t.fbeta, t.answers] });
+        }
+    }
+    Ok(rows)
+}
