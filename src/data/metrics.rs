@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Task;
 use super::bootstrap::{Bootstrap, Interval};
@@ -13,7 +13,8 @@ use crate::Result;
 pub const BETA: f64 = 3.0;
 
 /// Which number of an answer is its reward (SoRFT's ablation, arXiv 2502.20127, figure 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ScoreKind {
     /// F-beta of the answered set.
     Fbeta,

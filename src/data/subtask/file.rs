@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use minijinja::{Environment, UndefinedBehavior, context};
+use serde::{Deserialize, Serialize};
 
 use super::answer_text;
 use super::budget::{clean_issue, longest_beginning};
@@ -19,7 +20,8 @@ use crate::{Error, Result};
 pub const TEMPLATE: &str = include_str!("templates/file.jinja");
 
 /// Which paths a prompt lists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Universe {
     /// Those whose contents the task holds: the gold files and some neighbours.
     #[default]
@@ -29,7 +31,8 @@ pub enum Universe {
 }
 
 /// In which order a prompt lists them. Neither knows the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Order {
     /// As a directory listing has them.
     #[default]
