@@ -61,14 +61,14 @@ pub struct FileOptions {
 }
 
 impl Default for FileOptions {
-    /// Paths alone, in alphabetical order, without a limit; 48 tokens of the issue are kept first.
+    /// Paths alone, in alphabetical order, without a limit; 32 tokens of the issue are kept first.
     fn default() -> Self {
         Self {
             universe: Universe::default(),
             order: Order::default(),
             evidence: Evidence::default(),
             max_tokens: usize::MAX,
-            min_issue_tokens: 48,
+            min_issue_tokens: 32,
             seed: 0,
             template: None,
         }
