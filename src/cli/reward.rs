@@ -99,7 +99,7 @@ pub(super) fn run(args: Args) -> Result<()> {
             Err(e) => {
                 failed += 1;
                 first.get_or_insert(number);
-                json!({ "error": e.to_string(), "line": number })
+                json!({ "error": e.to_string().replace("\n  ", "; "), "line": number })
             }
         })
         .map(|input_error| broken_input = input_error)
@@ -137,7 +137,8 @@ fn score_lines(
 
 /// Scores one case.
 fn reward(line: &[u8], kind: ScoreKind, beta: f64) -> Result<Value> {
-    let mut case: Map<String, Value> = serde_json::from_slice(line).map_err(|e| Error::input(format!("expected a JSON object: {e}")))?;
+    let mut case: Map<String, Value> =
+        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {e}")))?;
     let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
     let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
     let gold = task.gold().map_err(|e| e.at("field `task`"))?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Task;
 use super::bootstrap::{Bootstrap, Interval};
@@ -13,7 +13,8 @@ use crate::Result;
 pub const BETA: f64 = 3.0;
 
 /// Which number of an answer is its reward (SoRFT's ablation, arXiv 2502.20127, figure 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ScoreKind {
     /// F-beta of the answered set.
     Fbeta,
@@ -137,14 +138,21 @@ impl Table {
     }
 }
 
-/// What naming the best `k` candidates by BM25 scores, for each `k` of `1..=most`: entry `[k - 1][task]`. The candidates are the
-/// task's [`Task::files`] (where it has any, else [`Task::known_paths`]); contents can only be matched where there are files.
-pub fn bm25_scores(tasks: &[Task], field: Field, most: usize) -> Result<Vec<Vec<SetScore>>> {
+/// What naming the best `k` candidates by BM25 scores, for each `k` of `1..=most`: entry `[k - 1][task]`. The candidates of each task
+/// are `candidates[task]` (those of its prompt, say, so that a model and BM25 choose from the same), or without them its
+/// [`Task::file_paths`]. Contents can only be matched where the task has them.
+///
+/// # Panics
+///
+/// If there are candidates for fewer tasks than there are.
+pub fn bm25_scores(tasks: &[Task], candidates: Option<&[Vec<String>]>, field: Field, most: usize) -> Result<Vec<Vec<SetScore>>> {
     let mut out = vec![Vec::with_capacity(tasks.len()); most];
-    for task in tasks {
+    for (i, task) in tasks.iter().enumerate() {
         let gold = task.gold()?;
-        let candidates = task.file_paths();
-        let ranked = rank(task, &candidates, field);
+        let ranked = match candidates {
+            Some(lists) => rank(task, &lists[i], field),
+            None => rank(task, &task.file_paths(), field),
+        };
         for (k, scores) in out.iter_mut().enumerate() {
             let named = &ranked[..ranked.len().min(k + 1)];
             scores.push(SetScore::new(named, &gold, !named.is_empty()));
@@ -185,6 +193,20 @@ mod tests {
         let t = Table::new(&scores, BETA, None, &Bootstrap::default());
         assert_eq!((t.n, t.valid.mean, t.hit.mean, t.top1.mean, t.exact.mean), (3, 2.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0));
         assert_eq!((t.precision.mean, t.answers.mean), (0.5, 4.0 / 3.0));
+    }
+
+    #[test]
+    fn bm25_names_the_best_of_the_candidates_given() {
+        let files = ["src/parser.py", "src/core.py", "src/io.py"].map(|p| (p.to_owned(), String::new())).into_iter().collect();
+        let gold_files = Some(vec!["src/parser.py".to_owned()]);
+        let task = Task { files, gold_files, problem_statement: "the parser of core".to_owned(), ..Task::default() };
+        let hits = |candidates: Option<&[Vec<String>]>| -> Vec<f64> {
+            let scores = bm25_scores(std::slice::from_ref(&task), candidates, Field::Path, 3).unwrap();
+            scores.iter().map(|s| s[0].reward(ScoreKind::Hit, BETA)).collect()
+        };
+        assert_eq!(hits(None)[1..], [1.0, 1.0]);
+        let two = ["src/io.py", "src/parser.py"].map(str::to_owned).to_vec();
+        assert_eq!(hits(Some(&[two])), [1.0, 1.0, 1.0]);
     }
 
     proptest! {

@@ -39,7 +39,7 @@ impl Keyed {
     }
 }
 
-/// FNV-1a, 64 bits, finished by [`mix`]: a fixed hash, equal on every machine and in every version.
+/// FNV-1a, 64 bits, finished as SplitMix64 is: a fixed hash, equal on every machine and in every version.
 pub fn hash(bytes: &[u8]) -> u64 {
     let fnv = bytes.iter().fold(0xCBF2_9CE4_8422_2325u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
     mix(fnv ^ bytes.len() as u64)

@@ -156,9 +156,7 @@ fn string_state(line: &str, mut open: Option<&'static str>) -> Option<&'static s
             open = None;
             continue;
         }
-        let at = rest.find(['"', '\'', '#', '\\']);
-        let Some(at) = at else { return None };
-        let tail = &rest[at..];
+        let tail = &rest[rest.find(['"', '\'', '#', '\\'])?..];
         if tail.starts_with('#') {
             return None;
         }

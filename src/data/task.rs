@@ -60,7 +60,7 @@ impl Task {
             repo: text(&mut map, "repo")?.unwrap_or_default(),
             base_commit: text(&mut map, "base_commit")?.unwrap_or_default(),
             fix_commit: text(&mut map, "fix_commit")?,
-            created_at: text(&mut map, "created_at")?,
+            created_at: time(&mut map, "created_at")?,
             problem_statement: text(&mut map, "problem_statement")?.unwrap_or_default(),
             hints_text: text(&mut map, "hints_text")?,
             patch: text(&mut map, "patch")?.unwrap_or_default(),
@@ -116,7 +116,14 @@ impl Task {
         if self.patch.trim().is_empty() && self.gold_files.as_ref().is_none_or(Vec::is_empty) {
             return Err(Error::input("expected a git diff, found nothing").at("field `patch`").hint(FIELDS_HINT));
         }
-        self.gold().map(drop)
+        if !self.patch.trim().is_empty() && self.parsed_patch()?.files.is_empty() {
+            return Err(Error::input("expected a git diff, found a text without any").at("field `patch`").hint(FIELDS_HINT));
+        }
+        Ok(())
+    }
+
+    fn parsed_patch(&self) -> Result<Patch> {
+        Patch::parse(&self.patch).map_err(|e| e.at("field `patch`"))
     }
 
     /// The gold set of file localisation: the paths that the gold patch modifies, deletes or renames, as they are named at the base
@@ -126,8 +133,7 @@ impl Task {
         if self.patch.trim().is_empty() {
             return Ok(self.gold_files.iter().flatten().cloned().collect());
         }
-        let patch = Patch::parse(&self.patch).map_err(|e| e.at("field `patch`"))?;
-        Ok(patch.base_paths().map(str::to_owned).collect())
+        Ok(self.parsed_patch()?.base_paths().map(str::to_owned).collect())
     }
 
     /// The paths that an answer may name where the prompt does not say: `all_paths`, else the keys of `files`, else nothing is known
@@ -169,14 +175,23 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Takes a string out of the object; null counts as absent, a number is read as its text (`version` and dates come as either).
+/// Takes a string out of the object; null counts as absent.
 fn text(map: &mut Map<String, Value>, field: &str) -> Result<Option<String>> {
     match map.shift_remove(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(s)) => Ok(Some(s)),
-        Some(Value::Number(n)) => Ok(Some(n.to_string())),
         Some(other) => Err(Error::input(format!("expected a string, found {}", type_name(&other))).at(format_args!("field `{field}`"))),
     }
+}
+
+/// As [`text`], but a number (seconds since 1970) is read as its text.
+fn time(map: &mut Map<String, Value>, field: &str) -> Result<Option<String>> {
+    if let Some(Value::Number(n)) = map.get(field) {
+        let text = n.to_string();
+        map.shift_remove(field);
+        return Ok(Some(text));
+    }
+    text(map, field)
 }
 
 /// Takes a value of a known type out of the object; null counts as absent.
@@ -242,6 +257,8 @@ mod tests {
         let error = |v: Value| Task::from_json(v).and_then(|t| t.check()).unwrap_err().to_string();
         assert!(error(json!([1])).contains("expected a task (a JSON object), found a list"));
         assert!(error(json!({"patch": ["x"]})).contains("field `patch`: expected a string, found a list"));
+        assert!(error(json!({"instance_id": "x", "problem_statement": "x", "patch": "no diff"})).contains("a text without any"));
+        assert_eq!(Task::from_json(json!({"created_at": 1700000000})).unwrap().created_at.as_deref(), Some("1700000000"));
         assert!(error(json!({"files": {"a": 1}})).contains("field `files`"));
         assert!(error(json!({"problem_statement": "x", "patch": PATCH})).contains("field `instance_id`"));
         assert!(error(json!({"instance_id": "x", "problem_statement": "x"})).contains("field `patch`"));

@@ -1,6 +1,7 @@
 //! `data`.
 
 use std::path::Path;
+#[cfg(feature = "git")]
 use std::process::Command as Process;
 
 use super::{assert_golden, golden, program, stderr, stdout};

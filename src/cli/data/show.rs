@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::output::{json_line, to_stdout};
 use crate::data::Task;
 use crate::data::source::swe_bench;
-use crate::data::subtask::evidence::{Evidence, Lexical};
+use crate::data::subtask::evidence::Evidence;
 use crate::data::subtask::file::{FileOptions, FileSubtask, Order, Universe};
 use crate::{Error, Result};
 
@@ -28,9 +28,9 @@ pub(super) struct Args {
     /// Bring the paths into a random order
     #[arg(long)]
     shuffle: bool,
-    /// What the prompt says of each path
-    #[arg(long, value_enum, value_delimiter = ',')]
-    evidence: Vec<Shown>,
+    /// What the prompt says of each path: `paths` for nothing, or, with commas, `names` and one of `score`, `rank`, `words`
+    #[arg(long, default_value = "paths")]
+    evidence: Evidence,
     /// The most tokens of the prompt, a token counted as four bytes
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -51,18 +51,6 @@ enum Paths {
     Files,
     /// The whole tree
     Tree,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Shown {
-    /// Names defined at the top level
-    Names,
-    /// A digit for the lexical match
-    Score,
-    /// The five best lexical matches
-    Rank,
-    /// The words shared with the issue
-    Words,
 }
 
 /// Runs the command.
@@ -97,19 +85,13 @@ fn show_prompt(task: &Task, args: &Args) -> Result<()> {
         Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
         None => None,
     };
-    let lexical = args.evidence.iter().find_map(|e| match e {
-        Shown::Names => None,
-        Shown::Score => Some(Lexical::Score),
-        Shown::Rank => Some(Lexical::Rank),
-        Shown::Words => Some(Lexical::Words),
-    });
     let options = FileOptions {
         universe: match args.paths {
             Paths::Files => Universe::Files,
             Paths::Tree => Universe::Tree,
         },
         order: if args.shuffle { Order::Shuffled } else { Order::Alphabetical },
-        evidence: Evidence { names: args.evidence.contains(&Shown::Names), lexical: lexical.unwrap_or_default() },
+        evidence: args.evidence,
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
         seed: args.seed,
         template,

@@ -106,7 +106,7 @@ fn baseline(tasks: &[Task]) -> Result<Vec<(&'static str, usize, Table)>> {
     let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
     let mut out = Vec::new();
     for (name, field) in [("path", Field::Path), ("path and content", Field::Content)] {
-        for (i, scores) in bm25_scores(tasks, field, MOST)?.iter().enumerate() {
+        for (i, scores) in bm25_scores(tasks, None, field, MOST)?.iter().enumerate() {
             out.push((name, i + 1, Table::new(scores, BETA, Some(&repos), &Bootstrap::default())));
         }
     }

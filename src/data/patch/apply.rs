@@ -1,13 +1,15 @@
-//! Applying a patch to files in memory, exactly: no fuzz, no moved hunks.
+//! Applying a patch to files in memory as `git apply` does: every line must fit (no fuzz), but a hunk may stand at other lines than its
+//! header says, as in some patches of SWE-bench.
 
 use std::collections::BTreeMap;
 
-use super::{ChangeKind, FileChange, Hunk, LineKind, Patch};
+use super::{ChangeKind, FileChange, Hunk, Line, LineKind, Patch};
 use crate::{Error, Result};
 
 impl Patch {
-    /// Applies the patch to `files` (path to content) and gives the files after it. Every context and deleted line must be where the
-    /// hunk says. All reads are of the files as they were before the patch.
+    /// Applies the patch to `files` (path to content) and gives the files after it. A hunk goes where its header says, or else to the
+    /// nearest place behind the hunk before it where all its context and deleted lines are. All reads are of the files as they were
+    /// before the patch.
     ///
     /// # Errors
     ///
@@ -59,30 +61,45 @@ fn new_content(change: &FileChange, files: &BTreeMap<String, String>) -> Result<
 fn apply_hunks(old: &str, hunks: &[Hunk]) -> Result<String> {
     let lines: Vec<&str> = old.split_inclusive('\n').collect();
     let mut out = String::with_capacity(old.len());
-    let mut at = 0;
+    let (mut at, mut moved) = (0usize, 0isize);
     for hunk in hunks {
         // A hunk without old lines names the line that it stands after.
-        let start = if hunk.old_len == 0 { hunk.old_start } else { hunk.old_start.saturating_sub(1) };
-        let between = lines.get(at..start).ok_or_else(|| Error::input(format!("the hunk at line {} is out of order", hunk.old_start)))?;
-        between.iter().for_each(|l| out.push_str(l));
-        at = start;
-        for line in &hunk.lines {
-            let text = (line.text.as_str(), line.newline);
-            if line.kind != LineKind::Insert {
-                let found = lines.get(at).map(|l| l.strip_suffix('\n').map_or((*l, false), |l| (l, true)));
-                if found != Some(text) {
-                    return Err(Error::input(format!("line {} is not what the patch expects: `{}`", at + 1, line.text)));
-                }
-                at += 1;
-            }
-            if line.kind != LineKind::Delete {
-                out.push_str(text.0);
-                if text.1 {
-                    out.push('\n');
-                }
+        let said = if hunk.old_len == 0 { hunk.old_start } else { hunk.old_start.saturating_sub(1) };
+        let start = place(&lines, hunk, said.saturating_add_signed(moved), at)?;
+        moved = start as isize - said as isize;
+        lines[at..start].iter().for_each(|l| out.push_str(l));
+        for line in hunk.lines.iter().filter(|l| l.kind != LineKind::Delete) {
+            out.push_str(&line.text);
+            if line.newline {
+                out.push('\n');
             }
         }
+        at = start + old_lines(hunk).count();
     }
     lines[at..].iter().for_each(|l| out.push_str(l));
     Ok(out)
+}
+
+/// The lines that the hunk expects to find.
+fn old_lines(hunk: &Hunk) -> impl Iterator<Item = &Line> {
+    hunk.lines.iter().filter(|l| l.kind != LineKind::Insert)
+}
+
+/// The place nearest to `guess`, and not before `from`, where all lines that the hunk expects are; the earlier of two equally near.
+fn place(lines: &[&str], hunk: &Hunk, guess: usize, from: usize) -> Result<usize> {
+    let same = |line: &Line, found: &str| match found.strip_suffix('\n') {
+        Some(text) => line.newline && line.text == text,
+        None => !line.newline && line.text == found,
+    };
+    let expected: Vec<&Line> = old_lines(hunk).collect();
+    let fits = |at: &usize| lines.get(*at..*at + expected.len()).is_some_and(|found| expected.iter().zip(found).all(|(l, f)| same(l, f)));
+    // Nothing says where lines without any context would have moved to.
+    let reach = if expected.is_empty() { 0 } else { lines.len() };
+    let near =
+        (0..=reach).flat_map(|d| [guess.checked_sub(d), guess.checked_add(d)]).flatten().filter(|&at| at >= from && at <= lines.len());
+    near.into_iter().find(fits).ok_or_else(|| {
+        let wrong = expected.iter().enumerate().find(|(i, l)| !lines.get(guess + i).is_some_and(|f| same(l, f)));
+        let (i, text) = wrong.map_or((0, ""), |(i, l)| (i, l.text.as_str()));
+        Error::input(format!("line {} is not what the patch expects: `{text}`", guess + i + 1))
+    })
 }

@@ -224,11 +224,14 @@ impl Headers {
     }
 }
 
+/// A first line and a number of lines.
+type Span = (usize, usize);
+
 /// `@@ -start[,len] +start[,len] @@ section`: the old range, the new range, the section.
-fn hunk_header(line: &str) -> Option<((usize, usize), (usize, usize), String)> {
+fn hunk_header(line: &str) -> Option<(Span, Span, String)> {
     let (ranges, section) = line.strip_prefix("@@ -")?.split_once(" @@")?;
     let (old, new) = ranges.split_once(" +")?;
-    let range = |text: &str| -> Option<(usize, usize)> {
+    let range = |text: &str| -> Option<Span> {
         let (start, len) = text.split_once(',').unwrap_or((text, "1"));
         let (start, len) = (start.parse::<u32>().ok()?, len.parse::<u32>().ok()?);
         Some((start as usize, len as usize))

@@ -138,6 +138,17 @@ fn applying_checks_every_line() {
 }
 
 #[test]
+fn hunks_move_to_the_nearest_place_that_fits() {
+    let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -5,2 +5,2 @@\n k\n-b\n+B\n@@ -9 +9 @@\n-c\n+C\n").unwrap();
+    let apply = |text: &str| patch.apply(&files(&[("x", text)])).map(|f| f["x"].clone());
+    assert_eq!(apply("k\nb\n1\n2\n3\n4\nk\nb\nc\n").unwrap(), "k\nb\n1\n2\n3\n4\nk\nB\nC\n", "two below is nearer than four above");
+    assert_eq!(apply("k\nb\n1\nc\n").unwrap(), "k\nB\n1\nC\n");
+    assert!(apply("c\nk\nb\n").is_err(), "the second hunk stands behind the first");
+    let far = Patch::parse("--- a/x\n+++ b/x\n@@ -4294967295,0 +1 @@\n+a\n").unwrap();
+    assert!(far.apply(&files(&[("x", "1\n")])).is_err());
+}
+
+#[test]
 fn two_files_can_swap_names() {
     let text = "diff --git a/a b/b\nrename from a\nrename to b\ndiff --git a/b b/a\nrename from b\nrename to a\n";
     let out = Patch::parse(text).unwrap().apply(&files(&[("a", "1"), ("b", "2")])).unwrap();

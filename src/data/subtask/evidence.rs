@@ -2,9 +2,12 @@
 //! gold patch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::str::FromStr;
 
 use crate::data::lexical::{self, Bm25, Field};
 use crate::data::symbols::top_level_names;
+use crate::{Error, Result};
 
 /// How a candidate's lexical match with the issue is shown (BM25 over the words of path and content).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +30,49 @@ pub struct Evidence {
     pub names: bool,
     /// The lexical match.
     pub lexical: Lexical,
+}
+
+impl FromStr for Evidence {
+    type Err = Error;
+
+    /// Reads `paths` (nothing beside them), or a list with commas of `names` and at most one of `score`, `rank` and `words`.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut evidence = Self::default();
+        for word in text.split(',').map(str::trim) {
+            let lexical = match word {
+                "paths" => Lexical::None,
+                "names" => {
+                    evidence.names = true;
+                    continue;
+                }
+                "score" => Lexical::Score,
+                "rank" => Lexical::Rank,
+                "words" => Lexical::Words,
+                other => {
+                    let hint = "expected `paths`, or some of names, score, rank, words with commas between them";
+                    return Err(Error::usage(format!("there is no evidence `{other}`")).hint(hint));
+                }
+            };
+            if lexical != Lexical::None && evidence.lexical != Lexical::None {
+                return Err(Error::usage("only one of score, rank and words can be shown").hint("choose one of them"));
+            }
+            evidence.lexical = if lexical == Lexical::None { evidence.lexical } else { lexical };
+        }
+        Ok(evidence)
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lexical = match self.lexical {
+            Lexical::None => None,
+            Lexical::Score => Some("score"),
+            Lexical::Rank => Some("rank"),
+            Lexical::Words => Some("words"),
+        };
+        let parts: Vec<&str> = self.names.then_some("names").into_iter().chain(lexical).collect();
+        f.write_str(if parts.is_empty() { "paths".to_owned() } else { parts.join(",") }.as_str())
+    }
 }
 
 /// A candidate's evidence: a mark, and a list that can be cut.
@@ -114,6 +160,15 @@ fn match_weight(name: &str, wanted: &BTreeSet<String>, rarity: &HashMap<String, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn evidence_has_names() {
+        for text in ["paths", "names", "score", "names,rank", "words"] {
+            assert_eq!(text.parse::<Evidence>().unwrap().to_string(), text);
+        }
+        assert_eq!(" rank , names".parse::<Evidence>().unwrap().to_string(), "names,rank");
+        assert!("score,rank".parse::<Evidence>().is_err() && "name".parse::<Evidence>().is_err() && "".parse::<Evidence>().is_err());
+    }
 
     #[test]
     fn notes_by_hand() {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use minijinja::{Environment, UndefinedBehavior, context};
+use serde::{Deserialize, Serialize};
 
 use super::answer_text;
 use super::budget::{clean_issue, longest_beginning};
@@ -19,7 +20,8 @@ use crate::{Error, Result};
 pub const TEMPLATE: &str = include_str!("templates/file.jinja");
 
 /// Which paths a prompt lists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Universe {
     /// Those whose contents the task holds: the gold files and some neighbours.
     #[default]
@@ -29,7 +31,8 @@ pub enum Universe {
 }
 
 /// In which order a prompt lists them. Neither knows the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Order {
     /// As a directory listing has them.
     #[default]
@@ -58,14 +61,14 @@ pub struct FileOptions {
 }
 
 impl Default for FileOptions {
-    /// Paths alone, in alphabetical order, without a limit; 48 tokens of the issue are kept first.
+    /// Paths alone, in alphabetical order, without a limit; 32 tokens of the issue are kept first.
     fn default() -> Self {
         Self {
             universe: Universe::default(),
             order: Order::default(),
             evidence: Evidence::default(),
             max_tokens: usize::MAX,
-            min_issue_tokens: 48,
+            min_issue_tokens: 32,
             seed: 0,
             template: None,
         }
@@ -213,21 +216,9 @@ impl FileSubtask {
         }
         if left.is_none_or(|left| left < needed) {
             let order = self.order_of_leaving(task, &material.candidates, &gold);
-            let gold_listed = gold.len() - gold_missing;
-            // Binary search for the most paths that fit, from the listed gold ones upwards.
-            let (mut fits, mut too_many) = (None, order.len());
-            let mut low = gold_listed;
-            while low < too_many {
-                let middle = (low + too_many) / 2;
-                let mut paths = order[..middle].to_vec();
-                paths.sort_unstable();
-                match room(&paths, 0, false)? {
-                    Some(room) if room >= needed => (fits, low) = (Some((paths, room)), middle + 1),
-                    _ => too_many = middle,
-                }
-            }
-            let Some((paths, room)) = fits else {
-                let message = format!("{max} tokens do not hold a prompt of its {gold_listed} gold paths and {needed} tokens of the issue");
+            let listed = gold.len() - gold_missing;
+            let Some((paths, room)) = most_paths(&order, listed, needed, &|paths| room(paths, 0, false))? else {
+                let message = format!("{max} tokens do not hold a prompt of its {listed} gold paths and {needed} tokens of the issue");
                 return Err(Error::input(message).at(&task.instance_id).hint("raise max_prompt_tokens"));
             };
             chosen = (paths, 0, false);
@@ -305,6 +296,27 @@ impl FilePrompt {
     pub fn score(&self, completion: &str) -> (SetScore, Option<String>) {
         score(completion, &self.candidates.iter().cloned().collect(), &self.gold)
     }
+}
+
+/// The most of the first paths of `order`, and at least `least`, that leave room for `needed` tokens, with the room that they leave.
+/// None where not even the least do.
+fn most_paths(
+    order: &[usize],
+    least: usize,
+    needed: usize,
+    room: &dyn Fn(&[usize]) -> Result<Option<usize>>,
+) -> Result<Option<(Vec<usize>, usize)>> {
+    let (mut best, mut low, mut too_many) = (None, least, order.len());
+    while low < too_many {
+        let middle = (low + too_many) / 2;
+        let mut paths = order[..middle].to_vec();
+        paths.sort_unstable();
+        match room(&paths)? {
+            Some(room) if room >= needed => (best, low) = (Some((paths, room)), middle + 1),
+            _ => too_many = middle,
+        }
+    }
+    Ok(best)
 }
 
 /// How much evidence to try next when the prompt does not fit: fewer items for every path, then no marks.

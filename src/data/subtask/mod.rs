@@ -20,7 +20,7 @@ pub fn answer_text(completion: &str) -> &str {
         (strip_info(&text[pair[0].end..end]), pair.len() == 2)
     });
     // A fence left over at the end opens a block only if something follows it.
-    blocks.filter(|(body, closed)| *closed || !body.trim().is_empty()).last().map_or(text, |(body, _)| body)
+    blocks.rev().find(|(body, closed)| *closed || !body.trim().is_empty()).map_or(text, |(body, _)| body)
 }
 
 /// Every run of three or more backticks.

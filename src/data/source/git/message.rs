@@ -40,7 +40,7 @@ pub(super) fn is_release(message: &str) -> bool {
         "bump" => subject.contains("version") || words.any(is_version),
         "release" | "releasing" | "released" | "version" | "start" | "begin" | "prepare" | "preparing" | "prep" | "tag" => {
             let rest: Vec<&str> = words.collect();
-            rest.iter().any(|w| is_version(w)) || (rest.len() <= 4 && rest[1..].iter().any(|w| *w == "release"))
+            rest.iter().any(|w| is_version(w)) || (rest.len() <= 4 && rest[1..].contains(&"release"))
         }
         "chore" => subject.starts_with("chore(release)") || subject.starts_with("chore: release"),
         _ => false,

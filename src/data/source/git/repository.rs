@@ -170,7 +170,7 @@ impl Repository {
                 match entry.kind {
                     EntryKind::Tree => open.push((format!("{path}/"), entry.id)),
                     EntryKind::Blob | EntryKind::BlobExecutable if take(&path) && !path.contains('\u{FFFD}') => {
-                        drop(out.insert(path, entry))
+                        out.insert(path, entry);
                     }
                     _ => {}
                 }
