@@ -4,7 +4,7 @@ use crate::tiny;
 use assert_cmd::Command;
 use serde_json::json;
 use sorft_native::model::config::Family;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -133,33 +133,22 @@ fn ctrl_c_keeps_the_last_whole_step() {
     }
 }
 
+#[cfg(unix)]
 #[test]
-fn a_checkpoint_that_cannot_be_written_keeps_the_one_before() {
+fn a_full_disk_is_an_error_and_keeps_the_last_checkpoint() {
     let w = Workplace::new();
     assert_eq!(w.train(&["run.toml", "--set", "steps=2", "--out", "a"]).0, 0);
     let text = std::fs::read_to_string(w.path("a/config.toml")).unwrap().replace("steps = 2", "steps = 4");
     std::fs::write(w.path("a/config.toml"), text).unwrap();
-    // A file in the place of the temporary folder's parent stands for a disk that takes nothing more.
-    let kept = w.path("a/checkpoints/2");
-    block(&w.path("a/checkpoints"), true);
-    let (code, err) = w.train(&["--resume", "--out", "a"]);
-    block(&w.path("a/checkpoints"), false);
-    if code != 0 {
-        assert_eq!(code, 1, "{err}");
-        assert!(err.contains("checkpoints") && err.contains("cannot"), "{err}");
-    }
-    assert!(sorft_native::rl::checkpoint::Checkpoint::open(&kept).is_ok());
-}
-
-/// Makes a folder read-only, or writable again (the superuser is not stopped by it).
-fn block(dir: &Path, on: bool) {
-    let mut permissions = std::fs::metadata(dir).unwrap().permissions();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        permissions.set_mode(if on { 0o500 } else { 0o700 });
-    }
-    #[cfg(not(unix))]
-    permissions.set_readonly(on);
-    std::fs::set_permissions(dir, permissions).unwrap();
+    // A limit on the size of files stands for the disk: the tensors' file fails in the middle of being written.
+    let binary = assert_cmd::cargo::cargo_bin("sorft-native");
+    let command = format!("trap '' XFSZ; ulimit -f 400; exec {} train --resume --out a", binary.display());
+    let out = std::process::Command::new("bash").current_dir(w.dir.path()).args(["-c", &command]).output().unwrap();
+    let err = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert!(err.contains("tensors.safetensors: cannot write: "), "{err}");
+    let left: Vec<_> = std::fs::read_dir(w.path("a/checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["2"], "nothing half-written is left");
+    assert_eq!(w.train(&["--resume", "--out", "a"]).0, 0);
+    assert!(w.path("a/checkpoints/4").is_dir());
 }
