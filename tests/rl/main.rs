@@ -1,0 +1,10 @@
+//! Learning: objectives against reference numbers, the training loop on tiny models, resuming, configuration.
+
+mod command;
+mod configuration;
+mod objectives;
+mod support;
+mod training;
+
+#[path = "../support/tiny.rs"]
+mod tiny;

@@ -1,0 +1,209 @@
+//! The training loop on tiny models.
+
+use crate::support::{Recorder, config, files, items, model, sequences, train, weights};
+use serde_json::{Map, Value, json};
+use sorft_native::error::Kind;
+use sorft_native::model::lora::LoraConfig;
+use sorft_native::model::transformer::Adapter;
+use sorft_native::rl::dataset::Dataset;
+use sorft_native::tensor::plan::{Plan, Tree};
+
+const GRPO: &str = "algorithm = \"grpo\"\nbatch_prompts = 3\ngroup_size = 4\nmax_new_tokens = 10\noptim.lr = 5e-3\nclip = [0.2, 0.28]\n";
+
+fn numbers(lines: &[Map<String, Value>], key: &str) -> Vec<f64> {
+    lines.iter().map(|l| l[key].as_f64().unwrap_or_else(|| panic!("{key} in {l:?}"))).collect()
+}
+
+#[test]
+fn supervised_step_t_trains_on_line_t() {
+    let data = sequences(3);
+    let config = config("batch_prompts = 1\ndata.shuffle = false\nsteps = 4\noptim.lr = 1e-30\n");
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, std::slice::from_ref(&data), model(), dir.path(), false, &mut hooks).unwrap();
+    let Dataset::Sequences(lines) = &*data else { unreachable!() };
+    for (t, line) in hooks.lines.iter().enumerate() {
+        let sequence = &lines[t % 3];
+        let plan = Plan::for_trees(&[Tree::sequence(&sequence.ids, &sequence.targets)]);
+        let stats = model().evaluate(&plan, 1.0, Adapter::On).unwrap();
+        let mean = -stats.logprob.iter().map(|x| f64::from(*x)).sum::<f64>() / stats.logprob.len() as f64;
+        assert!((line["loss"].as_f64().unwrap() - mean).abs() < 1e-9, "step {t}");
+        assert_eq!((&line["step"], &line["tokens"], &line["skipped"]), (&json!(t + 1), &json!(sequence.ids.len()), &json!(false)));
+    }
+}
+
+#[test]
+fn supervised_training_lowers_the_loss() {
+    let config = config("batch_prompts = 4\nsteps = 30\noptim.lr = 3e-3\noptim.warmup = 3\n");
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, &[items(4)], model(), dir.path(), false, &mut hooks).unwrap();
+    let loss = numbers(&hooks.lines, "loss");
+    assert!(loss[29] < 0.2 * loss[0], "{loss:?}");
+}
+
+#[test]
+fn grpo_raises_the_reward_and_its_first_ratio_is_exactly_one() {
+    let config = config(&format!("{GRPO}steps = 25\noptim.schedule = \"constant\"\n"));
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, &[items(3)], model(), dir.path(), false, &mut hooks).unwrap();
+    assert!(numbers(&hooks.lines, "ratio_max").iter().all(|r| *r == 1.0));
+    assert!(numbers(&hooks.lines, "clip_fraction").iter().all(|r| *r == 0.0));
+    let kl = numbers(&hooks.lines, "kl");
+    assert!(kl[0] == 0.0 && kl[24] > 1e-3, "{kl:?}");
+    let reward = numbers(&hooks.lines, "reward_mean");
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(mean(&reward[20..]) > mean(&reward[..5]) + 0.2, "{reward:?}");
+    let rollouts = std::fs::read_to_string(dir.path().join("rollouts/7.jsonl")).unwrap();
+    assert_eq!(rollouts.lines().count(), 12);
+    assert!(hooks.warnings.is_empty(), "{:?}", hooks.warnings);
+}
+
+#[test]
+fn several_updates_on_a_batch_move_the_ratio() {
+    let config = config(&format!("{GRPO}steps = 2\nupdates_per_batch = 3\nloss.aggregation = \"sequence\"\nentropy.coef = 0.01\n"));
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, &[items(3)], model(), dir.path(), false, &mut hooks).unwrap();
+    assert!(numbers(&hooks.lines, "ratio_max").iter().all(|r| *r > 1.0));
+}
+
+#[test]
+fn micro_batches_and_threads_change_no_bit() {
+    let run = |micro: usize, threads: usize| {
+        let text = format!("{GRPO}steps = 3\nkl.coef = 0.1\nmicrobatch_tokens = {micro}\nrollout_batch = {}\n", threads * 3);
+        let (dir, config) = (tempfile::tempdir().unwrap(), config(&text));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let trained =
+            pool.install(|| train(&config, &[items(3)], model(), dir.path(), false, &mut Recorder::default()).map(|m| weights(&m)));
+        (trained.unwrap(), files(dir.path()))
+    };
+    let expected = run(1, 1);
+    assert!(run(300, 3) == expected && run(100_000, 2) == expected);
+}
+
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let run = |on: bool| {
+        let config = config(&format!("{GRPO}steps = 2\nactivation_checkpointing = {on}\n"));
+        let dir = tempfile::tempdir().unwrap();
+        let trained = train(&config, &[items(2)], model(), dir.path(), false, &mut Recorder::default()).unwrap();
+        (weights(&trained), files(dir.path()))
+    };
+    assert!(run(true) == run(false));
+}
+
+/// Two stages, evaluations, a KL to the start of the second stage, checkpoints that are pruned.
+fn two_stages(extra: &str) -> String {
+    format!(
+        "{GRPO}{extra}kl.coef = 0.05\neval.every = 2\ncheckpoint.every = 2\nseed = 11\n\
+         [[stage]]\nalgorithm = \"sft\"\nsteps = 3\nbatch_prompts = 2\n[[stage]]\nsteps = 4\nupdates_per_batch = 2\n"
+    )
+}
+
+fn resumed_equals_unbroken(text: &str, lora: bool) {
+    let config = config(text);
+    let fresh = || {
+        let mut m = model();
+        if lora {
+            let settings = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()] };
+            m.add_lora(&settings, 1).unwrap();
+        }
+        m
+    };
+    let data = [items(4), items(4)];
+    let whole = tempfile::tempdir().unwrap();
+    let trained = train(&config, &data, fresh(), whole.path(), false, &mut Recorder::default()).unwrap();
+    // Stopped after every step in turn, and in the middle of sampling; each time resumed from what the run folder holds.
+    let broken = tempfile::tempdir().unwrap();
+    let mut last = None;
+    for stop in 0..=8 {
+        let mut hooks = Recorder { stop_after_step: Some(stop), ..Recorder::default() };
+        if stop == 5 {
+            hooks = Recorder { stop_after_answers: Some((5, 3)), ..Recorder::default() };
+        }
+        match train(&config, &data, fresh(), broken.path(), true, &mut hooks) {
+            Ok(model) => last = Some(model),
+            Err(e) => assert_eq!(e.kind(), Kind::Interrupted, "{e}"),
+        }
+    }
+    let last = last.expect("the run ends");
+    assert!(weights(&last) == weights(&trained));
+    assert!(files(whole.path()) == files(broken.path()), "{:?}", files(broken.path()).keys());
+    // Killed: the newest checkpoint is lost, lines beyond it are there.
+    let checkpoints = sorft_native::rl::checkpoint::list(&broken.path().join("checkpoints")).unwrap();
+    std::fs::remove_dir_all(&checkpoints.last().unwrap().1).unwrap();
+    let again = train(&config, &data, fresh(), broken.path(), true, &mut Recorder::default()).unwrap();
+    assert!(weights(&again) == weights(&trained) && files(whole.path()) == files(broken.path()));
+}
+
+#[test]
+fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
+    resumed_equals_unbroken(&two_stages(""), false);
+}
+
+#[test]
+fn a_resumed_lora_run_has_the_bytes_of_an_unbroken_one() {
+    resumed_equals_unbroken(&two_stages("lora.rank = 2\n"), true);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
+    let config = config(&two_stages("checkpoint.keep = 3\n"));
+    let (data, dir) = ([items(4), items(4)], tempfile::tempdir().unwrap());
+    let trained = train(&config, &data, model(), dir.path(), false, &mut Recorder::default()).unwrap();
+    let expected = files(dir.path());
+    let path = dir.path().join("checkpoints/7/tensors.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let mut hooks = Recorder::default();
+    let again = train(&config, &data, model(), dir.path(), true, &mut hooks).unwrap();
+    assert!(hooks.warnings[0].starts_with("checkpoint 7 cannot be used"), "{:?}", hooks.warnings);
+    assert!(weights(&again) == weights(&trained) && files(dir.path()) == expected);
+}
+
+#[test]
+fn lora_measures_the_kl_with_its_adapter_off_and_leaves_the_base_alone() {
+    let config = config(&format!("{GRPO}steps = 4\nlora.rank = 2\n"));
+    let mut m = model();
+    m.add_lora(&LoraConfig { rank: 2, alpha: 4.0, targets: vec!["v_proj".into()] }, 1).unwrap();
+    let base: Vec<Vec<f32>> = m.base_params().iter().map(|p| m.export(&p.name).unwrap()).collect();
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    let trained = train(&config, &[items(3)], m, dir.path(), false, &mut hooks).unwrap();
+    let kl = numbers(&hooks.lines, "kl");
+    assert!(kl[0] == 0.0 && kl[3] > 0.0, "{kl:?}");
+    assert!(trained.base_params().iter().zip(base).all(|(p, before)| trained.export(&p.name).unwrap() == before));
+}
+
+#[test]
+fn steps_that_are_not_finite_are_skipped_and_then_stop_the_run() {
+    let mut bad = model();
+    let norm = "model.layers.1.input_layernorm.weight";
+    let mut numbers = bad.export(norm).unwrap();
+    numbers[3] = f32::NAN;
+    bad.import(norm, &numbers).unwrap();
+    let config = config("steps = 9\nmax_skipped = 3\nbatch_prompts = 2\n");
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    let before = weights(&bad);
+    let e = train(&config, &[sequences(2)], bad.clone(), dir.path(), false, &mut hooks).err().expect("the run stops");
+    assert!(e.to_string().contains("3 steps in a row had a loss or a gradient that is not finite"), "{e}");
+    assert_eq!(hooks.lines.len(), 3);
+    assert!(hooks.lines.iter().all(|l| l["skipped"] == json!(true) && l["loss"].is_null()), "{:?}", hooks.lines);
+    assert!(hooks.warnings[0].contains("step 1: the loss of tree 0 of the batch is not finite"), "{:?}", hooks.warnings);
+    let kept = sorft_native::rl::checkpoint::Checkpoint::open(&dir.path().join("checkpoints/3")).unwrap();
+    assert_eq!((kept.state.skipped, kept.state.updates), (3, 0));
+    for (p, (_, expected)) in bad.trainable().iter().zip(&before) {
+        let [found, ..] = kept.read(p).unwrap();
+        assert!(found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+}
+
+#[test]
+fn groups_of_equal_rewards_are_measured_but_not_trained_on() {
+    // One answer a group: every advantage is zero.
+    let config = config(&format!("{GRPO}group_size = 1\nsteps = 2\n").replacen("group_size = 4\n", "", 1));
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    let trained = train(&config, &[items(3)], model(), dir.path(), false, &mut hooks).unwrap();
+    assert!(weights(&trained) == weights(&model()));
+    for line in &hooks.lines {
+        assert_eq!((&line["grad_norm"], &line["flat_groups"], &line["ratio_max"]), (&json!(0.0), &json!(1.0), &json!(1.0)));
+        assert!(line["entropy"].as_f64().unwrap() > 0.0);
+    }
+}
