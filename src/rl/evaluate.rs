@@ -50,6 +50,7 @@ pub fn evaluate(
         json!({
             "id": item.id, "cluster": item.cluster, "reward": r.value, "parts": parts(r), "error": r.error,
             "tokens": c.ids.len(), "finish_reason": c.finish_reason, "text": c.text, "gold": item.question.gold_answer(),
+            "candidates": item.question.candidates(),
         })
     });
     Ok(Evaluation { answers: answers.collect(), numbers: numbers(items, &rewards) })

@@ -21,8 +21,15 @@ struct Row {
     values: Vec<Interval>,
 }
 
-/// One evaluation's records: by task id, its repository and its parts.
-type Records = BTreeMap<String, (String, BTreeMap<String, f64>)>;
+/// One answer's record.
+struct Record {
+    cluster: String,
+    parts: BTreeMap<String, f64>,
+    candidates: Vec<String>,
+}
+
+/// One evaluation's records, by task id.
+type Records = BTreeMap<String, Record>;
 
 /// The table as text, at most 80 columns wide where intervals allow; empty if the run has no evaluations of file localisation.
 pub(super) fn render(run: &Run, dir: &Path) -> Result<String> {
@@ -74,25 +81,26 @@ fn stages(run: &Run, dir: &Path) -> Vec<(String, Records)> {
 /// The records of one evaluation, if it was made.
 fn read(path: &Path) -> Option<Records> {
     let text = std::fs::read_to_string(path).ok()?;
-    let record = |line: &str| -> Option<(String, (String, BTreeMap<String, f64>))> {
+    let record = |line: &str| -> Option<(String, Record)> {
         let v: Value = serde_json::from_str(line).ok()?;
         let parts = v["parts"].as_object()?.iter().filter_map(|(k, x)| Some((k.clone(), x.as_f64()?))).collect();
-        Some((v["id"].as_str()?.to_owned(), (v["cluster"].as_str()?.to_owned(), parts)))
+        let candidates = v["candidates"].as_array().into_iter().flatten().filter_map(|c| Some(c.as_str()?.to_owned())).collect();
+        Some((v["id"].as_str()?.to_owned(), Record { cluster: v["cluster"].as_str()?.to_owned(), parts, candidates }))
     };
     Some(text.lines().filter_map(record).collect())
 }
 
 fn means(records: &Records) -> Vec<Interval> {
-    let clusters: Vec<&str> = records.values().map(|(c, _)| c.as_str()).collect();
+    let clusters: Vec<&str> = records.values().map(|r| r.cluster.as_str()).collect();
     COLUMNS.iter().map(|(key, _)| Bootstrap::default().mean(&column(records, key), Some(&clusters))).collect()
 }
 
 fn column(records: &Records, key: &str) -> Vec<f64> {
-    records.values().map(|(_, parts)| parts.get(key).copied().unwrap_or(0.0)).collect()
+    records.values().map(|r| r.parts.get(key).copied().unwrap_or(0.0)).collect()
 }
 
 fn clusters(records: &Records) -> usize {
-    records.values().map(|(c, _)| c).collect::<std::collections::BTreeSet<_>>().len()
+    records.values().map(|r| &r.cluster).collect::<std::collections::BTreeSet<_>>().len()
 }
 
 /// What a stage changed in F-beta and hit, task by task.
@@ -100,7 +108,7 @@ fn difference(before: &(String, Records), after: &(String, Records)) -> String {
     if !before.1.keys().eq(after.1.keys()) {
         return String::new();
     }
-    let clusters: Vec<&str> = after.1.values().map(|(c, _)| c.as_str()).collect();
+    let clusters: Vec<&str> = after.1.values().map(|r| r.cluster.as_str()).collect();
     let change = |key| {
         let i = Bootstrap::default().paired(&column(&before.1, key), &column(&after.1, key), Some(&clusters));
         format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
@@ -118,11 +126,14 @@ fn baselines(run: &Run, records: &Records) -> Result<Vec<Row>> {
     // The files may have moved since: a table without a baseline is better than none.
     let Ok(tasks) = read_tasks(&paths) else { return Ok(Vec::new()) };
     let tasks: Vec<_> = tasks.into_iter().filter(|t| records.contains_key(&t.instance_id)).collect();
+    // From the very lists that the prompts showed: a prompt that had to leave paths out made the choice easier.
+    let shown: Vec<Vec<String>> = tasks.iter().map(|t| records[&t.instance_id].candidates.clone()).collect();
+    let shown = shown.iter().all(|c| !c.is_empty()).then_some(shown.as_slice());
     let repositories: Vec<&str> = tasks.iter().map(|t| t.repo.as_str()).collect();
     let mut rows = Vec::new();
     for (field, name) in [(Field::Path, "paths"), (Field::Content, "contents")] {
-        let tables: Vec<Table> =
-            bm25_scores(&tasks, field, 4)?.iter().map(|s| Table::new(s, BETA, Some(&repositories), &Bootstrap::default())).collect();
+        let scores = bm25_scores(&tasks, shown, field, 4)?;
+        let tables: Vec<Table> = scores.iter().map(|s| Table::new(s, BETA, Some(&repositories), &Bootstrap::default())).collect();
         let best = (0..tables.len()).max_by(|a, b| tables[*a].fbeta.mean.total_cmp(&tables[*b].fbeta.mean)).unwrap_or(0);
         for k in [0].into_iter().chain((best > 0).then_some(best)) {
             let t = &tables[k];

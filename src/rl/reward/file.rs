@@ -77,6 +77,10 @@ impl Question for FileQuestion {
         &self.prompt.answer
     }
 
+    fn candidates(&self) -> &[String] {
+        &self.prompt.candidates
+    }
+
     fn judge(&self, completion: &Completion) -> Reward {
         let (score, error) = file::score(&completion.text, &self.universe, &self.prompt.gold);
         let if_valid = |value: f64| if score.valid { value } else { 0.0 };

@@ -38,6 +38,11 @@ pub trait Question: Send + Sync {
 
     /// What of the task did not fit into the prompt, in words; `None` if nothing.
     fn cut(&self) -> Option<String>;
+
+    /// What an answer may choose from, where the prompt lists it: a baseline is to choose from the same.
+    fn candidates(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// A kind of question that can be asked about a task.
