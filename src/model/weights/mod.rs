@@ -14,7 +14,7 @@ pub mod safetensors;
 mod save;
 
 pub use folder::open_folder;
-pub use save::{SaveDtype, save_hf};
+pub use save::{SaveDtype, save_hf, save_hf_sharded};
 
 use crate::model::chat::ChatTemplate;
 use crate::model::config::ModelConfig;
