@@ -60,6 +60,8 @@ fn adapters_that_mean_something_else_are_refused() {
         ("use_rslora", json!(true), "use_rslora: this setting is not supported"),
         ("rank_pattern", json!({"q_proj": 2}), "rank_pattern: this setting is not supported"),
         ("modules_to_save", json!(["lm_head"]), "modules_to_save: this setting is not supported"),
+        ("alora_invocation_tokens", json!([1]), "alora_invocation_tokens: this setting is not supported"),
+        ("init_lora_weights", json!("pissa"), "init_lora_weights: \"pissa\" changes the base weights"),
         ("bias", json!("all"), "bias: trained biases are not supported"),
         ("r", json!(0), "r: expected a whole number from 1"),
         ("r", json!(8), "expected rank 8"),
