@@ -6,7 +6,7 @@ mod python_json;
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, ErrorKind, State, Value, context};
 use std::collections::BTreeMap;
 
 /// One turn of a conversation.
@@ -39,12 +39,12 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Error::input(format!("cannot set up templates: {e}")))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, prepare(source))
             .map_err(|e| Error::input(format!("cannot compile the chat template: {}", describe(&e))))?;
         Ok(Self { source: source.to_owned(), environment, special_tokens: special_tokens(settings) })
     }
@@ -108,27 +108,90 @@ fn describe(e: &minijinja::Error) -> String {
     }
 }
 
-/// transformers marks the assistant's part by `{% generation %}`, which changes nothing of what is rendered: it becomes a condition that
-/// always holds, so that blanks around the tag are treated as those around any other.
-fn without_generation_tags(source: &str) -> String {
+/// The template as minijinja is to see it. Three things Jinja2 and transformers do are done here:
+///
+/// * line ends become `\n`;
+/// * a backslash at the end of a line inside a string joins the lines, as in Python (Mistral's templates are written so);
+/// * `{% generation %}`, by which transformers marks the assistant's part and which changes nothing of what is rendered, becomes a
+///   condition that always holds, so that blanks around the tag are treated as those around any other.
+fn prepare(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(close) = rest[open..].find("%}") else { break };
-        let tag = &rest[open + 2..open + close];
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        let replacement = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => word,
+    let mut rest = source.as_str();
+    while let Some(open) = rest.find('{') {
+        let (before, tag) = rest.split_at(open);
+        out.push_str(before);
+        let len = match tag.as_bytes().get(1) {
+            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
+            Some(b'{') => tag_len(tag, "}}"),
+            Some(b'%') => tag_len(tag, "%}"),
+            _ => 1,
         };
-        out.push_str(&rest[..open + 2]);
-        out.push_str(&if word.is_empty() || replacement == word { tag.to_owned() } else { tag.replacen(word, replacement, 1) });
-        out.push_str("%}");
-        rest = &rest[open + close + 2..];
+        let (tag, after) = tag.split_at(len);
+        out.push_str(&match tag.strip_prefix("{%").and_then(|t| t.strip_suffix("%}")) {
+            Some(inner) => prepare_block(inner),
+            None => join_lines(tag),
+        });
+        rest = after;
     }
     out.push_str(rest);
     out
+}
+
+/// Where a tag ends: its closing mark outside of strings, or the end of the text.
+fn tag_len(tag: &str, close: &str) -> usize {
+    let bytes = tag.as_bytes();
+    let (mut at, mut quote) = (2, None);
+    while at < bytes.len() {
+        match (quote, bytes[at]) {
+            (Some(_), b'\\') => at += 1,
+            (Some(q), b) if b == q => quote = None,
+            (None, b @ (b'\'' | b'"')) => quote = Some(b),
+            (None, _) if bytes[at..].starts_with(close.as_bytes()) => return at + close.len(),
+            _ => {}
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+/// A block tag, by what stands between its marks.
+fn prepare_block(inner: &str) -> String {
+    let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+    let inner = match word {
+        "generation" => inner.replacen(word, "if true", 1),
+        "endgeneration" => inner.replacen(word, "endif", 1),
+        _ => join_lines(inner),
+    };
+    format!("{{%{inner}%}}")
+}
+
+/// Backslashes at the ends of lines, which can stand in strings only.
+fn join_lines(tag: &str) -> String {
+    let mut out = String::with_capacity(tag.len());
+    let mut chars = tag.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.peek()) {
+            ('\\', Some('\n')) => drop(chars.next()),
+            ('\\', Some(next)) => {
+                out.extend([c, *next]);
+                chars.next();
+            }
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Methods that templates call as in Python.
+fn python_method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+    if let (Some(text), "removeprefix" | "removesuffix", [part]) = (value.as_str(), method, args)
+        && let Some(part) = part.as_str()
+    {
+        let stripped = if method == "removeprefix" { text.strip_prefix(part) } else { text.strip_suffix(part) };
+        return Ok(Value::from(stripped.unwrap_or(text)));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// `bos_token`, `eos_token`, ... as texts; in the file they may be objects with the text as `content`.
@@ -208,6 +271,8 @@ mod tests {
             ("{{ messages[0].tool_calls is defined }}{{ none }}{{ messages[0].missing }}", "FalseNone"),
             ("{% set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
             ("{{ strftime_now('%Y') | length }}", "4"),
+            ("{% set s = 'a\\\nb' %}\r\n{{ s + '%}' + \"}}\" + 'x\\\\' }}\r\n", "ab%}}}x\\"),
+            ("{# ' #}{{ 'abc'.removeprefix('a').removesuffix('x') }}{ '", "bc{ '"),
         ] {
             assert_eq!(render(source, user.clone()).unwrap(), expected, "{source}");
         }

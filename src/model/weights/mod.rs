@@ -15,7 +15,7 @@ mod save;
 
 pub use folder::open_folder;
 pub use peft::{AdapterTensor, load_peft, save_peft};
-pub use save::{SaveDtype, save_hf};
+pub use save::{SaveDtype, save_hf, save_hf_sharded};
 
 use crate::model::chat::ChatTemplate;
 use crate::model::config::ModelConfig;

@@ -126,7 +126,21 @@ fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
             return Err(refuse(field, "this setting is not supported: expected false".to_owned()));
         }
     }
-    for field in ["modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "layer_replication", "target_parameters"] {
+    const UNSUPPORTED: [&str; 12] = [
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+        "trainable_token_indices",
+        "layer_replication",
+        "target_parameters",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+        "use_bdlora",
+    ];
+    for field in UNSUPPORTED {
         let empty = |v: &Value| v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty);
         if get(field).is_some_and(|v| !empty(v)) {
             return Err(refuse(field, "this setting is not supported: expected null".to_owned()));
@@ -134,6 +148,13 @@ fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
     }
     if let Some(bias) = get("bias").filter(|v| v.as_str() != Some("none")) {
         return Err(refuse("bias", format!("trained biases are not supported: expected \"none\", found {bias}")));
+    }
+    // PiSSA, OLoRA, LoftQ and the like change the base weights as well; the others only choose where training began.
+    if let Some(init) =
+        get("init_lora_weights").filter(|v| !v.is_boolean() && !["gaussian", "eva", "orthogonal"].map(Value::from).contains(v))
+    {
+        return Err(refuse("init_lora_weights", format!("{init} changes the base weights, which is not supported"))
+            .hint("convert the adapter to a plain LoRA with `peft` (save_pretrained with path_initial_model_for_weight_conversion)"));
     }
     let rank = get("r").and_then(Value::as_u64).filter(|r| (1..=1 << 16).contains(r));
     let rank = rank.ok_or_else(|| refuse("r", "expected a whole number from 1 to 65536".to_owned()))?;

@@ -81,11 +81,14 @@ pub fn save_hf(
     dtype: SaveDtype,
     read: &mut dyn FnMut(&str) -> Result<Vec<f32>>,
 ) -> Result<()> {
-    save_sharded(dir, files, tensors, dtype, read, MAX_SHARD_BYTES)
+    save_hf_sharded(dir, files, tensors, dtype, read, MAX_SHARD_BYTES)
 }
 
-/// [`save_hf`] with its own size of a shard (tests cannot write 5 GB).
-fn save_sharded(
+/// [`save_hf`] with another size of a shard: a file has at most `max_shard_bytes` of tensors, or one tensor that is larger.
+///
+/// # Errors
+/// As [`save_hf`].
+pub fn save_hf_sharded(
     dir: &Path,
     files: &ModelFiles,
     tensors: &[TensorSpec],

@@ -102,8 +102,9 @@ impl GgmlType {
         }
     }
 
-    /// Expands whole blocks: `out.len()` numbers from `src`, which has exactly their blocks.
-    pub(super) fn expand(self, src: &[u8], out: &mut [f32]) {
+    /// Expands whole blocks: `out.len()` numbers from `src`, which has exactly their blocks (what goes beyond a whole block, in either, is
+    /// left alone).
+    pub fn expand(self, src: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => scalars(src, out, f32::from_le_bytes),
             Self::F16 => scalars(src, out, |b| f16::from_le_bytes(b).to_f32()),

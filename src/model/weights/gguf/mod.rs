@@ -156,7 +156,7 @@ pub(super) fn open_model(path: &Path) -> Result<ModelFiles> {
     let (config_json, generation_json) = config::rebuild(&gguf)?;
     let mut config = ModelConfig::from_hf(&config_json).map_err(at)?;
     config.add_generation_config(&generation_json).map_err(at)?;
-    let tokenizer = vocab::rebuild(&gguf)?.map(|json| Tokenizer::from_json(json.into())).transpose().map_err(at)?;
+    let tokenizer = vocab::rebuild(&gguf)?.map(Tokenizer::from_json).transpose().map_err(at)?;
     let tokenizer_config = tokenizer.is_some().then(|| vocab::tokenizer_config(&gguf, &config)).transpose()?;
     let chat_template = match (gguf.str("tokenizer.chat_template")?, &tokenizer_config) {
         (Some(source), Some(settings)) => Some(ChatTemplate::new(source, settings).map_err(|e| at(e.at("tokenizer.chat_template")))?),

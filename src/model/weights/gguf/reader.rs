@@ -222,7 +222,7 @@ impl<'a> Reader<'a> {
                     10..=12 => 8,
                     other => return Err(Error::input(format!("arrays of value type {other} are unknown"))),
                 };
-                self.take(n.checked_mul(size).unwrap_or(usize::MAX))?;
+                self.take(n.saturating_mul(size))?;
             }
         }
         Ok(MetaValue::Array(element, n, start..self.at))
