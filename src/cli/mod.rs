@@ -1,6 +1,63 @@
 //! The command line: one file a subcommand. The only place that prints or draws progress bars.
+//!
+//! Data goes to stdout, progress and warnings to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C.
+
+mod bench;
+mod common;
+mod data;
+mod doctor;
+mod interrupt;
+mod lines;
+mod output;
+mod reward;
+mod sample;
+mod score;
+
+use clap::{Parser, Subcommand};
+
+/// Trains a code model to resolve issues from a repository's own history, and samples from it.
+#[derive(Parser)]
+#[command(name = "sorft-native", version, about, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Data(data::Args),
+    Sample(sample::Args),
+    Score(score::Args),
+    Reward(reward::Args),
+    Bench(bench::Args),
+    Doctor(doctor::Args),
+}
 
 /// Runs the program and returns its exit status.
 pub fn run() -> u8 {
-    0
+    common::keep_freed_memory();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to stdout with status 0, mistakes to stderr with status 2; nothing can be done where printing fails.
+            let _ = e.print();
+            return u8::try_from(e.exit_code()).unwrap_or(2);
+        }
+    };
+    let outcome = match cli.command {
+        Command::Data(args) => data::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Reward(args) => reward::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(error) if lines::is_closed_pipe(&error) => 0,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit_code()
+        }
+    }
 }

@@ -1,1 +1,21 @@
-//! Tasks, patches, prompts, answers, and how well answers hit. Knows nothing of tensors or models.
+//! Tasks, patches, prompts, answers, and how well answers hit. Knows nothing of tensors or models: where a token budget is needed it
+//! comes in as a `count_tokens` function.
+//!
+//! * [`task`]: a resolved issue, in SWE-bench's field names; [`source`] reads tasks from files and mines them from git histories.
+//! * [`patch`]: unified git diffs: parse, apply, write. [`paths`]: which paths are sources, tests, documentation.
+//! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
+//! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
+
+pub mod bootstrap;
+pub mod lexical;
+pub mod metrics;
+pub mod patch;
+pub mod paths;
+pub mod random;
+pub mod source;
+pub mod split;
+pub mod subtask;
+pub mod symbols;
+pub mod task;
+
+pub use task::Task;

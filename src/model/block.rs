@@ -73,17 +73,17 @@ impl Block {
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor, kv: &mut KvLayer) -> (Tensor, Forward) {
         let params = pass.params;
         let (normed, input_rstd) = pass.norm(x, self.input_norm);
-        let linear = |l: &Linear, x: &Tensor| l.forward(params, x, pass.adapter);
-        let (rotated_q, q) = self.project(pass, linear(&self.q, &normed), self.qk_norm.map(|n| n.0));
-        let (rotated_k, k) = self.project(pass, linear(&self.k, &normed), self.qk_norm.map(|n| n.1));
-        kv.write(&pass.plan.kv_slots, &rotated_k, &linear(&self.v, &normed));
+        let [q, k, v] = Linear::forward_many(params, [&self.q, &self.k, &self.v], &normed, pass.adapter);
+        let (rotated_q, q) = self.project(pass, q, self.qk_norm.map(|n| n.0));
+        let (rotated_k, k) = self.project(pass, k, self.qk_norm.map(|n| n.1));
+        kv.write(&pass.plan.kv_slots, &rotated_k, &v);
         kv.copy(&pass.plan.copies);
         let (attended, softmax) = attention::forward(&rotated_q, kv, &pass.plan.segments, pass.scale());
-        let mut middle = linear(&self.o, &attended);
+        let mut middle = self.o.forward(params, &attended, pass.adapter);
         residual::add_to(&mut middle, x);
         let (normed, post_rstd) = pass.norm(&middle, self.post_norm);
-        let (gate, up) = (linear(&self.gate, &normed), linear(&self.up, &normed));
-        let mut out = linear(&self.down, &swiglu::forward(&gate, &up));
+        let [gate, up] = Linear::forward_many(params, [&self.gate, &self.up], &normed, pass.adapter);
+        let mut out = self.down.forward(params, &swiglu::forward(&gate, &up), pass.adapter);
         residual::add_to(&mut out, &middle);
         (out, Forward { input_rstd, q, k, rotated_q, attended, softmax, middle, post_rstd, gate, up })
     }

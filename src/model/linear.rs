@@ -27,15 +27,23 @@ pub(crate) struct LoraLayer {
 impl Linear {
     /// y `[T, out]` for x `[T, in]`.
     pub fn forward(&self, params: &Params, x: &Tensor, adapter: Adapter) -> Tensor {
-        let mut y = matmul::forward(x, params.matrix(self.weight));
-        if let Some(bias) = self.bias {
-            residual::add_bias(&mut y, &params.vector(bias));
-        }
-        if let (Some(lora), Adapter::On) = (self.lora, adapter) {
-            let u = lora.low_rank(params, x);
-            matmul::forward_add(&u, params.matrix(lora.b), &mut y);
-        }
+        let [y] = Self::forward_many(params, [self], x, adapter);
         y
+    }
+
+    /// Several layers of the same input, in one go; the same bits as one by one.
+    pub fn forward_many<const N: usize>(params: &Params, layers: [&Linear; N], x: &Tensor, adapter: Adapter) -> [Tensor; N] {
+        let mut outputs = matmul::forward_many(x, layers.map(|l| params.matrix(l.weight)));
+        for (layer, y) in layers.iter().zip(&mut outputs) {
+            if let Some(bias) = layer.bias {
+                residual::add_bias(y, &params.vector(bias));
+            }
+            if let (Some(lora), Adapter::On) = (layer.lora, adapter) {
+                let u = lora.low_rank(params, x);
+                matmul::forward_add(&u, params.matrix(lora.b), y);
+            }
+        }
+        outputs
     }
 
     /// dx for dy `[T, out]`, adding to the trained gradients. `x` is the forward's input.

@@ -4,6 +4,7 @@ use crate::model::block::Block;
 use crate::model::linear::{Linear, LoraLayer};
 use crate::model::params::{Param, ParamData};
 use crate::model::transformer::{ParamInfo, Transformer};
+use crate::model::weights::AdapterTensor;
 use crate::tensor::philox::Philox;
 use crate::{Error, Result};
 
@@ -71,10 +72,10 @@ impl Transformer {
     }
 
     /// Adds an adapter read from a PEFT folder: its settings and its tensors by PEFT's names.
-    pub fn add_saved_lora(&mut self, lora: &LoraConfig, tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Result<()> {
+    pub fn add_saved_lora(&mut self, lora: &LoraConfig, tensors: &[AdapterTensor]) -> Result<()> {
         self.add_lora(lora, 0)?;
         let mut missing: std::collections::BTreeSet<String> = self.adapter_params().into_iter().map(|p| p.name).collect();
-        for (name, shape, data) in tensors {
+        for AdapterTensor { name, shape, data } in tensors {
             if !missing.remove(name) {
                 return Err(Error::input("the adapter has a tensor that its settings do not ask for").at(name));
             }

@@ -1,46 +1,386 @@
-//! The tokenizer: text to ids and back, from a Hugging Face `tokenizer.json` or rebuilt from GGUF metadata.
+//! Text to token ids and back, from a Hugging Face `tokenizer.json` or rebuilt from GGUF metadata.
 
-use crate::Result;
+use crate::{Error, Result};
+use tokenizers::DecoderWrapper;
 
 /// Text to token ids and back.
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// What it was made of: a save writes the very same bytes.
+    json: Vec<u8>,
+    /// One more than the largest id.
+    vocab_size: usize,
+    adds_bos: bool,
+}
 
 impl Tokenizer {
+    /// Parses the bytes of a `tokenizer.json`. Truncation and padding that it may prescribe are left out, as transformers does.
+    ///
+    /// # Errors
+    /// If the bytes are no tokenizer, or a token cannot have the id that its entry says.
+    pub fn from_json(json: Vec<u8>) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| Error::input(format!("cannot read the tokenizer: {e}")))?;
+        inner.with_truncation(None).map_err(|e| Error::input(format!("cannot read the tokenizer: {e}")))?;
+        inner.with_padding(None);
+        check_added_tokens(&json, &inner)?;
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let mut tokenizer = Self { inner, json, vocab_size, adds_bos: false };
+        // What the post-processor puts before an arbitrary text.
+        let (with, without) = (tokenizer.encode("a", true)?, tokenizer.encode("a", false)?);
+        tokenizer.adds_bos = with.first() != without.first();
+        Ok(tokenizer)
+    }
+
     /// The ids of `text`. Special tokens in the text are recognised; a BOS is added only where the tokenizer's post-processor adds one and
     /// `add_special` is set.
-    pub fn encode(&self, _text: &str, _add_special: bool) -> Result<Vec<u32>> {
-        todo!()
+    ///
+    /// # Errors
+    /// If the tokenizer has no token for a part of the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::input(format!("the text cannot be tokenised: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
     }
-    /// The text of `ids`.
-    pub fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String> {
-        todo!()
+
+    /// The text of `ids`. Ids that are no tokens (a model's vocabulary may be padded) have no text; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| Error::input(format!("the tokens cannot be decoded: {e}")))
     }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
-        todo!()
+        self.vocab_size
     }
+
     /// The id of a token given by its exact text (`<|im_end|>`).
-    pub fn token_to_id(&self, _token: &str) -> Option<u32> {
-        todo!()
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// A token as the vocabulary writes it (byte-level vocabularies write a blank as `Ġ`).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether a token is special: [`Tokenizer::decode`] leaves it out when asked to.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
+    }
+
+    /// Whether [`Tokenizer::encode`] with `add_special` puts a token before the text.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// The bytes of `tokenizer.json`.
+    pub fn to_json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// That every id it can give is one of the model's.
+    ///
+    /// # Errors
+    /// Names the token that is not.
+    pub fn check_fits(&self, model_vocab_size: usize) -> Result<()> {
+        if self.vocab_size <= model_vocab_size {
+            return Ok(());
+        }
+        let id = self.vocab_size - 1;
+        let token = u32::try_from(id).ok().and_then(|id| self.id_to_token(id)).unwrap_or_default();
+        let message =
+            format!("a tokenizer that does not fit the model: token `{token}` has id {id}, the model has {model_vocab_size} tokens");
+        Err(Error::input(message).hint("use the tokenizer.json that came with these weights"))
     }
 }
 
-/// Decodes a growing sequence piece by piece, holding back bytes that are not yet whole characters.
+/// The crate gives an added token the next free id where its entry says another: that would be another token for the model.
+fn check_added_tokens(json: &[u8], inner: &tokenizers::Tokenizer) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        id: u32,
+        content: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Entry>,
+    }
+    let file: File = serde_json::from_slice(json).map_err(|e| Error::input(format!("cannot read the tokenizer: {e}")))?;
+    for entry in file.added_tokens.iter().filter(|e| !e.content.is_empty()) {
+        let id = inner.token_to_id(&entry.content);
+        if id != Some(entry.id) {
+            let found = id.map_or("none".to_owned(), |id| id.to_string());
+            return Err(Error::input(format!(
+                "token `{}` should have id {}, but the vocabulary gives it {found}",
+                entry.content, entry.id
+            ))
+            .at("added_tokens"));
+        }
+    }
+    Ok(())
+}
+
+/// Decodes a growing sequence piece by piece, holding back what further tokens could still change. The pieces together are exactly
+/// [`Tokenizer::decode`] of the whole sequence, without special tokens.
 pub struct StreamDecoder<'a> {
-    _tokenizer: &'a Tokenizer,
+    tokenizer: &'a Tokenizer,
+    state: State,
+}
+
+enum State {
+    /// Byte-level vocabularies: bytes that are not yet whole characters.
+    Bytes(Vec<u8>),
+    /// Others: everything is decoded again at each token, and what goes beyond the text given out so far is new.
+    Again { ids: Vec<u32>, given: String },
 }
 
 impl<'a> StreamDecoder<'a> {
     /// A decoder of nothing yet.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { _tokenizer: tokenizer }
+        let state = match tokenizer.inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => State::Bytes(Vec::new()),
+            _ => State::Again { ids: Vec::new(), given: String::new() },
+        };
+        Self { tokenizer, state }
     }
+
     /// Takes one more token; returns the text that has become certain (maybe empty).
-    pub fn push(&mut self, _id: u32) -> Result<String> {
-        todo!()
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let Some(token) = self.tokenizer.id_to_token(id) else { return Ok(String::new()) };
+        if self.tokenizer.inner.get_added_vocabulary().is_special_token(&token) {
+            return Ok(String::new());
+        }
+        match &mut self.state {
+            State::Bytes(pending) => {
+                push_bytes(&token, pending);
+                Ok(take_characters(pending))
+            }
+            State::Again { ids, given } => {
+                ids.push(id);
+                // A byte token (`<0xE2>`) becomes text together with its neighbours only.
+                if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
+                    return Ok(String::new());
+                }
+                let whole = self.tokenizer.decode(ids, true)?;
+                if whole.ends_with('\u{FFFD}') {
+                    return Ok(String::new());
+                }
+                Ok(take_new(&whole, given))
+            }
+        }
     }
+
     /// What was held back.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
     pub fn finish(self) -> Result<String> {
-        todo!()
+        match self.state {
+            State::Bytes(pending) => Ok(String::from_utf8_lossy(&pending).into_owned()),
+            State::Again { ids, mut given } => Ok(take_new(&self.tokenizer.decode(&ids, true)?, &mut given)),
+        }
+    }
+}
+
+/// What `whole` has beyond `given`, which is brought up to it.
+fn take_new(whole: &str, given: &mut String) -> String {
+    let new = whole.strip_prefix(given.as_str()).unwrap_or_default().to_owned();
+    given.push_str(&new);
+    new
+}
+
+/// A byte-level token's bytes: each of its characters stands for one. A token with any other character is its own text.
+fn push_bytes(token: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    for c in token.chars() {
+        match byte_of(c) {
+            Some(b) => out.push(b),
+            None => {
+                out.truncate(start);
+                out.extend_from_slice(token.as_bytes());
+                return;
+            }
+        }
+    }
+}
+
+/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, the other 68 bytes are, in order, the
+/// characters from U+0100 on.
+fn byte_of(c: char) -> Option<u8> {
+    let code = u32::from(c);
+    match code {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => Some(code as u8),
+        0x100..=0x120 => Some((code - 0x100) as u8),
+        0x121..=0x142 => Some((code - 0x121 + 0x7F) as u8),
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
+/// The longest part of `pending` whose decoding no further byte can change, taken out of it. Bytes that can no longer become a character
+/// are U+FFFD, in the grouping of `String::from_utf8_lossy`.
+fn take_characters(pending: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    let mut done = 0;
+    while done < pending.len() {
+        match std::str::from_utf8(&pending[done..]) {
+            Ok(rest) => {
+                text.push_str(rest);
+                done = pending.len();
+            }
+            Err(e) => {
+                let valid = &pending[done..done + e.valid_up_to()];
+                text.push_str(&String::from_utf8_lossy(valid));
+                done += e.valid_up_to();
+                let Some(bad) = e.error_len() else { break };
+                text.push('\u{FFFD}');
+                done += bad;
+            }
+        }
+    }
+    pending.drain(..done);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn alphabet() -> Vec<String> {
+        let mut chars: Vec<char> = (0..=0x143u32).filter_map(char::from_u32).filter(|c| byte_of(*c).is_some()).collect();
+        chars.sort_by_key(|c| byte_of(*c));
+        chars.into_iter().map(String::from).collect()
+    }
+
+    /// A byte-level BPE of 256 bytes, a few merges, a special token and one that is not.
+    fn small_bpe() -> Value {
+        let merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ã", "©"), ("ð", "Ł"), ("ðŁ", "Ļ")];
+        let mut tokens = alphabet();
+        tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+        tokens.extend(["<|end|>".to_owned(), "<täg>".to_owned()]);
+        let n = tokens.len();
+        let added = |id: usize, special: bool| json!({"id": id, "content": tokens[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
+        let vocab: serde_json::Map<_, _> = tokens.iter().zip(0..).map(|(t, i): (_, u32)| (t.clone(), json!(i))).collect();
+        json!({
+            "version": "1.0", "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}, "padding": null,
+            "added_tokens": [added(n - 2, true), added(n - 1, false)],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                      "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": merges},
+        })
+    }
+
+    /// A SentencePiece-like BPE with byte tokens.
+    fn small_spm() -> Value {
+        let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned()];
+        tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+        tokens.extend(["▁", "t", "h", "e", "he", "▁the", "é"].map(str::to_owned));
+        let vocab: serde_json::Map<_, _> = tokens.iter().zip(0..).map(|(t, i): (_, u32)| (t.clone(), json!(i))).collect();
+        json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null,
+            "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+            "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                      "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": [["h", "e"]]},
+        })
+    }
+
+    fn tokenizer(json: &Value) -> Tokenizer {
+        Tokenizer::from_json(serde_json::to_vec(json).unwrap()).unwrap()
+    }
+
+    fn streamed(t: &Tokenizer, ids: &[u32]) -> String {
+        let mut decoder = StreamDecoder::new(t);
+        let mut text: String = ids.iter().map(|id| decoder.push(*id).unwrap()).collect();
+        text.push_str(&decoder.finish().unwrap());
+        text
+    }
+
+    #[test]
+    fn the_alphabet_is_gpt2s() {
+        let found: std::collections::BTreeSet<char> = alphabet().iter().flat_map(|s| s.chars()).collect();
+        let expected: std::collections::BTreeSet<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+        assert_eq!(found, expected);
+        assert_eq!((byte_of('Ġ'), byte_of('Ċ'), byte_of('é')), (Some(b' '), Some(b'\n'), Some(0xE9)));
+    }
+
+    #[test]
+    fn encodes_and_decodes_whatever_length() {
+        let json = small_bpe();
+        let t = tokenizer(&json);
+        let text = "the the é 🙂 <|end|> then <täg>";
+        let ids = t.encode(text, true).unwrap();
+        assert!(ids.len() > 3, "truncation is left out");
+        assert_eq!(t.decode(&ids, false).unwrap(), text);
+        assert_eq!(t.decode(&ids, true).unwrap(), text.replace("<|end|>", ""));
+        let end = t.token_to_id("<|end|>").unwrap();
+        assert!(ids.contains(&end) && t.is_special(end) && !t.is_special(end + 1));
+        assert_eq!((t.vocab_size(), t.adds_bos()), (end as usize + 2, false));
+        assert_eq!(t.to_json(), serde_json::to_vec(&json).unwrap());
+        assert!(t.check_fits(t.vocab_size()).is_ok());
+        let e = t.check_fits(t.vocab_size() - 1).unwrap_err().to_string();
+        assert!(e.contains("a tokenizer that does not fit the model: token `<täg>` has id 263, the model has 263 tokens"), "{e}");
+        assert!(tokenizer(&small_spm()).adds_bos());
+    }
+
+    #[test]
+    fn a_character_is_held_back_until_it_is_whole() {
+        let t = tokenizer(&small_bpe());
+        let mut d = StreamDecoder::new(&t);
+        let ids: Vec<u32> = "🙂é".bytes().map(u32::from).map(|b| t.token_to_id(&alphabet()[b as usize]).unwrap()).collect();
+        let pieces: Vec<_> = ids.iter().map(|id| d.push(*id).unwrap()).collect();
+        assert_eq!(pieces, ["", "", "", "🙂", "", "é"]);
+        let mut d = StreamDecoder::new(&t);
+        assert_eq!(d.push(ids[0]).unwrap() + &d.push(ids[1]).unwrap(), "");
+        assert_eq!(d.finish().unwrap(), "\u{FFFD}");
+    }
+
+    #[test]
+    fn ids_that_the_crate_would_change_are_refused() {
+        let mut json = small_bpe();
+        json["added_tokens"][0]["content"] = json!("<|other|>");
+        json["added_tokens"][0]["id"] = json!(1000);
+        let e = Tokenizer::from_json(serde_json::to_vec(&json).unwrap()).err().unwrap().to_string();
+        assert!(e.contains("added_tokens: token `<|other|>` should have id 1000, but the vocabulary gives it 264"), "{e}");
+        assert!(Tokenizer::from_json(b"{}".to_vec()).err().unwrap().to_string().contains("cannot read the tokenizer"));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_together_are_the_decoded_whole(ids in proptest::collection::vec(0u32..270, 0..60)) {
+            let t = tokenizer(&small_bpe());
+            prop_assert_eq!(streamed(&t, &ids), t.decode(&ids, true).unwrap());
+        }
+
+        #[test]
+        fn the_same_with_byte_tokens(ids in proptest::collection::vec(prop_oneof![0u32..270, 190u32..230, 258u32..265], 0..40)) {
+            let t = tokenizer(&small_spm());
+            prop_assert_eq!(streamed(&t, &ids), t.decode(&ids, true).unwrap());
+        }
+
+        #[test]
+        fn text_survives_the_round_trip(text in any::<String>()) {
+            let t = tokenizer(&small_bpe());
+            let ids = t.encode(&text, true).unwrap();
+            prop_assert_eq!(t.decode(&ids, false).unwrap(), &text[..]);
+            prop_assert_eq!(streamed(&t, &ids), t.decode(&ids, true).unwrap());
+        }
     }
 }

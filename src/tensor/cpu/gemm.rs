@@ -68,24 +68,52 @@ fn panels_per_unit(panels: usize) -> usize {
 /// # Panics
 /// If the sizes do not fit.
 pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
-    let (n, k) = (w.n, w.k);
+    nt_many(x, &mut [(w, out)], add);
+}
+
+/// [`nt`] of the same `x` with several matrices, in one go: their panels are shared out among the threads together.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: bool) {
+    let k = products.first().map_or(0, |(w, _)| w.k);
     let rows = if k == 0 { 0 } else { x.len() / k };
-    assert_eq!((x.len(), out.len()), (rows * k, rows * n), "x [{rows}, {k}], W [{n}, {k}]");
+    for (w, out) in products.iter() {
+        assert_eq!((w.k, x.len(), out.len()), (k, rows * k, rows * w.n), "x [{rows}, {k}], W [{}, {}]", w.n, w.k);
+    }
     if rows == 0 {
         return;
     }
-    let left = pack_left(rows, k, x, k, 1);
-    let blocks = Blocks::new(rows);
-    let panels = n.div_ceil(PANEL);
-    let per_unit = panels_per_unit(panels);
-    let out = SharedMut::new(out);
-    over_units(panels.div_ceil(per_unit), |unit| {
+    let left = Left { packed: pack_left(rows, k, x, k, 1), blocks: Blocks::new(rows), k };
+    let per_unit = panels_per_unit(products.iter().map(|(w, _)| w.n.div_ceil(PANEL)).sum());
+    let mut units = Vec::new();
+    for (w, out) in products {
+        let (panels, out) = (w.n.div_ceil(PANEL), SharedMut::new(out));
+        units.extend((0..panels).step_by(per_unit).map(|from| (*w, out, from..(from + per_unit).min(panels))));
+    }
+    over_units(units.len(), |unit| {
+        let (w, out, panels) = &units[unit];
+        left.times_panels(*w, out, panels.clone(), add);
+    });
+}
+
+/// The packed left operand of [`nt`].
+struct Left {
+    packed: Vec<f32>,
+    blocks: Blocks,
+    k: usize,
+}
+
+impl Left {
+    /// The product with some panels of a matrix, whose columns of `out` no other unit writes.
+    fn times_panels(&self, w: PanelView<'_>, out: &SharedMut<f32>, panels: Range<usize>, add: bool) {
+        let (n, k) = (w.n, self.k);
         for chunk in k_chunks(k) {
-            for p in unit * per_unit..((unit + 1) * per_unit).min(panels) {
+            for p in panels.clone() {
                 let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
-                for b in 0..blocks.count {
-                    let (from, mr, run) = blocks.get(b);
-                    let a = &left[from * k + chunk.start * mr..from * k + chunk.end * mr];
+                for b in 0..self.blocks.count {
+                    let (from, mr, run) = self.blocks.get(b);
+                    let a = &self.packed[from * k + chunk.start * mr..from * k + chunk.end * mr];
                     let tile = Tile {
                         k: chunk.len(),
                         a: a.as_ptr(),
@@ -103,7 +131,7 @@ pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
                 }
             }
         }
-    });
+    }
 }
 
 /// `dx [T, K] (+)= dy [T, N] W`, `W [N, K]` in panels.

@@ -33,6 +33,12 @@ pub(crate) fn max_rows() -> usize {
     }
 }
 
+/// With few rows a product waits for memory, and the weights are fetched ahead: this many numbers (3 kB).
+#[cfg(target_arch = "x86_64")]
+const PREFETCH: usize = 768;
+#[cfg(target_arch = "x86_64")]
+const FEW_ROWS: usize = 4;
+
 macro_rules! table {
     ($f:ident: $($n:literal)*) => { [$($f::<$n> as Kernel),*] };
 }
@@ -91,8 +97,12 @@ unsafe fn avx512<const R: usize>(t: &Tile) {
     let mut acc = [[_mm512_setzero_ps(); 2]; R];
     let (mut a, mut b) = (t.a, t.b);
     for _ in 0..t.k {
-        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step.
+        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step; a prefetch may point anywhere.
         unsafe {
+            if R <= FEW_ROWS {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 16).cast());
+            }
             let b0 = _mm512_loadu_ps(b);
             let b1 = _mm512_loadu_ps(b.add(16));
             for (i, acc) in acc.iter_mut().enumerate() {

@@ -14,6 +14,14 @@ pub fn forward(x: &Tensor, w: &PanelMatrix) -> Tensor {
     y
 }
 
+/// Several products of the same x, in one go; the same bits as [`forward`] one by one.
+pub fn forward_many<const N: usize>(x: &Tensor, weights: [&PanelMatrix; N]) -> [Tensor; N] {
+    let mut out = weights.map(|w| Tensor::zeros(&[x.rows(), w.n()]));
+    let mut products: Vec<_> = weights.iter().zip(&mut out).map(|(w, y)| (w.view(), y.data_mut())).collect();
+    gemm::nt_many(x.data(), &mut products, false);
+    out
+}
+
 /// y += x W'.
 pub fn forward_add(x: &Tensor, w: &PanelMatrix, y: &mut Tensor) {
     gemm::nt(x.data(), w.view(), y.data_mut(), true);

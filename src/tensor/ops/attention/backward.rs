@@ -222,10 +222,13 @@ vectorized! {
     /// `p`: raw scores in, probabilities out; `ds`: do . v in, score gradients out; both 0 from `bound` on.
     fn score_gradients(p: &mut [f32], ds: &mut [f32], bound: usize, scale: f32, state: (f32, f32, f32)) {
         let (max, inv_sum, delta) = state;
-        for (j, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
-            let e = if j < bound { vector::exp(*p * scale - max) * inv_sum } else { 0.0 };
-            *ds = if j < bound { e * (*ds - delta) * scale } else { 0.0 };
+        p[bound..].fill(f32::NEG_INFINITY);
+        for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
+            let e = vector::exp(*p * scale - max) * inv_sum;
+            *ds = e * (*ds - delta) * scale;
             *p = e;
         }
+        // A key that the row does not see may hold anything.
+        ds[bound..].fill(0.0);
     }
 }

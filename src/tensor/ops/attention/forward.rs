@@ -89,19 +89,25 @@ vectorized! {
             s.fill(0.0);
             return 1.0;
         }
+        // Beyond the bound the scores are replaced by -inf, whose exponential is 0 whatever stood there.
+        s[bound..].fill(f32::NEG_INFINITY);
+        let (lanes, _) = s.as_chunks_mut::<LANES>();
         let mut top: Lanes = [f32::NEG_INFINITY; LANES];
-        for (j, x) in s.iter_mut().enumerate() {
-            *x = if j < bound { *x * scale } else { f32::NEG_INFINITY };
-            let l = j % LANES;
-            top[l] = if *x > top[l] { *x } else { top[l] };
+        for x in lanes.iter_mut() {
+            for l in 0..LANES {
+                x[l] *= scale;
+                top[l] = if x[l] > top[l] { x[l] } else { top[l] };
+            }
         }
         let new = max_lanes(top).max(*max);
         let shrink = exp(*max - new);
         let mut acc: Lanes = [0.0; LANES];
-        for (j, x) in s.iter_mut().enumerate() {
-            let e = if j < bound { exp(*x - new) } else { 0.0 };
-            acc[j % LANES] += e;
-            *x = e;
+        for x in lanes.iter_mut() {
+            for l in 0..LANES {
+                let e = exp(x[l] - new);
+                x[l] = e;
+                acc[l] += e;
+            }
         }
         *sum = *sum * shrink + sum_lanes(acc);
         *max = new;

@@ -1,0 +1,130 @@
+//! `bench`: the kernels' times beside their floors, and, with a model, tokens per second of prefill, decode and training.
+
+use crate::cli::common::DeviceArgs;
+use crate::cli::{interrupt, lines};
+use crate::{Error, Result};
+use serde::Serialize;
+use std::time::Instant;
+
+mod kernels;
+mod model;
+
+/// Time the kernels, with their floors.
+///
+/// Floors come from the processor's own rates, measured in the same run: fused multiply-adds in
+/// registers for arithmetic, reading memory for traffic.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only the benchmarks whose name contains this
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Also time this model: prefill, decode alone and at batch 16, a training step
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// JSON lines
+    #[arg(long)]
+    json: bool,
+    /// Seconds for each benchmark
+    #[arg(long, default_value_t = 1.0, value_name = "S")]
+    seconds: f64,
+}
+
+/// One line of the table.
+#[derive(Serialize)]
+pub(crate) struct Row {
+    name: String,
+    /// Median time of one call, in seconds.
+    seconds: f64,
+    /// What is counted: "GFLOP/s", "GB/s" or "tokens/s".
+    unit: &'static str,
+    rate: f64,
+    /// The same rate at the floor, where there is one.
+    floor: Option<f64>,
+}
+
+/// Collects rows and prints each as it comes.
+pub(crate) struct Bench {
+    filter: Option<String>,
+    budget: f64,
+    json: bool,
+    out: lines::Output,
+    /// GFLOP/s and GB/s that the machine reaches.
+    peaks: (f64, f64),
+}
+
+impl Bench {
+    /// Whether any benchmark of this group is asked for.
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
+    }
+
+    /// Times `work`: `amount` units of `unit` a call (10^9 of them where the unit begins with G).
+    fn run(&mut self, name: &str, unit: &'static str, amount: f64, work: &mut dyn FnMut()) -> Result<()> {
+        if interrupt::pressed() {
+            return Err(Error::interrupted());
+        }
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let seconds = median_seconds(self.budget, work);
+        let scale = if unit.starts_with('G') { 1e9 } else { 1.0 };
+        let floor = match unit {
+            "GFLOP/s" => Some(self.peaks.0),
+            "GB/s" => Some(self.peaks.1),
+            _ => None,
+        };
+        self.row(Row { name: name.to_owned(), seconds, unit, rate: amount / seconds / scale, floor })
+    }
+
+    fn row(&mut self, row: Row) -> Result<()> {
+        if self.json {
+            return self.out.write(&row);
+        }
+        let share = row.floor.map_or(String::new(), |f| format!("{:4.0} % of {:.0}", 100.0 * row.rate / f, f));
+        self.out.text(&format!("{:<34} {:>10} {:>9.1} {:<8} {share}\n", row.name, time(row.seconds), row.rate, row.unit))
+    }
+}
+
+/// A time with a unit that suits it.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
+        s if s < 1.0 => format!("{:.2} ms", s * 1e3),
+        s => format!("{s:.2} s"),
+    }
+}
+
+/// The median time of a call: one call to warm up, then calls for about `budget` seconds, at least three.
+fn median_seconds(budget: f64, work: &mut dyn FnMut()) -> f64 {
+    work();
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 3 || (begin.elapsed().as_secs_f64() < budget && times.len() < 10_000) {
+        let start = Instant::now();
+        work();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    interrupt::listen()?;
+    args.device.open()?;
+    let peaks = (kernels::peak_gflops(args.seconds.min(0.3)), kernels::read_rate(args.seconds.min(0.5)));
+    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks };
+    if !bench.json {
+        let threads = rayon::current_num_threads();
+        bench.out.text(&format!(
+            "{threads} threads: {:.0} GFLOP/s of f32 in the first cache, {:.1} GB/s read from memory\n",
+            peaks.0, peaks.1
+        ))?;
+    }
+    kernels::run(&mut bench)?;
+    match &args.model {
+        Some(spec) => model::run(&mut bench, spec),
+        None => Ok(()),
+    }
+}

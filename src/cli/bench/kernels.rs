@@ -1,0 +1,180 @@
+//! The ops on the shapes of a small model.
+
+use super::{Bench, median_seconds};
+use crate::Result;
+use crate::tensor::Tensor;
+use crate::tensor::cpu::kernel::{Tile, kernel, max_rows};
+use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
+use crate::tensor::ops::attention::{self, Heads, KvLayer};
+use crate::tensor::ops::{adamw, rmsnorm, swiglu, token_logprob};
+use crate::tensor::philox::Philox;
+use crate::tensor::plan::{Plan, Tree};
+use rayon::prelude::*;
+
+/// Random numbers: never time on zeros.
+fn random(shape: &[usize]) -> Tensor {
+    let n = shape.iter().product();
+    let r = Philox::new(n as u64, 0);
+    Tensor::from_vec(shape, (0..n).into_par_iter().map(|i| r.uniform(i as u64, 0) as f32 - 0.5).collect())
+}
+
+/// GFLOP/s of the product's micro-kernel on operands that stay in the first cache, over all threads: what the arithmetic units give.
+pub(super) fn peak_gflops(budget: f64) -> f64 {
+    const ROUNDS: usize = 2000;
+    const K: usize = 96;
+    let (threads, rows) = (rayon::current_num_threads(), max_rows());
+    let (a, b) = (random(&[K, rows]), random(&[K, 32]));
+    let seconds = median_seconds(budget, &mut || {
+        (0..threads).into_par_iter().for_each(|_| {
+            let mut c = vec![0.0; rows * 32];
+            let tile = Tile {
+                k: K,
+                a: a.data().as_ptr(),
+                lda: rows,
+                b: b.data().as_ptr(),
+                ldb: 32,
+                c: c.as_mut_ptr(),
+                ldc: 32,
+                lanes: 32,
+                add: false,
+            };
+            for _ in 0..ROUNDS {
+                // SAFETY: a, b and c have the tile's extents.
+                unsafe { kernel(rows)(std::hint::black_box(&tile)) };
+            }
+        });
+    });
+    (threads * ROUNDS * 2 * K * rows * 32) as f64 / seconds / 1e9
+}
+
+/// GB/s of reading 512 MiB, over all threads.
+pub(super) fn read_rate(budget: f64) -> f64 {
+    let data = vec![1.0f32; 128 << 20];
+    let seconds = median_seconds(budget, &mut || {
+        std::hint::black_box(data.par_chunks(1 << 16).map(sum).sum::<f32>());
+    });
+    (data.len() * 4) as f64 / seconds / 1e9
+}
+
+vectorized! {
+    fn sum(x: &[f32]) -> f32 {
+        let mut acc = [[0.0f32; 16]; 4];
+        for block in x.chunks_exact(64) {
+            for (a, b) in acc.iter_mut().zip(block.chunks_exact(16)) {
+                for (a, b) in a.iter_mut().zip(b) {
+                    *a += b;
+                }
+            }
+        }
+        acc.iter().flatten().sum()
+    }
+}
+
+pub(super) fn run(bench: &mut Bench) -> Result<()> {
+    matmul(bench)?;
+    elementwise(bench)?;
+    attend(bench)?;
+    head(bench)
+}
+
+fn matmul(bench: &mut Bench) -> Result<()> {
+    for (t, k, n) in [(1024, 576, 1536), (2048, 2048, 2048), (16, 576, 49152)] {
+        let name = |pass: &str| format!("matmul {pass} {t}x{k}x{n}");
+        if !bench.wants(&name("")) && !bench.wants("matmul") {
+            continue;
+        }
+        let flops = (2 * t * k * n) as f64;
+        let (x, dy) = (random(&[t, k]), random(&[t, n]));
+        let mut w = PanelMatrix::from_rows(n, k, random(&[n, k]).data());
+        let (mut y, mut dx) = (vec![0.0; t * n], vec![0.0; t * k]);
+        bench.run(&name("forward"), "GFLOP/s", flops, &mut || gemm::nt(x.data(), w.view(), &mut y, false))?;
+        if t > 16 {
+            bench.run(&name("dx"), "GFLOP/s", flops, &mut || gemm::nn(dy.data(), w.view(), &mut dx, false))?;
+            let chunks: Vec<_> = (0..t).step_by(512).map(|a| a..(a + 512).min(t)).collect();
+            bench.run(&name("dw"), "GFLOP/s", flops, &mut || gemm::tn_into(dy.data(), x.data(), &chunks, &mut w))?;
+        }
+    }
+    if bench.wants("matmul") {
+        // Larger than any cache, so that every call reads it from memory.
+        let (k, n) = (2048, 65536);
+        let x = random(&[1, k]);
+        let w = PanelMatrix::from_rows(n, k, random(&[n, k]).data());
+        let mut y = vec![0.0; n];
+        bench.run("matmul forward 1x2048x65536", "GB/s", (k * n * 4) as f64, &mut || gemm::nt(x.data(), w.view(), &mut y, false))?;
+    }
+    Ok(())
+}
+
+fn elementwise(bench: &mut Bench) -> Result<()> {
+    let (t, d, f) = (8192, 576, 1536);
+    if bench.wants("rmsnorm") {
+        let (x, dy, w) = (random(&[t, d]), random(&[t, d]), random(&[d]));
+        let bytes = (t * d * 4) as f64;
+        let mut rstd = Tensor::zeros(&[t]);
+        bench.run("rmsnorm forward 8192x576", "GB/s", 2.0 * bytes, &mut || rstd = rmsnorm::forward(&x, &w, 1e-5).1)?;
+        let mut dw = vec![0.0; d];
+        bench.run("rmsnorm backward 8192x576", "GB/s", 5.0 * bytes, &mut || {
+            rmsnorm::backward(&dy, &x, &w, &rstd, Some(&mut dw));
+        })?;
+    }
+    if bench.wants("swiglu") {
+        let (gate, up, dy) = (random(&[t, f]), random(&[t, f]), random(&[t, f]));
+        let bytes = (t * f * 4) as f64;
+        bench.run("swiglu forward 8192x1536", "GB/s", 3.0 * bytes, &mut || drop(swiglu::forward(&gate, &up)))?;
+        bench.run("swiglu backward 8192x1536", "GB/s", 5.0 * bytes, &mut || drop(swiglu::backward(&dy, &gate, &up)))?;
+    }
+    if bench.wants("adamw") {
+        let n = 16 << 20;
+        let g = random(&[n]).into_vec();
+        let (mut p, mut m, mut v) = (g.clone(), vec![0.0; n], vec![0.0; n]);
+        let step = adamw::Step {
+            decay: 0.999,
+            one_minus_beta1: 0.1,
+            beta2: 0.999,
+            one_minus_beta2: 0.001,
+            eps: 1e-8,
+            step_size: 1e-4,
+            bias2_sqrt: 0.5,
+            grad_scale: 1.0,
+        };
+        bench.run("adamw 16M", "GB/s", (7 * n * 4) as f64, &mut || adamw::step(&mut p, &g, &mut m, &mut v, step))?;
+    }
+    Ok(())
+}
+
+fn attend(bench: &mut Bench) -> Result<()> {
+    if !bench.wants("attention") {
+        return Ok(());
+    }
+    let (t, heads) = (1024, Heads { num_heads: 9, num_kv_heads: 3, head_dim: 64 });
+    let plan = Plan::for_trees(&[Tree::sequence(&vec![1; t], &vec![true; t])]);
+    let (q, d_o) = (random(&[t, 576]), random(&[t, 576]));
+    let mut kv = KvLayer::new(heads, plan.num_pages);
+    kv.write(&plan.kv_slots, &random(&[t, 192]), &random(&[t, 192]));
+    let flops = (2 * t * t * 576) as f64;
+    bench.run("attention forward 1024 (9/3 heads)", "GFLOP/s", flops, &mut || drop(attention::forward(&q, &kv, &plan.segments, 0.125)))?;
+    let (o, saved) = attention::forward(&q, &kv, &plan.segments, 0.125);
+    bench.run("attention backward 1024", "GFLOP/s", 3.5 * flops, &mut || {
+        attention::backward(&d_o, &q, &o, &saved, &kv, &plan, 0.125);
+    })
+}
+
+fn head(bench: &mut Bench) -> Result<()> {
+    if !bench.wants("token_logprob") {
+        return Ok(());
+    }
+    let (r, d, v) = (512, 576, 49152);
+    let h = random(&[r, d]);
+    let mut w = PanelMatrix::from_rows(v, d, random(&[v, d]).data());
+    let targets: Vec<u32> = (0..r as u32).map(|i| i * 90).collect();
+    let flops = (2 * r * d * v) as f64;
+    bench.run("token_logprob forward 512x49152", "GFLOP/s", flops, &mut || drop(token_logprob::forward(&h, &w, &targets, 1.0)))?;
+    let (_, _, saved) = token_logprob::forward(&h, &w, &targets, 1.0);
+    let mut dw = PanelMatrix::zeros(v, d);
+    let seeds = vec![0.01; r];
+    bench.run("token_logprob backward 512x49152", "GFLOP/s", 3.0 * flops, &mut || {
+        token_logprob::backward(&h, &w, &targets, 1.0, &saved, &seeds, None, std::slice::from_ref(&(0..r)), Some(&mut dw));
+    })?;
+    w.data_mut()[0] = 0.0;
+    Ok(())
+}

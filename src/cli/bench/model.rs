@@ -1,0 +1,64 @@
+//! A whole model: the figures that are compared with other programs.
+
+use super::Bench;
+use crate::Result;
+use crate::model::generate::{SamplingParams, generate};
+use crate::model::optimizer::{AdamW, AdamWConfig};
+use crate::model::transformer::{Adapter, Transformer};
+use crate::model::weights;
+use crate::tensor::Device;
+use crate::tensor::philox::Philox;
+use crate::tensor::plan::{Plan, Tree};
+
+/// Tokens of a prefill and of a training step.
+const LENGTH: usize = 512;
+/// Tokens decoded a call, after a prompt of as many.
+const DECODED: usize = 64;
+
+pub(super) fn run(bench: &mut Bench, spec: &str) -> Result<()> {
+    let mut model = Transformer::load(&weights::open(spec)?, &Device::Cpu)?;
+    let random = Philox::new(1, 1);
+    let vocab = model.config().vocab_size as f64;
+    let ids: Vec<u32> = (0..LENGTH).map(|i| (random.uniform(i as u64, 0) * vocab) as u32).collect();
+    let prompt = ids[..DECODED].to_vec();
+    let mut failure = None;
+    for batch in [1, 16] {
+        let params = SamplingParams { n: batch, max_new_tokens: DECODED, ..Default::default() };
+        let amount = (batch * DECODED) as f64;
+        bench.run(&format!("model decode, batch {batch}"), "tokens/s", amount, &mut || {
+            failure = generate(&model, None, std::slice::from_ref(&prompt), &params, batch, &mut |_| true).err();
+        })?;
+    }
+    // Only the last token is predicted, as in the prefill of generation.
+    let targets: Vec<bool> = (0..LENGTH).map(|i| i + 1 == LENGTH).collect();
+    let plan = Plan::for_trees(&[Tree::sequence(&ids, &targets)]);
+    bench.run("model prefill 512", "tokens/s", LENGTH as f64, &mut || {
+        failure = model.evaluate(&plan, 1.0, Adapter::On).err();
+    })?;
+    train(bench, &mut model, &ids)?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Forward, backward and AdamW over all parameters, every token a target.
+fn train(bench: &mut Bench, model: &mut Transformer, ids: &[u32]) -> Result<()> {
+    if !bench.wants("model training step") {
+        return Ok(());
+    }
+    let plan = Plan::for_trees(&[Tree::sequence(ids, &vec![true; ids.len()])]);
+    let seeds = vec![-1.0 / plan.predictions.len() as f32; plan.predictions.len()];
+    let config = AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, decay_norms_and_biases: false, max_grad_norm: 1.0 };
+    let mut optimizer = AdamW::new(model, config);
+    let mut grads = model.gradients();
+    let mut step = 0;
+    let mut failure = None;
+    bench.run("model training step 512", "tokens/s", ids.len() as f64, &mut || {
+        step += 1;
+        grads.zero();
+        failure = model
+            .forward(&plan, 1.0, false)
+            .and_then(|(_, saved)| model.backward(&plan, saved, &seeds, None, &mut grads))
+            .and_then(|()| optimizer.step(model, &mut grads, 1e-6, step).map(drop))
+            .err();
+    })?;
+    failure.map_or(Ok(()), Err)
+}

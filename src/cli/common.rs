@@ -1,0 +1,78 @@
+//! Options that several commands share, and what they mean.
+
+use crate::model::transformer::Transformer;
+use crate::model::weights::{self, ModelFiles};
+use crate::tensor::Device;
+use crate::{Error, Result};
+use std::path::PathBuf;
+
+/// Which model, and where it runs.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// A Hugging Face folder, a .gguf file, or a hub id owner/name
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// A PEFT LoRA folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Where a command runs.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// auto, cpu, or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+impl DeviceArgs {
+    /// Sets the number of threads and opens the device.
+    pub fn open(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            if threads == 0 {
+                return Err(Error::usage("--threads takes a number of at least 1"));
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .map_err(|e| Error::device(format!("cannot start {threads} threads: {e}")))?;
+        }
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(Device::Cpu),
+            other if other == "cuda" || other.starts_with("cuda:") => {
+                Err(Error::device(format!("{other}: training and sampling run on the CPU in this version")).hint("use --device cpu"))
+            }
+            other => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Opens the model's files and reads its weights, the adapter's included.
+    pub fn load(&self) -> Result<(Transformer, ModelFiles)> {
+        let device = self.device.open()?;
+        let files = weights::open(&self.model)?;
+        let mut model = Transformer::load(&files, &device)?;
+        if let Some(dir) = &self.adapter {
+            let (lora, tensors) = weights::load_peft(dir)?;
+            model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
+        }
+        Ok((model, files))
+    }
+}
+
+/// Tells the allocator to keep large freed blocks: activations of one size come and go at every step, and giving them back to the system
+/// each time costs a page fault for every 4 kB.
+pub(crate) fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets two numbers of the allocator; it is called before any thread is started.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}

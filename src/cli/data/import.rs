@@ -1,0 +1,78 @@
+//! `data import`: task files of others into this project's form.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::cli::output::{json_line, to_stdout};
+use crate::data::source::{multi_swe_bench, swe_bench};
+use crate::{Error, Result};
+
+/// Read a task file of the SWE-bench family and write it in this project's form.
+///
+/// Reads JSON lines or a JSON list, gzipped or not. Checks every task, turns test lists that are strings into lists, adds gold_files,
+/// and keeps the fields it does not know.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The file to read
+    file: PathBuf,
+    /// Where the tasks go, as JSON lines (gzipped if it ends in .gz) [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The form of the file
+    #[arg(long, value_enum, default_value_t = Format::SweBench)]
+    format: Format,
+    /// Replace the file of --out if it is there
+    #[arg(long)]
+    force: bool,
+    /// With --out, say as JSON what was read
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// SWE-bench, SWE-Gym, SWE-rebench and others with its field names
+    SweBench,
+    /// Multi-SWE-bench and Multi-SWE-RL
+    MultiSweBench,
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args) -> Result<()> {
+    if let Some(out) = &args.out {
+        swe_bench::refuse_existing(out, args.force)?;
+    }
+    let mut tasks = match args.format {
+        Format::SweBench => swe_bench::read(&args.file).map_err(|e| {
+            if e.to_string().contains("instance_id") { e.hint("for Multi-SWE-bench's fields: --format multi-swe-bench") } else { e }
+        })?,
+        Format::MultiSweBench => multi_swe_bench::read(&args.file)?,
+    };
+    let mut nothing_to_find = 0;
+    for task in &mut tasks {
+        let gold = task.gold().map_err(|e| e.at(&task.instance_id))?;
+        nothing_to_find += usize::from(gold.is_empty());
+        task.gold_files = Some(gold.into_iter().collect());
+        task.all_paths.sort();
+        task.all_paths.dedup();
+    }
+    if nothing_to_find == tasks.len() {
+        return Err(Error::input("no task changes a file that is there at its base").at_file(&args.file));
+    }
+    if nothing_to_find > 0 {
+        eprintln!("warning: {nothing_to_find} of {} tasks only add files: file localisation has nothing to find in them", tasks.len());
+    }
+    match &args.out {
+        Some(out) => {
+            swe_bench::write(out, &tasks, args.force)?;
+            let with_files = tasks.iter().filter(|t| !t.files.is_empty()).count();
+            if args.json {
+                return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
+            }
+            eprintln!("{} tasks, {with_files} of them with contents", tasks.len());
+            Ok(())
+        }
+        None => to_stdout(|out| swe_bench::write_lines(out, &tasks)),
+    }
+}

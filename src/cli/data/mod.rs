@@ -1,0 +1,41 @@
+//! `data`: task files: mined, read, split, counted, shown.
+
+mod import;
+#[cfg(feature = "git")]
+mod mine;
+mod show;
+mod split;
+mod stats;
+
+use clap::Subcommand;
+
+use crate::Result;
+
+/// Make, read, split, count and show task files.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[cfg(feature = "git")]
+    Mine(mine::Args),
+    Import(import::Args),
+    Split(split::Args),
+    Stats(stats::Args),
+    Show(show::Args),
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args) -> Result<()> {
+    match args.command {
+        #[cfg(feature = "git")]
+        Command::Mine(args) => mine::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Split(args) => split::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Show(args) => show::run(args),
+    }
+}

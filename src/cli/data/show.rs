@@ -1,0 +1,135 @@
+//! `data show`: one task, or the prompt that is made of it.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use crate::cli::output::{json_line, to_stdout};
+use crate::data::Task;
+use crate::data::source::swe_bench;
+use crate::data::subtask::evidence::{Evidence, Lexical};
+use crate::data::subtask::file::{FileOptions, FileSubtask, Order, Universe};
+use crate::{Error, Result};
+
+/// Show a task, or the prompt that is made of it (--prompt).
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The file that holds the task
+    file: PathBuf,
+    /// The task's instance_id
+    id: String,
+    /// Show the prompt of file localisation and its gold answer
+    #[arg(long)]
+    prompt: bool,
+    /// Which paths the prompt lists
+    #[arg(long, value_enum, default_value_t = Paths::Files)]
+    paths: Paths,
+    /// Bring the paths into a random order
+    #[arg(long)]
+    shuffle: bool,
+    /// What the prompt says of each path
+    #[arg(long, value_enum, value_delimiter = ',')]
+    evidence: Vec<Shown>,
+    /// The most tokens of the prompt, a token counted as four bytes
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// A template in place of the built-in one
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+    /// The key of random choices
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Show it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Paths {
+    /// Those whose contents the task holds
+    Files,
+    /// The whole tree
+    Tree,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    /// Names defined at the top level
+    Names,
+    /// A digit for the lexical match
+    Score,
+    /// The five best lexical matches
+    Rank,
+    /// The words shared with the issue
+    Words,
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args) -> Result<()> {
+    let tasks = swe_bench::read(&args.file)?;
+    let Some(task) = tasks.iter().find(|t| t.instance_id == args.id) else {
+        let nearest = tasks.iter().max_by(|a, b| likeness(a, &args.id).total_cmp(&likeness(b, &args.id)));
+        let hint = nearest.map_or(String::new(), |t| format!("the nearest is `{}`", t.instance_id));
+        return Err(Error::input(format!("no task has the instance_id `{}`", args.id)).at_file(&args.file).hint(hint));
+    };
+    if args.prompt {
+        return show_prompt(task, &args);
+    }
+    if args.json {
+        return json_line(&task.to_json());
+    }
+    let gold = task.gold()?;
+    to_stdout(|out| {
+        writeln!(out, "{}  {}  base {}  {}", task.instance_id, task.repo, task.base_commit, task.created_at.as_deref().unwrap_or(""))?;
+        writeln!(out, "gold: {}", gold.iter().map(String::as_str).collect::<Vec<_>>().join(", "))?;
+        writeln!(out, "{} files with contents, {} paths\n", task.files.len(), task.all_paths.len())?;
+        writeln!(out, "{}\n\n{}", task.problem_statement.trim(), task.patch.trim_end())
+    })
+}
+
+fn likeness(task: &Task, id: &str) -> f64 {
+    strsim::jaro_winkler(&task.instance_id, id)
+}
+
+fn show_prompt(task: &Task, args: &Args) -> Result<()> {
+    let template = match &args.template {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
+        None => None,
+    };
+    let lexical = args.evidence.iter().find_map(|e| match e {
+        Shown::Names => None,
+        Shown::Score => Some(Lexical::Score),
+        Shown::Rank => Some(Lexical::Rank),
+        Shown::Words => Some(Lexical::Words),
+    });
+    let options = FileOptions {
+        universe: match args.paths {
+            Paths::Files => Universe::Files,
+            Paths::Tree => Universe::Tree,
+        },
+        order: if args.shuffle { Order::Shuffled } else { Order::Alphabetical },
+        evidence: Evidence { names: args.evidence.contains(&Shown::Names), lexical: lexical.unwrap_or_default() },
+        max_tokens: args.max_tokens.unwrap_or(usize::MAX),
+        seed: args.seed,
+        template,
+        ..FileOptions::default()
+    };
+    let prompt = FileSubtask::new(options)?.prompt(task, &|text: &str| text.len().div_ceil(4))?;
+    let cut = prompt.cut;
+    if args.json {
+        return json_line(&json!({
+            "prompt": prompt.text, "answer": prompt.answer, "candidates": prompt.candidates, "gold": prompt.gold, "tokens": prompt.tokens,
+            "cut": {
+                "issue_bytes": [cut.issue_bytes.0, cut.issue_bytes.1], "evidence": [cut.evidence.0, cut.evidence.1],
+                "paths": [cut.paths.0, cut.paths.1], "gold_missing": cut.gold_missing,
+            },
+        }));
+    }
+    to_stdout(|out| writeln!(out, "{}\n\n---- gold answer\n{}", prompt.text, prompt.answer))?;
+    eprintln!(
+        "about {} tokens; shown: {} of {} bytes of the issue; left out: {} of {} pieces of evidence, {} of {} paths; {} gold paths missing",
+        prompt.tokens, cut.issue_bytes.0, cut.issue_bytes.1, cut.evidence.0, cut.evidence.1, cut.paths.0, cut.paths.1, cut.gold_missing
+    );
+    Ok(())
+}

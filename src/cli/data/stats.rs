@@ -1,0 +1,145 @@
+//! `data stats`: what a task file holds.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::split::read_all;
+use crate::Result;
+use crate::cli::output::{json_line, table, to_stdout};
+use crate::data::Task;
+use crate::data::bootstrap::Bootstrap;
+use crate::data::lexical::Field;
+use crate::data::metrics::{BETA, Table, bm25_scores};
+use crate::data::split::instant;
+
+/// Count what task files hold, and say how far matching words alone gets (--bm25).
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The files to count, as one
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Add what naming the first K candidates by BM25 scores: words of the issue against words of paths, and of paths and contents
+    #[arg(long)]
+    bm25: bool,
+    /// Say it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// For how many of the best candidates the BM25 table goes.
+const MOST: usize = 5;
+
+/// Runs the command.
+pub(super) fn run(args: Args) -> Result<()> {
+    let tasks = read_all(&args.files)?;
+    let facts = facts(&tasks)?;
+    let baseline = if args.bm25 { Some(baseline(&tasks)?) } else { None };
+    if args.json {
+        let mut value = facts;
+        if let (Some(baseline), Value::Object(map)) = (baseline, &mut value) {
+            map.insert("bm25".to_owned(), baseline.iter().map(|(field, k, t)| json!({ "field": field, "k": k, "table": t })).collect());
+        }
+        return json_line(&value);
+    }
+    let mut rows = Vec::new();
+    if let Value::Object(map) = &facts {
+        for (name, value) in map {
+            rows.push(vec![name.replace('_', " "), plain(value)]);
+        }
+    }
+    to_stdout(|out| {
+        out.write_all(table(&rows).as_bytes())?;
+        if let Some(baseline) = &baseline {
+            out.write_all(b"\n")?;
+            out.write_all(baseline_table(baseline).as_bytes())?;
+        }
+        Ok(())
+    })
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => "-".to_owned(),
+        Value::Object(map) => map.iter().map(|(k, v)| format!("{k} {}", plain(v))).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+fn facts(tasks: &[Task]) -> Result<Value> {
+    let mut repos: BTreeMap<&str, usize> = BTreeMap::new();
+    tasks.iter().for_each(|t| *repos.entry(t.repo_name()).or_default() += 1);
+    let mut gold = Vec::new();
+    for task in tasks {
+        gold.push(task.gold().map_err(|e| e.at(&task.instance_id))?.len());
+    }
+    let dated: Vec<(i64, &str)> = tasks.iter().filter_map(|t| t.created_at.as_deref()).filter_map(|t| Some((instant(t)?, t))).collect();
+    let end = |pick: Option<&(i64, &str)>| pick.map_or(Value::Null, |&(_, text)| Value::from(text));
+    let with = |holds: &dyn Fn(&Task) -> bool| tasks.iter().filter(|t| holds(t)).count();
+    Ok(json!({
+        "tasks": tasks.len(),
+        "repositories": repos.len(),
+        "oldest": end(dated.iter().min()),
+        "newest": end(dated.iter().max()),
+        "without_a_time": tasks.len() - dated.len(),
+        "with_contents": with(&|t| !t.files.is_empty()),
+        "with_test_patch": with(&|t| !t.test_patch.trim().is_empty()),
+        "with_failing_tests": with(&|t| t.fail_to_pass.as_ref().is_some_and(|f| !f.is_empty())),
+        "only_adding_files": gold.iter().filter(|&&n| n == 0).count(),
+        "gold_files": spread(gold),
+        "files": spread(tasks.iter().map(|t| t.files.len()).collect()),
+        "all_paths": spread(tasks.iter().map(|t| t.all_paths.len()).collect()),
+        "issue_characters": spread(tasks.iter().map(|t| t.problem_statement.chars().count()).collect()),
+    }))
+}
+
+/// The least, the middle and the most of some counts.
+fn spread(mut counts: Vec<usize>) -> Value {
+    counts.sort_unstable();
+    json!({ "min": counts.first(), "median": counts.get(counts.len() / 2), "max": counts.last() })
+}
+
+/// The BM25 table: field, k, and the metrics with intervals clustered by repository.
+fn baseline(tasks: &[Task]) -> Result<Vec<(&'static str, usize, Table)>> {
+    let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
+    let mut out = Vec::new();
+    for (name, field) in [("path", Field::Path), ("path and content", Field::Content)] {
+        for (i, scores) in bm25_scores(tasks, field, MOST)?.iter().enumerate() {
+            out.push((name, i + 1, Table::new(scores, BETA, Some(&repos), &Bootstrap::default())));
+        }
+    }
+    Ok(out)
+}
+
+fn baseline_table(baseline: &[(&str, usize, Table)]) -> String {
+    let head = ["BM25 on", "k", "hit", "top-1", "F1", "F-beta", "95 %"].map(str::to_owned).to_vec();
+    let mut rows = vec![head];
+    for (field, k, t) in baseline {
+        rows.push(vec![
+            (*field).to_owned(),
+            k.to_string(),
+            format!("{:.3}", t.hit.mean),
+            format!("{:.3}", t.top1.mean),
+            format!("{:.3}", t.f1.mean),
+            format!("{:.3}", t.fbeta.mean),
+            format!("{:.3} to {:.3}", t.fbeta.low, t.fbeta.high),
+        ]);
+    }
+    table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::metrics::{ScoreKind, SetScore};
+
+    #[test]
+    fn the_table_agrees_with_the_reward() {
+        let score = SetScore { answers: 1, gold: 2, common: 1, first: true, valid: true };
+        let table = Table::new(&[score], BETA, None, &Bootstrap::default());
+        assert_eq!(table.hit.mean, score.reward(ScoreKind::Hit, BETA));
+        assert_eq!(spread(vec![3, 1, 2]), json!({"min": 1, "median": 2, "max": 3}));
+    }
+}

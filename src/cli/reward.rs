@@ -1,0 +1,166 @@
+//! `reward`: scores answers by rule, one JSON object a line in, one out.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::output::to_stdout;
+use crate::data::Task;
+use crate::data::metrics::{BETA, ScoreKind};
+use crate::data::subtask::file;
+use crate::{Error, Result};
+
+/// Score answers by rule: JSON lines in, one line out for each.
+///
+/// For --kind file a line is {"task": {...}, "completion": "...", "prompt": "..."}; the prompt is optional, and where it is given an
+/// answer may name the paths that it shows. Out comes {"reward", "parts": {"precision", "recall", "answers", "gold", "valid"}, "error"},
+/// where error says why an answer earns nothing. A line that cannot be read gives {"error", "line"}, and status 1 at the end.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// What the answers are
+    #[arg(long, value_enum)]
+    kind: Kind,
+    /// Which number of an answer is its reward
+    #[arg(long, value_enum, default_value_t = Score::Fbeta)]
+    score: Score,
+    /// How much more recall weighs than precision in F-beta
+    #[arg(long, default_value_t = BETA, value_parser = beta)]
+    beta: f64,
+    /// Where the lines come from [default: stdin]
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Accepted on every command: the output is JSON with and without it
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// File localisation: paths, one a line
+    File,
+    /// Function localisation
+    Function,
+    /// Line localisation
+    Line,
+    /// SEARCH/REPLACE blocks
+    Edit,
+    /// SWE-RL's similarity of patches
+    Similarity,
+    /// The similarity of unified diffs
+    Unidiff,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Score {
+    /// F-beta of the answered set
+    Fbeta,
+    /// F-beta with beta 1
+    F1,
+    /// 1 for the gold set, else 0
+    Exact,
+    /// 1 for any gold element, else 0
+    Hit,
+}
+
+impl From<Score> for ScoreKind {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Fbeta => Self::Fbeta,
+            Score::F1 => Self::F1,
+            Score::Exact => Self::Exact,
+            Score::Hit => Self::Hit,
+        }
+    }
+}
+
+fn beta(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|b: &f64| b.is_finite() && *b >= 0.0).ok_or_else(|| "expected a number of at least 0".to_owned())
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args) -> Result<()> {
+    if !matches!(args.kind, Kind::File) {
+        let name = args.kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+        return Err(Error::usage(format!("--kind {name} is not there yet")).hint("this version scores --kind file; the others come later"));
+    }
+    let input: Box<dyn BufRead> = match &args.input {
+        Some(path) => Box::new(BufReader::new(File::open(path).map_err(|e| Error::io("read", path, e))?)),
+        None => Box::new(io::stdin().lock()),
+    };
+    let place = args.input.as_deref().unwrap_or(Path::new("stdin"));
+    // A line that cannot be read must not cost the others: failures are counted, and told at the end.
+    let (mut failed, mut first, mut broken_input) = (0usize, None, None);
+    to_stdout(|out| {
+        score_lines(input, out, &mut |number, line| match reward(line, args.score.into(), args.beta) {
+            Ok(value) => value,
+            Err(e) => {
+                failed += 1;
+                first.get_or_insert(number);
+                json!({ "error": e.to_string(), "line": number })
+            }
+        })
+        .map(|input_error| broken_input = input_error)
+    })?;
+    match (broken_input, first) {
+        (Some(e), _) => Err(Error::io("read", place, e)),
+        (None, Some(line)) => Err(Error::input(format!("{failed} lines could not be read, the first of them line {line}")).at_file(place)),
+        (None, None) => Ok(()),
+    }
+}
+
+/// Writes `score(number, line)` for each line that is not empty. What goes wrong with the input is given back, what goes wrong with the
+/// output is the error.
+fn score_lines(
+    mut input: Box<dyn BufRead>,
+    out: &mut dyn Write,
+    score: &mut dyn FnMut(usize, &[u8]) -> Value,
+) -> io::Result<Option<io::Error>> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        match input.read_until(b'\n', &mut line) {
+            Ok(0) => break,
+            Ok(_) if line.trim_ascii().is_empty() => {}
+            Ok(_) => {
+                writeln!(out, "{}", score(number, &line))?;
+                // Whoever feeds lines one by one waits for each answer.
+                out.flush()?;
+            }
+            Err(e) => return Ok(Some(e)),
+        }
+    }
+    Ok(None)
+}
+
+/// Scores one case.
+fn reward(line: &[u8], kind: ScoreKind, beta: f64) -> Result<Value> {
+    let mut case: Map<String, Value> = serde_json::from_slice(line).map_err(|e| Error::input(format!("expected a JSON object: {e}")))?;
+    let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
+    let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
+    let gold = task.gold().map_err(|e| e.at("field `task`"))?;
+    if gold.is_empty() {
+        return Err(Error::input("the task has no gold file: its patch changes none that is there at the base").at("field `task`"));
+    }
+    let text = |field: &str| match case.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(s)) => Ok(Some(s.as_str())),
+        Some(_) => Err(Error::input("expected a string").at(format_args!("field `{field}`"))),
+    };
+    let completion = text("completion")?.ok_or_else(|| Error::input("expected a string, found nothing").at("field `completion`"))?;
+    let universe = file::universe(&task, text("prompt")?);
+    let (score, reason) = file::score(completion, &universe, &gold);
+    Ok(json!({
+        "reward": score.reward(kind, beta),
+        "parts": {
+            "precision": score.precision(),
+            "recall": score.recall(),
+            "answers": score.answers,
+            "gold": score.gold,
+            "valid": score.valid,
+        },
+        "error": reason,
+    }))
+}

@@ -1,0 +1,187 @@
+//! Lexical evidence: how well the words of an issue match the words of a file, by BM25 (Robertson and Zaragoza, "The probabilistic
+//! relevance framework: BM25 and beyond", 2009). It is the baseline that stands beside every result, and a hint that prompts can carry.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Task;
+
+/// BM25's saturation of repeated words.
+const K1: f64 = 1.5;
+/// BM25's share of length normalisation.
+const B: f64 = 0.75;
+
+/// What of a file is matched against the issue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The words of its path.
+    Path,
+    /// The words of its path and of its content.
+    Content,
+}
+
+/// Calls `each` with the words of `text` in lower case: identifiers (runs of letters, digits and `_`) cut at `_` and where camelCase
+/// has its humps, and after its parts each identifier of several parts as a whole: `HTTPServer_x2` is http, server, x2, httpserver_x2.
+/// Words of one character are left out.
+pub fn words(text: &str, mut each: impl FnMut(&str)) {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut part = String::new();
+    for identifier in text.split(|c| !is_part(c)).filter(|i| !i.is_empty()) {
+        let (mut parts, mut before) = (0, '_');
+        let mut flush = |part: &mut String| {
+            parts += usize::from(!part.is_empty());
+            if part.chars().nth(1).is_some() {
+                each(part);
+            }
+            part.clear();
+        };
+        let mut chars = identifier.chars().peekable();
+        while let Some(c) = chars.next() {
+            let next_is_lower = chars.peek().is_some_and(|n| n.is_lowercase());
+            let hump = c.is_uppercase() && (before.is_lowercase() || before.is_numeric() || (before.is_uppercase() && next_is_lower));
+            if hump || c == '_' {
+                flush(&mut part);
+            }
+            if c != '_' {
+                part.extend(c.to_lowercase());
+            }
+            before = c;
+        }
+        flush(&mut part);
+        if parts > 1 {
+            each(&identifier.to_lowercase());
+        }
+    }
+}
+
+/// A set of documents that queries are scored against.
+pub struct Bm25 {
+    postings: HashMap<String, Vec<(usize, u32)>>,
+    lengths: Vec<f64>,
+    mean_length: f64,
+}
+
+impl Bm25 {
+    /// Takes in the documents, each given as pieces of text.
+    pub fn new<'a, I: IntoIterator<Item = &'a str>>(documents: impl IntoIterator<Item = I>) -> Self {
+        let mut postings: HashMap<String, Vec<(usize, u32)>> = HashMap::new();
+        let mut lengths = Vec::new();
+        for (d, pieces) in documents.into_iter().enumerate() {
+            let mut length = 0usize;
+            for piece in pieces {
+                words(piece, |word| {
+                    length += 1;
+                    match postings.get_mut(word) {
+                        Some(list) => match list.last_mut() {
+                            Some((last, n)) if *last == d => *n += 1,
+                            _ => list.push((d, 1)),
+                        },
+                        None => drop(postings.insert(word.to_owned(), vec![(d, 1)])),
+                    }
+                });
+            }
+            lengths.push(length as f64);
+        }
+        let mean_length = (lengths.iter().sum::<f64>() / lengths.len().max(1) as f64).max(1.0);
+        Self { postings, lengths, mean_length }
+    }
+
+    /// Each document's score for the query, whose words count as often as they are there: sum over them of
+    /// `idf * f (k1 + 1) / (f + k1 (1 - b + b |d| / mean))` with `idf = ln(1 + (N - n + 1/2) / (n + 1/2))`, k1 1.5, b 0.75.
+    pub fn scores(&self, query: &str) -> Vec<f64> {
+        let mut scores = vec![0.0; self.lengths.len()];
+        for (word, times) in word_counts(query) {
+            let Some(list) = self.postings.get(&word) else { continue };
+            let idf = f64::from(times) * self.idf(list.len());
+            for &(d, n) in list {
+                let n = f64::from(n);
+                scores[d] += idf * n * (K1 + 1.0) / (n + K1 * (1.0 - B + B * self.lengths[d] / self.mean_length));
+            }
+        }
+        scores
+    }
+
+    /// For each document the query's words that it holds, rarest first (then in alphabetical order); words that all documents hold
+    /// tell nothing and are left out.
+    pub fn matched_words(&self, query: &str) -> Vec<Vec<String>> {
+        let mut out: Vec<Vec<(usize, String)>> = vec![Vec::new(); self.lengths.len()];
+        for word in word_counts(query).into_keys() {
+            let Some(list) = self.postings.get(&word).filter(|l| l.len() < self.lengths.len()) else { continue };
+            list.iter().for_each(|&(d, _)| out[d].push((list.len(), word.clone())));
+        }
+        let strip = |mut words: Vec<(usize, String)>| {
+            words.sort();
+            words.into_iter().map(|(_, word)| word).collect()
+        };
+        out.into_iter().map(strip).collect()
+    }
+
+    fn idf(&self, documents_with_word: usize) -> f64 {
+        let (n, with) = (self.lengths.len() as f64, documents_with_word as f64);
+        (1.0 + (n - with + 0.5) / (with + 0.5)).ln()
+    }
+}
+
+/// The different words of a text, in a fixed order, and how often each is there.
+fn word_counts(text: &str) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    words(text, |word| match counts.get_mut(word) {
+        Some(n) => *n += 1,
+        None => drop(counts.insert(word.to_owned(), 1)),
+    });
+    counts
+}
+
+/// The index of a task's `candidates`, with what `files` knows of their contents.
+pub fn index<S: AsRef<str>>(candidates: &[S], files: &BTreeMap<String, String>, field: Field) -> Bm25 {
+    Bm25::new(candidates.iter().map(|path| {
+        let content = (field == Field::Content).then(|| files.get(path.as_ref()).map(String::as_str)).flatten();
+        std::iter::once(path.as_ref()).chain(content)
+    }))
+}
+
+/// The paths of `candidates`, best match of the task's issue first; equal scores in the order of the candidates.
+pub fn rank<S: AsRef<str>>(task: &Task, candidates: &[S], field: Field) -> Vec<String> {
+    let scores = index(candidates, &task.files, field).scores(&task.problem_statement);
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    order.into_iter().map(|i| candidates[i].as_ref().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(text: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        words(text, |w| out.push(w.to_owned()));
+        out
+    }
+
+    #[test]
+    fn words_are_cut_at_humps_and_underscores() {
+        let words = ["parse", "http", "server2", "parse_httpserver2", "camel", "case", "camelcase", "übergröße"];
+        assert_eq!(split("parse_HTTPServer2, camelCase.x Übergröße"), words);
+        assert_eq!(split("a/b/c"), Vec::<String>::new());
+        assert_eq!(split("sha256Sum ID"), ["sha256", "sum", "sha256sum", "id"]);
+    }
+
+    #[test]
+    fn scores_by_hand() {
+        // Two documents of two words; "red" is in one of them: idf = ln(1 + 1.5 / 1.5) = ln 2, the length factor is 1, and the query has
+        // the word twice.
+        let bm25 = Bm25::new([["red apple"], ["green apple"]]);
+        let scores = bm25.scores("Red red");
+        assert!((scores[0] - 2.0 * 2f64.ln() * 2.5 / 2.5).abs() < 1e-12 && scores[1] == 0.0, "{scores:?}");
+        assert_eq!(bm25.matched_words("red green apple"), [["red"], ["green"]]);
+    }
+
+    #[test]
+    fn ranking_finds_paths_and_contents() {
+        let files = BTreeMap::from([("a/core.py".to_owned(), "frobnicate".to_owned()), ("b/io.py".to_owned(), "read".to_owned())]);
+        let task = Task { problem_statement: "frobnicate fails in io".to_owned(), files, ..Task::default() };
+        let candidates = task.known_paths();
+        assert_eq!(rank(&task, &candidates, Field::Path)[0], "b/io.py");
+        assert_eq!(rank(&Task { problem_statement: "frobnicate".into(), ..task }, &candidates, Field::Content)[0], "a/core.py");
+        assert!(Bm25::new(Vec::<[&str; 1]>::new()).scores("x").is_empty());
+    }
+}

@@ -1,0 +1,256 @@
+//! Mining repositories that the tests make with the `git` program, and checking with it that the patches apply.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::*;
+
+/// A repository in a temporary folder, made by the `git` program with nothing of the user's configuration.
+struct Fixture {
+    dir: tempfile::TempDir,
+    time: u32,
+}
+
+impl Fixture {
+    /// None, with a word about it, where there is no `git` program.
+    fn new() -> Option<Self> {
+        if Command::new("git").arg("--version").stdout(Stdio::null()).status().is_err() {
+            eprintln!("skipped: this test needs the git program");
+            return None;
+        }
+        let fixture = Self { dir: tempfile::tempdir().unwrap(), time: 1_700_000_000 };
+        fixture.git(&["init", "-q", "-b", "main", "."]);
+        Some(fixture)
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("git");
+        command.current_dir(self.path()).args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").env("HOME", self.path());
+        let date = format!("{} +0200", self.time);
+        for who in ["AUTHOR", "COMMITTER"] {
+            command.env(format!("GIT_{who}_DATE"), &date).env(format!("GIT_{who}_EMAIL"), "ann@example.com");
+            command.env(format!("GIT_{who}_NAME"), "Ann");
+        }
+        command
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        let out = self.command(args).output().unwrap();
+        assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn commit(&mut self, message: &str, files: &[(&str, &str)]) {
+        files.iter().for_each(|(path, content)| self.write(path, content));
+        self.time += 3600;
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "-q", "--allow-empty", "--cleanup=verbatim", "-m", message]);
+    }
+
+    fn mine(&self) -> (Vec<Task>, MineReport) {
+        mine(self.path(), &MineOptions { name: Some("o/r".to_owned()), ..MineOptions::default() }, &mut |_, _| {}).unwrap()
+    }
+
+    /// Checks with `git apply` that the task's patches make, from its base, what the fix commit has at the paths that they touch.
+    fn check_applies(&self, task: &Task) {
+        let index = self.path().join(".git/check-index");
+        let run = |args: &[&str], input: &str| {
+            let mut child = self.command(args).env("GIT_INDEX_FILE", &index).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            let out = child.wait_with_output().unwrap();
+            assert!(out.status.success(), "git {args:?} of {}:\n{input}", task.problem_statement);
+            String::from_utf8(out.stdout).unwrap()
+        };
+        run(&["read-tree", &task.base_commit], "");
+        run(&["apply", "--cached", "-"], &format!("{}{}", task.patch, task.test_patch));
+        let touched = run(&["diff", "--cached", "--name-only", "--no-renames", "-z", &task.base_commit], "");
+        let mut args = vec!["diff", "--cached", "--name-only", task.fix_commit.as_deref().unwrap(), "--"];
+        args.extend(touched.split('\0').filter(|p| !p.is_empty()));
+        assert_eq!(run(&args, ""), "", "the fix commit differs from the applied patch");
+    }
+}
+
+/// Source files to choose from.
+const SOURCES: &[(&str, &str)] = &[
+    ("src/a.py", "def a():\n    return 1\n\n\ndef b():\n    return 2\n"),
+    ("src/b.py", "x = 1\ny = 2\n"),
+    ("src/deep/c.rs", "fn c() {}\n"),
+    ("lib/d.go", "package d\r\nvar a = 1\r\n"),
+];
+
+#[test]
+fn a_commit_becomes_a_task() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    let fixed = SOURCES[0].1.replace("return 2", "return 3");
+    f.commit(
+        "Fix what b returns\n\nIt should be three.\n\nSigned-off-by: Ann <ann@example.com>\n",
+        &[("src/a.py", &fixed), ("tests/test_a.py", "assert b() == 3\n"), ("CHANGES.md", "fixed\n"), ("new one.py", "z")],
+    );
+    let (tasks, report) = f.mine();
+    assert_eq!((tasks.len(), report.commits, report.taken, report.shallow), (1, 2, 1, false));
+    let task = &tasks[0];
+    assert_eq!(task.problem_statement, "Fix what b returns\n\nIt should be three.");
+    assert_eq!(task.instance_id, format!("o__r-{}", &report.head[..10]));
+    assert_eq!(task.fix_commit.as_deref(), Some(report.head.as_str()));
+    assert_eq!(task.created_at.as_deref(), Some("2023-11-15T02:13:20+02:00"));
+    assert_eq!(task.gold_files, Some(vec!["src/a.py".to_owned()]));
+    assert_eq!(task.gold().unwrap().into_iter().collect::<Vec<_>>(), ["src/a.py"]);
+    assert_eq!(task.files.keys().collect::<Vec<_>>(), ["lib/d.go", "src/a.py", "src/b.py", "src/deep/c.rs"]);
+    assert_eq!(task.all_paths, ["lib/d.go", "src/a.py", "src/b.py", "src/deep/c.rs"]);
+    assert!(task.patch.contains("@@ -3,4 +3,4 @@ def a():\n") && task.patch.contains("+++ b/new one.py\t\n"), "{}", task.patch);
+    assert!(!task.patch.contains("CHANGES") && task.test_patch.contains("+assert b() == 3"));
+    f.check_applies(task);
+    assert_eq!(f.mine().0, tasks, "the same history gives the same tasks");
+}
+
+#[test]
+fn every_kind_of_change_applies() {
+    let Some(mut f) = Fixture::new() else { return };
+    let long: String = (0..20).map(|i| format!("line {i}\n")).collect();
+    f.commit("The very first commit of all", SOURCES);
+    f.commit("Add a long file that moves later", &[("src/long.py", &long), ("src/b.py", "x = 2\ny = 2\n")]);
+    std::fs::remove_file(f.path().join("src/long.py")).unwrap();
+    f.commit("Move the long file and change it a bit", &[("src/moved file.py", &long.replace("line 7\n", "line seven\n"))]);
+    std::fs::remove_file(f.path().join("src/deep/c.rs")).unwrap();
+    f.commit("Delete c and change the end of b", &[("src/b.py", "x = 2\ny = 3")]);
+    f.commit("Carriage returns stay what they are", &[("lib/d.go", "package d\r\nvar a = 2\r\n")]);
+    f.commit("Names beyond ASCII, first made here", &[("src/ä\"ö.py", "1\n"), ("src/b.py", "x = 4\ny = 3")]);
+    f.commit("Names beyond ASCII, then changed here", &[("src/ä\"ö.py", "2\n")]);
+    f.git(&["update-index", "--chmod=+x", "src/a.py"]);
+    f.time += 1;
+    f.git(&["commit", "-q", "-m", "Make a file executable, and no more"]);
+    let (tasks, report) = f.mine();
+    tasks.iter().for_each(|t| f.check_applies(t));
+    let gold: Vec<_> = tasks.iter().map(|t| t.gold_files.clone().unwrap().join(" ")).collect();
+    assert_eq!(gold, ["src/b.py", "src/long.py", "src/b.py src/deep/c.rs", "lib/d.go", "src/b.py", "src/ä\"ö.py"]);
+    assert!(tasks[1].patch.contains("rename from src/long.py\nrename to src/moved file.py\n"));
+    assert_eq!(report.skipped, BTreeMap::from([(Skip::Root, 1), (Skip::NoLines, 1)]));
+    for task in &tasks {
+        let applied = Patch::parse(&task.patch).unwrap().apply(&task.files).unwrap();
+        assert_ne!(applied, task.files);
+    }
+}
+
+#[test]
+fn what_is_no_fix_is_skipped_and_counted() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    let many: Vec<(String, String)> = (0..6).map(|i| (format!("src/m{i}.py"), "a\n".repeat(i + 2))).collect();
+    f.commit("Add files only, many of them at once", &many.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect::<Vec<_>>());
+    f.commit("wip", &[("src/a.py", "1\n")]);
+    f.commit("Nothing changes in this commit at all", &[]);
+    f.commit("Only the lock file changes in this one", &[("Cargo.lock", "1")]);
+    f.commit("Only documentation changes in this one", &[("docs/x.md", "1"), ("README", "2")]);
+    f.commit("Only the tests change in this commit", &[("tests/x.py", "1")]);
+    f.commit("Only settings change in this commit", &[("settings.toml", "1")]);
+    f.commit("Revert \"Only settings change\"\n\nThis reverts commit 123.", &[("src/a.py", "2\n")]);
+    f.commit("Release version 1.2.3 to the world", &[("src/a.py", "3\n")]);
+    let changed: Vec<(String, String)> = many.iter().map(|(p, c)| (p.clone(), format!("{c}more\n"))).collect();
+    f.commit("Change many source files at once here", &changed.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect::<Vec<_>>());
+    f.commit("Change very many lines of one file", &[("src/a.py", &"line\n".repeat(500))]);
+    f.commit("A file gets much larger than allowed", &[("src/b.py", &"line of text\n".repeat(20_000))]);
+    f.write("src/latin.py", b"# caf\xe9\n");
+    f.commit("A source that is not UTF-8 joins others", &[("src/deep/c.rs", "fn d() {}\n")]);
+    f.write("src/binary.py", b"a\0b");
+    f.commit("A source that is binary joins the others", &[("src/deep/c.rs", "fn e() {}\n")]);
+    f.time += 1;
+    f.git(&["-c", "user.name=x", "commit", "-q", "--allow-empty", "--author", "dependabot[bot] <x@y>", "-m", "Bump something by a bot"]);
+    let (tasks, report) = f.mine();
+    assert_eq!(tasks.len(), 0, "{:?}", tasks.iter().map(|t| &t.problem_statement).collect::<Vec<_>>());
+    let mut expected: BTreeMap<Skip, usize> = Skip::ALL
+        .into_iter()
+        .filter(|s| !matches!(s, Skip::Merge | Skip::Shallow | Skip::MessageEncoding | Skip::Huge))
+        .map(|s| (s, 1))
+        .collect();
+    for other in [Skip::NoLines, Skip::NoChoice, Skip::Duplicate] {
+        expected.remove(&other);
+    }
+    assert_eq!(report.skipped, expected);
+    assert_eq!(report.commits, expected.len());
+    let keep = MineOptions { keep_reverts: true, keep_releases: true, keep_docs: true, min_message: 3, ..MineOptions::default() };
+    let (tasks, report) = mine(f.path(), &keep, &mut |_, _| {}).unwrap();
+    assert_eq!(tasks.len(), 3, "{:?}", report.skipped);
+}
+
+#[test]
+fn merged_branches_are_walked_on_demand() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    f.git(&["checkout", "-q", "-b", "topic"]);
+    f.commit("A fix on a branch of its own", &[("src/b.py", "x = 7\ny = 2\n")]);
+    f.git(&["checkout", "-q", "main"]);
+    f.commit("A fix on the main branch here", &[("src/a.py", "def a():\n    return 9\n")]);
+    f.time += 5;
+    f.git(&["merge", "-q", "--no-ff", "-m", "Merge the branch of the other fix", "topic"]);
+    f.commit("A fix on top of the merge here", &[("src/deep/c.rs", "fn c2() {}\n")]);
+    f.git(&["checkout", "-q", "-b", "other", "main~1"]);
+    f.commit("The same fix by another commit", &[("src/deep/c.rs", "fn c2() {}\n")]);
+    f.git(&["checkout", "-q", "main"]);
+    f.time += 5;
+    f.git(&["merge", "-q", "-m", "Merge the branch of the same fix", "other"]);
+    let (tasks, report) = f.mine();
+    assert_eq!((tasks.len(), report.skipped[&Skip::Merge]), (2, 2));
+    let all = MineOptions { all_parents: true, ..MineOptions::default() };
+    let (tasks, report) = mine(f.path(), &all, &mut |_, _| {}).unwrap();
+    let subjects: Vec<_> = tasks.iter().map(|t| t.problem_statement.as_str()).collect();
+    assert_eq!(subjects, ["A fix on a branch of its own", "A fix on the main branch here", "The same fix by another commit"]);
+    assert_eq!(report.skipped[&Skip::Duplicate], 1);
+    let newest = MineOptions { max_tasks: 1, ..all };
+    assert_eq!(mine(f.path(), &newest, &mut |_, _| {}).unwrap().0[0].problem_statement, subjects[2]);
+}
+
+#[test]
+fn shallow_bare_empty_and_other_folders() {
+    let Some(mut f) = Fixture::new() else { return };
+    let error = |path: &Path| mine(path, &MineOptions::default(), &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error(f.path()).contains("has no commit yet"));
+    f.commit("The very first commit of all", SOURCES);
+    f.commit("The first fix of a, which is right", &[("src/a.py", "1\n")]);
+    f.commit("The second fix of a, which is right", &[("src/a.py", "2\n")]);
+    let clone = |name: &str, args: &[&str]| -> PathBuf {
+        let target = f.path().join(name);
+        let url = format!("file://{}", f.path().display());
+        f.git(&[&["clone", "-q"], args, &[&url, target.to_str().unwrap()]].concat());
+        target
+    };
+    let (tasks, report) = mine(&clone("bare.git", &["--bare"]), &MineOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!((tasks.len(), report.repo.as_str()), (2, "bare"));
+    let (tasks, report) = mine(&clone("shallow", &["--depth", "2"]), &MineOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!((tasks.len(), report.shallow, report.commits), (1, true, 2));
+    assert_eq!(report.skipped, BTreeMap::from([(Skip::Shallow, 1)]));
+    let plain = tempfile::tempdir().unwrap();
+    assert!(error(plain.path()).contains("open it as a git repository"), "{}", error(plain.path()));
+    assert!(error(&plain.path().join("none")).contains("cannot open"));
+}
+
+#[test]
+fn the_choice_of_files_is_keyed_and_sorted() {
+    let Some(mut f) = Fixture::new() else { return };
+    let files: Vec<(String, String)> = (0..60).map(|i| (format!("d{}/e{}/f{i:02}.py", i % 3, i % 5), format!("x = {i}\n"))).collect();
+    f.commit("The very first commit of all", &files.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect::<Vec<_>>());
+    f.commit("Fix the file number thirty one", &[("d1/e1/f31.py", "y = 31\n")]);
+    let with = |seed, max_paths| {
+        let options = MineOptions { seed, max_paths, distractors: 10, ..MineOptions::default() };
+        mine(f.path(), &options, &mut |_, _| {}).unwrap().0.remove(0)
+    };
+    let (a, b, c) = (with(1, 600), with(1, 600), with(2, 20));
+    assert_eq!(a, b);
+    assert_ne!(a.files, c.files);
+    assert_eq!((a.files.len(), a.all_paths.len(), c.all_paths.len()), (11, 60, 20));
+    assert!(a.all_paths.is_sorted() && c.all_paths.is_sorted() && c.files.keys().all(|p| c.all_paths.contains(p)));
+    assert!(a.files.keys().filter(|p| p.starts_with("d1/e1/")).count() >= 4, "near ones are among them: {:?}", a.files.keys());
+    assert!(a.files.keys().filter(|p| !p.starts_with("d1/e1/")).count() >= 3, "and far ones: {:?}", a.files.keys());
+}

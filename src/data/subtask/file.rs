@@ -1,0 +1,388 @@
+//! File localisation: which files must be changed to resolve an issue (SoRFT, arXiv 2502.20127, section 3.1; the first step of
+//! Agentless, arXiv 2407.01489).
+
+use std::collections::BTreeSet;
+
+use minijinja::{Environment, UndefinedBehavior, context};
+
+use super::answer_text;
+use super::budget::{clean_issue, longest_beginning};
+use super::evidence::{Evidence, Note};
+use super::tree::{forms, shown_paths};
+use crate::data::Task;
+use crate::data::metrics::SetScore;
+use crate::data::patch::Patch;
+use crate::data::random::Keyed;
+use crate::{Error, Result};
+
+/// The prompt's template, in Jinja; [`FileOptions::template`] replaces it.
+pub const TEMPLATE: &str = include_str!("templates/file.jinja");
+
+/// Which paths a prompt lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Universe {
+    /// Those whose contents the task holds: the gold files and some neighbours.
+    #[default]
+    Files,
+    /// The whole tree, as the papers do ([`Task::all_paths`]).
+    Tree,
+}
+
+/// In which order a prompt lists them. Neither knows the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// As a directory listing has them.
+    #[default]
+    Alphabetical,
+    /// A random order, keyed by the seed and the task's name.
+    Shuffled,
+}
+
+/// How prompts are made.
+#[derive(Clone, Debug)]
+pub struct FileOptions {
+    /// Which paths are listed.
+    pub universe: Universe,
+    /// In which order.
+    pub order: Order,
+    /// What is said of each path.
+    pub evidence: Evidence,
+    /// The most tokens that a prompt may have, as `count_tokens` counts them.
+    pub max_tokens: usize,
+    /// How many tokens of the issue are kept before anything else is cut.
+    pub min_issue_tokens: usize,
+    /// The key of shuffled orders, and of which paths go where a list does not fit.
+    pub seed: u64,
+    /// A template in place of [`TEMPLATE`].
+    pub template: Option<String>,
+}
+
+impl Default for FileOptions {
+    /// Paths alone, in alphabetical order, without a limit; 48 tokens of the issue are kept first.
+    fn default() -> Self {
+        Self {
+            universe: Universe::default(),
+            order: Order::default(),
+            evidence: Evidence::default(),
+            max_tokens: usize::MAX,
+            min_issue_tokens: 48,
+            seed: 0,
+            template: None,
+        }
+    }
+}
+
+/// The subtask, ready to make prompts.
+pub struct FileSubtask {
+    options: FileOptions,
+    env: Environment<'static>,
+}
+
+/// What did not fit into a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// True if only the beginning of the issue is shown.
+    pub issue: bool,
+    /// How many bytes of the issue are shown, of how many.
+    pub issue_bytes: (usize, usize),
+    /// How many items and marks of evidence were left out, of how many.
+    pub evidence: (usize, usize),
+    /// How many paths were left out of the list, of how many. Gold paths are never among them.
+    pub paths: (usize, usize),
+    /// How many gold paths were not among the task's paths in the first place, so that no answer can name them.
+    pub gold_missing: usize,
+}
+
+/// A prompt with what its answers are judged by.
+#[derive(Clone, Debug)]
+pub struct FilePrompt {
+    /// The text, without a chat template.
+    pub text: String,
+    /// The paths listed, in their order: what an answer may name.
+    pub candidates: Vec<String>,
+    /// The gold set.
+    pub gold: BTreeSet<String>,
+    /// The gold answer, as supervised training has it: the listed gold paths, the most changed first.
+    pub answer: String,
+    /// How many tokens the text has.
+    pub tokens: usize,
+    /// What did not fit.
+    pub cut: Cut,
+}
+
+/// What of everything goes into one rendering.
+struct Shown<'a> {
+    issue: &'a str,
+    cut: bool,
+    paths: &'a [usize],
+    items: usize,
+    marks: bool,
+}
+
+/// A task as the renderings need it.
+struct Material<'a> {
+    repo: &'a str,
+    issue: String,
+    candidates: Vec<String>,
+    notes: Vec<Note>,
+}
+
+impl FileSubtask {
+    /// Prepares the template.
+    ///
+    /// # Errors
+    ///
+    /// A template that is not Jinja, with the line.
+    pub fn new(options: FileOptions) -> Result<Self> {
+        let mut env = Environment::new();
+        env.set_undefined_behavior(UndefinedBehavior::Strict);
+        let source = options.template.clone().unwrap_or_else(|| TEMPLATE.to_owned());
+        env.add_template_owned("file", source).map_err(template_error)?;
+        Ok(Self { options, env })
+    }
+
+    /// The options.
+    pub fn options(&self) -> &FileOptions {
+        &self.options
+    }
+
+    /// The prompt of a task. Where it has too many tokens, first the issue is cut (down to `min_issue_tokens`), then the evidence
+    /// (every path keeps equally many items), then paths are left out, by a keyed random choice among those that are not gold; what
+    /// is left over then goes to the issue again.
+    ///
+    /// What a prompt shows depends on the gold set in one case only: where paths are left out. [`Cut`] counts them.
+    ///
+    /// # Errors
+    ///
+    /// A task without a gold file among its paths; a budget that not even the gold paths fit into; a template that fails.
+    pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<FilePrompt> {
+        let gold = task.gold()?;
+        let candidates = self.candidates(task);
+        let missing = gold.iter().filter(|g| !candidates.contains(g)).count();
+        if missing == gold.len() {
+            let message = "no file that the patch changes is among the task's paths";
+            let hint = "a patch that only adds files has nothing to be found; `files` or `all_paths` must hold what it changes";
+            return Err(Error::input(message).at(&task.instance_id).hint(hint));
+        }
+        let issue = clean_issue(&task.problem_statement);
+        let notes = self.options.evidence.notes(&issue, &candidates, &task.files);
+        let material = Material { repo: task.repo_name(), issue, candidates, notes };
+        self.fit(task, &material, gold, missing, count_tokens)
+    }
+
+    /// The paths that the prompt lists, if all fit, in their order.
+    fn candidates(&self, task: &Task) -> Vec<String> {
+        let mut candidates = match self.options.universe {
+            Universe::Files => task.file_paths(),
+            Universe::Tree => task.known_paths(),
+        };
+        if self.options.order == Order::Shuffled {
+            Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
+        }
+        candidates
+    }
+
+    fn fit(
+        &self,
+        task: &Task,
+        material: &Material<'_>,
+        gold: BTreeSet<String>,
+        gold_missing: usize,
+        count_tokens: &dyn Fn(&str) -> usize,
+    ) -> Result<FilePrompt> {
+        let max = self.options.max_tokens;
+        let all: Vec<usize> = (0..material.candidates.len()).collect();
+        let room = |paths: &[usize], items, marks| -> Result<Option<usize>> {
+            let text = self.render(material, &Shown { issue: "", cut: true, paths, items, marks })?;
+            Ok(max.checked_sub(count_tokens(&text)))
+        };
+        let needed = self.options.min_issue_tokens.min(count_tokens(longest_beginning(
+            &material.issue,
+            self.options.min_issue_tokens,
+            count_tokens,
+        )));
+        let most_items = material.notes.iter().map(|n| n.items.len()).max().unwrap_or(0);
+        let mut chosen = (all.clone(), most_items, true);
+        let mut left = room(&all, most_items, true)?;
+        for (items, marks) in levels(most_items) {
+            if left.is_some_and(|left| left >= needed) {
+                break;
+            }
+            chosen = (all.clone(), items, marks);
+            left = room(&all, items, marks)?;
+        }
+        if left.is_none_or(|left| left < needed) {
+            let order = self.order_of_leaving(task, &material.candidates, &gold);
+            let gold_listed = gold.len() - gold_missing;
+            // Binary search for the most paths that fit, from the listed gold ones upwards.
+            let (mut fits, mut too_many) = (None, order.len());
+            let mut low = gold_listed;
+            while low < too_many {
+                let middle = (low + too_many) / 2;
+                let mut paths = order[..middle].to_vec();
+                paths.sort_unstable();
+                match room(&paths, 0, false)? {
+                    Some(room) if room >= needed => (fits, low) = (Some((paths, room)), middle + 1),
+                    _ => too_many = middle,
+                }
+            }
+            let Some((paths, room)) = fits else {
+                let message = format!("{max} tokens do not hold a prompt of its {gold_listed} gold paths and {needed} tokens of the issue");
+                return Err(Error::input(message).at(&task.instance_id).hint("raise max_prompt_tokens"));
+            };
+            chosen = (paths, 0, false);
+            left = Some(room);
+        }
+        let (paths, items, marks) = chosen;
+        let shown = Shown { issue: "", cut: true, paths: &paths, items, marks };
+        let (text, issue_len) = self.fill_issue(material, shown, left.unwrap_or(0), count_tokens)?;
+        let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
+        let count = |n: &Note, items: usize, marks: bool| n.items.len().min(items) + usize::from(marks && !n.mark.is_empty());
+        let evidence = material.notes.iter().map(|n| count(n, usize::MAX, true)).sum::<usize>();
+        let kept = paths.iter().map(|&i| count(&material.notes[i], items, marks)).sum::<usize>();
+        let cut = Cut {
+            issue: issue_len < material.issue.len(),
+            issue_bytes: (issue_len, material.issue.len()),
+            evidence: (evidence - kept, evidence),
+            paths: (all.len() - paths.len(), all.len()),
+            gold_missing,
+        };
+        let answer = gold_answer(task, &listed)?;
+        Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
+    }
+
+    /// Renders with as much of the issue as fits, and says how many bytes of it that is.
+    fn fill_issue(
+        &self,
+        material: &Material<'_>,
+        shown: Shown<'_>,
+        left: usize,
+        count_tokens: &dyn Fn(&str) -> usize,
+    ) -> Result<(String, usize)> {
+        let whole = self.render(material, &Shown { issue: &material.issue, cut: false, ..shown })?;
+        if self.options.max_tokens == usize::MAX || count_tokens(&whole) <= self.options.max_tokens {
+            return Ok((whole, material.issue.len()));
+        }
+        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
+        let mut room = left;
+        loop {
+            let issue = longest_beginning(&material.issue, room, count_tokens);
+            let text = self.render(material, &Shown { issue, cut: true, ..shown })?;
+            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
+            if over == 0 || issue.is_empty() {
+                return Ok((text, issue.len()));
+            }
+            room = room.saturating_sub(over);
+        }
+    }
+
+    /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order.
+    fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..candidates.len()).collect();
+        // Sorted first, so that the choice does not depend on the order of the list.
+        order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
+        Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
+        order.sort_by_key(|&i| !gold.contains(&candidates[i]));
+        order
+    }
+
+    fn render(&self, material: &Material<'_>, shown: &Shown<'_>) -> Result<String> {
+        let candidates: Vec<minijinja::Value> = shown
+            .paths
+            .iter()
+            .map(|&i| {
+                let note = material.notes.get(i).map(|n| n.show(shown.items, shown.marks)).unwrap_or_default();
+                context! { path => material.candidates[i].as_str(), note }
+            })
+            .collect();
+        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates };
+        self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
+    }
+}
+
+impl FilePrompt {
+    /// Reads and scores an answer to this prompt.
+    pub fn score(&self, completion: &str) -> (SetScore, Option<String>) {
+        score(completion, &self.candidates.iter().cloned().collect(), &self.gold)
+    }
+}
+
+/// How much evidence to try next when the prompt does not fit: fewer items for every path, then no marks.
+fn levels(most_items: usize) -> impl Iterator<Item = (usize, bool)> {
+    [16, 12, 8, 6, 4, 3, 2, 1, 0].into_iter().filter(move |&n| n < most_items).map(|n| (n, true)).chain([(0, false)])
+}
+
+fn template_error(e: minijinja::Error) -> Error {
+    let line = e.line().map_or(String::new(), |l| format!("line {l}: "));
+    Error::input(format!("{line}{e}")).at("the template of the file subtask")
+}
+
+/// The gold answer: the gold paths that are `listed`, one a line, the most changed file first, equally changed ones in alphabetical
+/// order.
+pub fn gold_answer(task: &Task, listed: &[String]) -> Result<String> {
+    let changed = Patch::parse(&task.patch)?;
+    let lines = |path: &str| -> usize {
+        let of_path = changed.files.iter().filter(|f| f.base_path() == Some(path));
+        of_path.flat_map(|f| &f.hunks).map(|h| h.changed_lines()).sum()
+    };
+    let mut paths: Vec<String> = task.gold()?.into_iter().filter(|g| listed.contains(g)).collect();
+    paths.sort_by_key(|p| std::cmp::Reverse(lines(p)));
+    Ok(paths.join("\n"))
+}
+
+/// The paths that an answer names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileAnswer {
+    /// Every different path, in the order of the answer.
+    pub paths: Vec<String>,
+    /// The first of them that is not in the universe.
+    pub outside: Option<String>,
+}
+
+/// Reads an answer: one path a line, trimmed, without leading `./`, list bullets, numbers and backticks; blank lines are skipped and
+/// equal paths count once. A line that is in the `universe` as it stands is taken as it stands. An empty universe holds every path.
+pub fn parse_answer(completion: &str, universe: &BTreeSet<String>) -> FileAnswer {
+    let mut answer = FileAnswer::default();
+    let mut seen = BTreeSet::new();
+    for line in answer_text(completion).lines() {
+        let forms = forms(line);
+        let known = forms.iter().find(|f| universe.contains(**f));
+        let Some(path) = known.or(forms.last()).filter(|p| !p.is_empty()) else { continue };
+        if known.is_none() && !universe.is_empty() {
+            answer.outside.get_or_insert_with(|| (*path).to_owned());
+        }
+        if seen.insert(*path) {
+            answer.paths.push((*path).to_owned());
+        }
+    }
+    answer
+}
+
+/// Reads and scores an answer: the score, and why it is not valid if it is not (no path, or one outside the universe).
+pub fn score(completion: &str, universe: &BTreeSet<String>, gold: &BTreeSet<String>) -> (SetScore, Option<String>) {
+    let answer = parse_answer(completion, universe);
+    let reason = match (&answer.outside, answer.paths.is_empty()) {
+        (Some(path), _) => Some(format!("`{path}` is not among the paths of the prompt")),
+        (None, true) => Some("the answer names no path".to_owned()),
+        (None, false) => None,
+    };
+    (SetScore::new(&answer.paths, gold, reason.is_none()), reason)
+}
+
+/// The paths that an answer may name: those that `prompt` shows if it is given and shows any, else [`Task::known_paths`].
+pub fn universe(task: &Task, prompt: Option<&str>) -> BTreeSet<String> {
+    let mut known: BTreeSet<String> = task.known_paths().into_iter().collect();
+    if let Some(prompt) = prompt {
+        let mut all = known.clone();
+        all.extend(task.files.keys().cloned());
+        let shown = shown_paths(prompt, &all);
+        if !shown.is_empty() {
+            known = shown;
+        }
+    }
+    known
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::evidence::Lexical;
+use super::*;
+
+/// Words and line ends, roughly what a tokenizer makes of a path-free text.
+fn words(text: &str) -> usize {
+    text.split([' ', '/']).count() + text.matches('\n').count()
+}
+
+fn paths() -> Vec<String> {
+    ["src/a.py", "src/b.py", "src/core/c.py", "src/core/D_E.py", "lib/f.py", "setup.py"].map(str::to_owned).to_vec()
+}
+
+/// A task whose patch changes `gold`, by as many lines as their places in the list.
+fn task(gold: &[&str]) -> Task {
+    let section = |(n, path): (usize, &&str)| {
+        let lines: String = (0..=n).map(|i| format!("+{i}\n")).collect();
+        format!("diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -0,0 +1,{} @@\n{lines}", n + 1)
+    };
+    let files: BTreeMap<String, String> =
+        paths().into_iter().map(|p| (p.clone(), format!("def name_of_{}(): pass\n", p.replace(['/', '.'], "_")))).collect();
+    Task {
+        instance_id: "o__r-1".to_owned(),
+        repo: "o/r".to_owned(),
+        problem_statement: "Core crashes\n\nwhen name of a is long ".to_owned() + &"word ".repeat(40),
+        patch: gold.iter().enumerate().map(section).collect(),
+        all_paths: paths().into_iter().chain(["tools/g.py".to_owned()]).collect(),
+        files,
+        ..Task::default()
+    }
+}
+
+fn subtask(change: impl FnOnce(&mut FileOptions)) -> FileSubtask {
+    let mut options = FileOptions { min_issue_tokens: 8, ..FileOptions::default() };
+    change(&mut options);
+    FileSubtask::new(options).unwrap()
+}
+
+#[test]
+fn the_prompt_is_what_the_template_says() {
+    let short = Task { problem_statement: "It breaks.\n".to_owned(), ..task(&["src/b.py", "lib/f.py"]) };
+    let prompt = subtask(|_| {}).prompt(&short, &words).unwrap();
+    assert_eq!(
+        prompt.text,
+        "Issue:\nIt breaks.\n\nFiles:\nlib/f.py\nsetup.py\nsrc/a.py\nsrc/b.py\nsrc/core/D_E.py\nsrc/core/c.py\n\n\
+         Which of these files must be changed to resolve the issue? Answer with their paths, one a line."
+    );
+    assert_eq!(prompt.answer, "lib/f.py\nsrc/b.py", "the most changed file first");
+    assert_eq!(prompt.cut, Cut { issue_bytes: (10, 10), paths: (0, 6), ..Cut::default() });
+    assert_eq!(universe(&short, Some(&prompt.text)).into_iter().collect::<Vec<_>>(), prompt.candidates);
+    let tree = subtask(|o| o.universe = Universe::Tree).prompt(&short, &words).unwrap();
+    assert_eq!(tree.candidates.len(), 7);
+}
+
+#[test]
+fn the_gold_set_leaves_no_trace() {
+    let evidences =
+        [(false, Lexical::None), (true, Lexical::None), (false, Lexical::Score), (true, Lexical::Rank), (false, Lexical::Words)];
+    for (names, lexical) in evidences {
+        for order in [Order::Alphabetical, Order::Shuffled] {
+            for max_tokens in [usize::MAX, 90, 70] {
+                let make = subtask(|o| (o.evidence, o.order, o.max_tokens) = (Evidence { names, lexical }, order, max_tokens));
+                let prompts: Vec<FilePrompt> = paths().iter().map(|p| make.prompt(&task(&[p]), &words).unwrap()).collect();
+                assert!(prompts.iter().all(|p| p.cut.paths.0 == 0), "the budgets hold all paths");
+                assert!(prompts.iter().all(|p| p.text == prompts[0].text), "{names} {lexical:?} {order:?} {max_tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shuffled_orders_differ_by_task_and_put_the_gold_file_anywhere() {
+    let make = subtask(|o| o.order = Order::Shuffled);
+    let mut places = [0usize; 6];
+    for i in 0..600 {
+        let task = Task { instance_id: format!("t{i}"), ..task(&["src/b.py"]) };
+        let prompt = make.prompt(&task, &words).unwrap();
+        places[prompt.candidates.iter().position(|c| c == "src/b.py").unwrap()] += 1;
+    }
+    assert!(places.iter().all(|&n| (60..140).contains(&n)), "{places:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_cut_in_order_and_counted() {
+    let long = task(&["src/b.py", "lib/f.py"]);
+    let evidence = Evidence { names: true, lexical: Lexical::Score };
+    let make = |max_tokens| subtask(|o| (o.evidence, o.max_tokens) = (evidence, max_tokens)).prompt(&long, &words);
+    let whole = make(usize::MAX).unwrap();
+    assert_eq!((whole.cut.issue, whole.cut.evidence.0, whole.cut.paths), (false, 0, (0, 6)));
+    let (mut last, mut stages) = (whole.cut, [0; 3]);
+    for max in (25..whole.tokens).rev() {
+        let Ok(prompt) = make(max) else { break };
+        let cut = prompt.cut;
+        assert!(prompt.tokens <= max && prompt.tokens == words(&prompt.text), "{max}");
+        assert!(cut.issue && prompt.text.contains(" [...]\n"));
+        assert!(prompt.gold.iter().all(|g| prompt.candidates.contains(g)), "gold paths stay");
+        assert!(cut.evidence.0 >= last.evidence.0 && cut.paths.0 >= last.paths.0, "{max}: {last:?} {cut:?}");
+        assert!(cut.paths.0 == 0 || cut.evidence.0 == cut.evidence.1, "evidence goes before paths");
+        stages[usize::from(cut.evidence.0 > 0) + usize::from(cut.paths.0 > 0)] += 1;
+        last = cut;
+    }
+    assert!(stages.iter().all(|&n| n > 0), "{stages:?}");
+    let error = make(20).unwrap_err().to_string();
+    assert!(error.contains("o__r-1: 20 tokens do not hold a prompt of its 2 gold paths"), "{error}");
+}
+
+#[test]
+fn tasks_without_a_target_and_bad_templates_are_errors() {
+    let none = Task { files: BTreeMap::from([("x.py".to_owned(), String::new())]), ..task(&["src/b.py"]) };
+    assert!(subtask(|_| {}).prompt(&none, &words).unwrap_err().to_string().contains("o__r-1: no file that the patch changes"));
+    let some = Task {
+        files: none.files.clone().into_iter().chain([("src/b.py".to_owned(), String::new())]).collect(),
+        ..task(&["src/b.py", "lib/f.py"])
+    };
+    assert_eq!(subtask(|_| {}).prompt(&some, &words).unwrap().cut.gold_missing, 1);
+    let bad = FileOptions { template: Some("a\n{% if %}".to_owned()), ..FileOptions::default() };
+    assert!(FileSubtask::new(bad).err().unwrap().to_string().contains("line 2"));
+    let unknown = subtask(|o| o.template = Some("{{ isue }}".to_owned()));
+    assert!(unknown.prompt(&some, &words).is_err());
+    let own = subtask(|o| o.template = Some("{{ repo }}: {{ candidates | length }}".to_owned()));
+    assert_eq!(own.prompt(&some, &words).unwrap().text, "o/r: 2");
+}
+
+#[test]
+fn answers_are_read_as_the_contract_says() {
+    let universe: BTreeSet<String> = paths().into_iter().chain(["1. notes/x.py".to_owned()]).collect();
+    let read = |text: &str| {
+        let answer = parse_answer(text, &universe);
+        (answer.paths.join(" "), answer.outside)
+    };
+    let ok = |text: &str| read(text).0;
+    assert_eq!(read("src/a.py\n\n  src/b.py\r\n"), ("src/a.py src/b.py".into(), None));
+    assert_eq!(
+        ok("<think>src/b.py</think>\n```\n1. `./src/a.py`\n- src/a.py\n* lib/f.py\n2) setup.py\n```\nbye"),
+        "src/a.py lib/f.py setup.py"
+    );
+    assert_eq!(ok("1. notes/x.py"), "1. notes/x.py");
+    assert_eq!(read("src/a.py\nsrc/z.py"), ("src/a.py src/z.py".into(), Some("src/z.py".into())));
+    assert_eq!(read("The file is src/a.py").1, Some("The file is src/a.py".into()));
+    assert_eq!(ok(""), "");
+    assert_eq!(parse_answer("any/thing.py", &BTreeSet::new()).outside, None);
+}
+
+#[test]
+fn scores_and_their_reasons() {
+    let prompt = subtask(|_| {}).prompt(&task(&["src/b.py", "lib/f.py"]), &words).unwrap();
+    let (s, reason) = prompt.score(&prompt.answer);
+    assert_eq!((s.fbeta(3.0), s.valid, s.first, reason), (1.0, true, true, None));
+    let (s, reason) = prompt.score("src/b.py\nsrc/a.py");
+    assert_eq!((s.precision(), s.recall(), reason), (0.5, 0.5, None));
+    let (s, reason) = prompt.score("src/b.py\nnot/here.py");
+    assert_eq!((s.fbeta(3.0), s.valid, reason.as_deref()), (0.0, false, Some("`not/here.py` is not among the paths of the prompt")));
+    let (s, reason) = prompt.score("```\n```");
+    assert_eq!((s.answers, s.valid, reason.as_deref()), (0, false, Some("the answer names no path")));
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(text in "(```|`|</think>|- |1\\. |\\./|src/a\\.py|é|\n| ){0,30}") {
+        let universe: BTreeSet<String> = paths().into_iter().collect();
+        let (s, reason) = score(&text, &universe, &universe);
+        prop_assert_eq!(s.valid, reason.is_none());
+        prop_assert!(s.fbeta(3.0) <= 1.0);
+    }
+}
