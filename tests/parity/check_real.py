@@ -139,14 +139,26 @@ def check_greedy(checks, binary, args, rng):
             checks.same(what, len(want) == 24 or answer["finish_reason"] == "eos", "ended early")
             continue
         _, margin = reference.greedy(model, prompt + want[:agree], 1)
-        checks.same(f"{what}; transformers' best two are {margin:.2g} apart", margin < TIE, f"{answer['ids']} where transformers has {want}")
+        checks.same(
+            f"{what}; transformers' best two are {margin:.2g} apart", margin < TIE, f"{answer['ids']} where transformers has {want}"
+        )
 
 
 def check_record(checks, binary, args, rng):
     prompts = sequences(rng, args, [7, 63, 130])
     options = ["--model", args.model]
     for temperature in (0, 1, 0.8):
-        sampling = ["--json", "--temperature", temperature, "-n", 1 if temperature == 0 else 3, "--max-new-tokens", 40, "--seed", rng.randrange(1000)]
+        sampling = [
+            "--json",
+            "--temperature",
+            temperature,
+            "-n",
+            1 if temperature == 0 else 3,
+            "--max-new-tokens",
+            40,
+            "--seed",
+            rng.randrange(1000),
+        ]
         answers = binary.json_lines("sample", *options, *sampling, lines=[{"ids": p} for p in prompts])
         whole = [prompts[a["prompt_index"]] + a["ids"] for a in answers]
         scored = binary.json_lines("score", *options, "--temperature", temperature or 1, lines=[{"ids": ids} for ids in whole])
@@ -180,9 +192,17 @@ def train(binary, args, folder, lines, adapter=None):
 
 def compare_training(what, checks, metrics, settings, model, lines):
     losses, norms = reference.adamw_steps(model, lines, [m["lr"] for m in metrics], **settings)
-    checks.same(f"{what}: a learning rate that warms up", 0 < metrics[0]["lr"] < metrics[2]["lr"] if len(metrics) > 2 else True, str(metrics))
-    checks.at_most(f"{what}: losses of {len(lines)} steps, relative", max(abs(m["loss"] / x - 1) for m, x in zip(metrics, losses, strict=True)), STEP_LIMIT)
-    checks.at_most(f"{what}: gradient norms, relative", max(abs(m["grad_norm"] / x - 1) for m, x in zip(metrics, norms, strict=True)), STEP_LIMIT)
+    checks.same(
+        f"{what}: a learning rate that warms up", 0 < metrics[0]["lr"] < metrics[2]["lr"] if len(metrics) > 2 else True, str(metrics)
+    )
+    checks.at_most(
+        f"{what}: losses of {len(lines)} steps, relative",
+        max(abs(m["loss"] / x - 1) for m, x in zip(metrics, losses, strict=True)),
+        STEP_LIMIT,
+    )
+    checks.at_most(
+        f"{what}: gradient norms, relative", max(abs(m["grad_norm"] / x - 1) for m, x in zip(metrics, norms, strict=True)), STEP_LIMIT
+    )
 
 
 def check_train(checks, binary, args, rng):
@@ -224,7 +244,9 @@ def check_lora(checks, binary, args, rng):
         compare_training("lora", checks, metrics, settings, model, lines)
         saved = folder / "run/adapter"
         after = peft.PeftModel.from_pretrained(load(args.model), saved).eval()
-        compare_scores("lora: the saved adapter, here and in peft", checks, binary, ["--model", args.model, "--adapter", saved], after, probe)
+        compare_scores(
+            "lora: the saved adapter, here and in peft", checks, binary, ["--model", args.model, "--adapter", saved], after, probe
+        )
 
 
 CHECKS = {"score": check_score, "greedy": check_greedy, "record": check_record, "train": check_train, "lora": check_lora}

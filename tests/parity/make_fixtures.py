@@ -314,7 +314,11 @@ def greedy_reference(model, exact, rng, vocab):
             prompt = rng.integers(0, vocab, length).tolist()
             ids, margin = reference.greedy(exact, prompt, GREEDY_TOKENS)
             ids_f32 = model.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, length, dtype=torch.long), do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, length, dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=GREEDY_TOKENS,
+                pad_token_id=0,
             )[0, length:].tolist()
             if margin >= MIN_MARGIN and model.config.eos_token_id not in ids:
                 assert ids == ids_f32, "f32 and f64 part far from a tie"
