@@ -9,9 +9,11 @@ mod doctor;
 mod interrupt;
 mod lines;
 mod output;
+mod report;
 mod reward;
 mod sample;
 mod score;
+mod train;
 
 use clap::{Parser, Subcommand};
 
@@ -26,9 +28,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Data(data::Args),
+    Train(train::Args),
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
+    Report(report::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -46,9 +50,11 @@ pub fn run() -> u8 {
     };
     let outcome = match cli.command {
         Command::Data(args) => data::run(args),
+        Command::Train(args) => train::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
         Command::Reward(args) => reward::run(args),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };

@@ -1,1 +1,22 @@
 //! Rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
+//!
+//! * [`config`]: a run's settings; [`dataset`] and [`dialogue`]: what it trains on, as tokens; [`order`]: in which order.
+//! * [`reward`]: subtasks' questions and how answers are judged; [`rollout`]: groups of answers; [`advantage`], [`objective`]: pure maths.
+//! * [`trainer`]: the loop over stages and steps; [`schedule`]: the learning rate; [`evaluate`]: held-out questions.
+//! * [`memory`]: what a run takes; [`checkpoint`], [`run_log`], [`report`]: what it leaves behind.
+
+pub mod advantage;
+pub mod checkpoint;
+pub mod config;
+pub mod dataset;
+pub mod dialogue;
+pub mod evaluate;
+pub mod memory;
+pub mod objective;
+pub mod order;
+pub mod report;
+pub mod reward;
+pub mod rollout;
+pub mod run_log;
+pub mod schedule;
+pub mod trainer;

@@ -1,0 +1,254 @@
+//! `train`: from a configuration to a trained model, with progress, Ctrl-C, checkpoints and a report.
+
+use crate::cli::common::DeviceArgs;
+use crate::cli::interrupt;
+use crate::error::Kind;
+use crate::model::Transformer;
+use crate::model::lora::LoraConfig;
+use crate::model::weights::{self, AdapterTensor, ModelFiles, TensorSpec};
+use crate::rl::config::{Config, Stage};
+use crate::rl::dataset::Item;
+use crate::rl::evaluate::{Evaluation, evaluate};
+use crate::rl::memory::{self, MemoryPlan};
+use crate::rl::trainer::{Event, Examples, Hooks, Inputs, Trainer};
+use crate::rl::{report, run_log};
+use crate::tensor::Device;
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// Trains a model as a configuration says: supervised (sft) or on rewards (grpo), in one stage or several. The run folder holds the resolved
+/// configuration, metrics, answers, checkpoints, a report, and the result in model/ or adapter/.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The configuration [default: all settings from --set]
+    #[arg(value_name = "CONFIG.toml", conflicts_with = "resume")]
+    config: Option<PathBuf>,
+    /// Override a setting (repeatable); stage.N.key=value for the N-th [[stage]]
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "resume")]
+    set: Vec<String>,
+    /// The run folder [default: runs/NAME for NAME.toml]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with the run in --out from its last checkpoint
+    #[arg(long, requires = "out")]
+    resume: bool,
+    /// Print how much memory the run takes, and stop
+    #[arg(long)]
+    plan: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Args {
+    fn out(&self) -> PathBuf {
+        let name = self.config.as_deref().and_then(Path::file_stem).map_or_else(|| "train".into(), |s| s.to_owned());
+        self.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
+    }
+
+    fn load_config(&self, out: &Path) -> Result<Config> {
+        if self.resume {
+            return Config::resume(out);
+        }
+        if self.config.is_none() && self.set.is_empty() {
+            return Err(Error::usage("expected a configuration").hint("give CONFIG.toml, or --set key=value, or --resume --out DIR"));
+        }
+        if out.exists() && !self.plan {
+            return Err(Error::usage("this folder exists")
+                .at("--out")
+                .at_file(out)
+                .hint("go on with the run in it by --resume --out, or choose another folder"));
+        }
+        Config::load(self.config.as_deref(), &self.set)
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let out = args.out();
+    let config = args.load_config(&out)?;
+    let device = args.device.open()?;
+    interrupt::listen()?;
+    let files = weights::open(&config.model)?;
+    let mut console = Console::new();
+    let examples = Examples::load(&config, &files, &mut |event| console.show(event))?;
+    let adapter = config.adapter.as_deref().map(weights::load_peft).transpose()?;
+    let lora = adapter.as_ref().map(|(lora, _)| lora).or(config.lora.as_ref());
+    let plan = MemoryPlan::new(&config, &files.config, lora, &examples);
+    if args.plan {
+        print!("{plan}");
+        return Ok(());
+    }
+    if let Some(free) = memory::available() {
+        plan.check(free)?;
+    }
+    let model = load_model(&config, &files, adapter, &device)?;
+    // The folder appears only now: a run that could not begin leaves none behind.
+    std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, e))?;
+    if !args.resume {
+        run_log::replace(&out.join("config.toml"), config.resolved.as_bytes())?;
+    }
+    let mut hooks = RunHooks { console, config: &config, files: &files, heldout: &examples.heldout };
+    let inputs = Inputs {
+        config: &config,
+        datasets: &examples.stages,
+        tokenizer: files.tokenizer.as_ref(),
+        out: &out,
+        stop: &interrupt::pressed,
+        hooks: &mut hooks,
+    };
+    let trained = Trainer::new(inputs, model, args.resume)?.run();
+    hooks.console.bar.finish_and_clear();
+    let trained = trained.map_err(|e| interrupted(e, &out))?;
+    let result = save(&trained, &config, &files, &out)?;
+    let report = report::write(&out)?;
+    eprintln!("{}\n{}", result.display(), report.display());
+    Ok(())
+}
+
+fn load_model(
+    config: &Config,
+    files: &ModelFiles,
+    adapter: Option<(LoraConfig, Vec<AdapterTensor>)>,
+    device: &Device,
+) -> Result<Transformer> {
+    let mut model = Transformer::load(files, device)?;
+    if let (Some((lora, tensors)), Some(dir)) = (adapter, &config.adapter) {
+        model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
+    } else if let Some(lora) = &config.lora {
+        model.add_lora(lora, config.seed)?;
+    }
+    Ok(model)
+}
+
+/// The report of a run that was stopped, and how to go on.
+fn interrupted(error: Error, out: &Path) -> Error {
+    if error.kind() != Kind::Interrupted {
+        return error;
+    }
+    if let Err(e) = report::write(out) {
+        eprintln!("warning: {e}");
+    }
+    error.hint(format!("go on with: sorft-native train --resume --out {}", out.display()))
+}
+
+/// Writes the result: `adapter/` (PEFT) if an adapter was trained, else `model/` (Hugging Face).
+fn save(model: &Transformer, config: &Config, files: &ModelFiles, out: &Path) -> Result<PathBuf> {
+    if let Some(lora) = model.lora() {
+        let dir = out.join("adapter");
+        let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
+        weights::save_peft(&dir, lora, &config.model, &tensors, &mut |name| model.export(name))?;
+        return Ok(dir);
+    }
+    let dir = out.join("model");
+    let dtype = if config.save_bf16 { weights::SaveDtype::Bf16 } else { weights::SaveDtype::F32 };
+    weights::save_hf(&dir, files, &weights::model_tensors(&files.config), dtype, &mut |name| model.export(name))?;
+    Ok(dir)
+}
+
+/// What the trainer asks of the command line.
+struct RunHooks<'a> {
+    console: Console,
+    config: &'a Config,
+    files: &'a ModelFiles,
+    heldout: &'a [Item],
+}
+
+impl Hooks for RunHooks<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        self.console.show(event);
+    }
+
+    fn evaluate(&mut self, model: &Transformer, _step: u64) -> Result<Option<Evaluation>> {
+        let Some(tokenizer) = self.files.tokenizer.as_ref().filter(|_| !self.heldout.is_empty()) else {
+            return Ok(None);
+        };
+        let (console, total) = (&self.console, self.heldout.len());
+        let mut keep_going = |done: usize| {
+            console.bar.set_message(format!("evaluating {done}/{total}"));
+            !interrupt::pressed()
+        };
+        let (tokens, batch) = (self.config.eval_max_new_tokens, self.config.rollout_batch);
+        evaluate(model, tokenizer, self.heldout, tokens, batch, &mut keep_going).map(Some)
+    }
+}
+
+/// Progress on stderr: a bar on a terminal, a line a step elsewhere.
+struct Console {
+    bar: ProgressBar,
+    terminal: bool,
+}
+
+impl Console {
+    fn new() -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left {eta})  {wide_msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, terminal }
+    }
+
+    fn line(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Note(text) => self.line(&text),
+            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Stage(number, count, stage) => self.line(&stage_line(number, count, stage)),
+            Event::Sampling(done, total) => self.bar.set_message(format!("sampling {done}/{total}")),
+            Event::Step(step, total, line) => {
+                self.bar.set_length(total);
+                self.bar.set_position(step);
+                let text = step_line(line);
+                self.bar.set_message(text.clone());
+                if !self.terminal {
+                    eprintln!("step {step}/{total}  {text}");
+                }
+            }
+            Event::Evaluation(step, numbers) => self.line(&format!("evaluation after step {step}: {}", numbers_line(numbers))),
+            Event::Checkpoint(path) => {
+                if !self.terminal {
+                    eprintln!("checkpoint {}", path.display());
+                }
+            }
+        }
+    }
+}
+
+fn stage_line(number: usize, count: usize, stage: &Stage) -> String {
+    let of = if count > 1 { format!("stage {number} of {count}: ") } else { String::new() };
+    format!("{of}{}, {} steps of {} prompts", stage.algorithm.name(), stage.steps, stage.batch_prompts)
+}
+
+/// A step's numbers for people.
+fn step_line(line: &Map<String, Value>) -> String {
+    let mut out = Vec::new();
+    for (key, name) in [
+        ("loss", "loss"),
+        ("reward_mean", "reward"),
+        ("valid", "valid"),
+        ("answer_tokens_mean", "tokens"),
+        ("kl", "kl"),
+        ("grad_norm", "|g|"),
+        ("lr", "lr"),
+    ] {
+        if let Some(value) = line.get(key).and_then(Value::as_f64) {
+            out.push(if key == "lr" { format!("{name} {value:.1e}") } else { format!("{name} {value:.4}") });
+        }
+    }
+    if line.get("skipped") == Some(&Value::Bool(true)) {
+        out.push("skipped".into());
+    }
+    out.join("  ")
+}
+
+fn numbers_line(numbers: &Map<String, Value>) -> String {
+    let shown = ["tasks", "valid", "hit", "top1", "f1", "fbeta", "answers"];
+    let text = |key: &&str| numbers.get(*key).and_then(Value::as_f64).map(|v| format!("{key} {}", (v * 1e3).round() / 1e3));
+    shown.iter().filter_map(text).collect::<Vec<_>>().join("  ")
+}

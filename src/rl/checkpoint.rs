@@ -1,0 +1,449 @@
+//! Checkpoints: all state of a run between two steps, in one folder, written so that it is whole or not there.
+//!
+//! ```text
+//! checkpoints/STEP/
+//!   state.json            step, stage, data cursor, counters (all randomness follows from these)
+//!   tensors.safetensors   per trained tensor: `weight/NAME`, `first/NAME`, `second/NAME` (AdamW's moments), f32
+//!   manifest.json         size and CRC-32 of the two
+//! ```
+//!
+//! A checkpoint is written under a temporary name, every file and the folder are flushed to the disk, then it is renamed. The same state
+//! gives the same bytes: nothing holds a time, and tensors stand in canonical order.
+
+use crate::error::{Error, Result};
+use crate::model::transformer::ParamInfo;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The layout that this version writes and reads.
+const FORMAT: u32 = 1;
+const STATE: &str = "state.json";
+const TENSORS: &str = "tensors.safetensors";
+const MANIFEST: &str = "manifest.json";
+const TEMPORARY: &str = ".tmp-";
+
+/// The parts of a trained tensor's state, in the order of [`State`]'s tensors.
+pub const PARTS: [&str; 3] = ["weight", "first", "second"];
+
+/// Where a run stands between two steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the layout.
+    pub format: u32,
+    /// The program that wrote it.
+    pub program: String,
+    /// Steps done, over all stages.
+    pub step: u64,
+    /// The current stage, from 0.
+    pub stage: usize,
+    /// Steps done in it.
+    pub stage_step: u64,
+    /// Examples taken from the stage's order.
+    pub cursor: u64,
+    /// Optimizer updates made in the stage (AdamW's own step count).
+    pub updates: u64,
+    /// Steps skipped so far, for a loss or a gradient that was not finite.
+    pub skipped: u64,
+    /// Those of them without a good step since.
+    pub skipped_in_row: u64,
+    /// Whether the evaluation that belongs to this step, if one does, is in the log.
+    pub evaluated: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: Vec<FileEntry>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileEntry {
+    name: String,
+    bytes: u64,
+    crc32: u32,
+}
+
+/// A file that counts and checks what is written to it.
+struct Summed {
+    file: BufWriter<File>,
+    crc: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl Summed {
+    fn create(path: &Path) -> std::io::Result<Self> {
+        Ok(Self { file: BufWriter::with_capacity(1 << 20, File::create(path)?), crc: crc32fast::Hasher::new(), bytes: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.crc.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    fn finish(self, name: &str) -> std::io::Result<FileEntry> {
+        let file = self.file.into_inner().map_err(|e| e.into_error())?;
+        file.sync_all()?;
+        Ok(FileEntry { name: name.to_owned(), bytes: self.bytes, crc32: self.crc.finalize() })
+    }
+}
+
+/// Writes tensors as a safetensors file: for each of `params` and each of `parts` the tensor `PART/NAME`. `data` gives the parts of a
+/// tensor. (The crate's writer would need all of them in memory together.)
+fn write_tensors(
+    path: &Path,
+    params: &[ParamInfo],
+    parts: &[&str],
+    data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>,
+) -> Result<FileEntry> {
+    let io = |e| Error::io("write", path, e);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for p in params {
+        let bytes = 4 * p.shape.iter().product::<usize>();
+        for part in parts {
+            let entry = serde_json::json!({"dtype": "F32", "shape": p.shape, "data_offsets": [offset, offset + bytes]});
+            header.insert(format!("{part}/{}", p.name), entry);
+            offset += bytes;
+        }
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    // Data starts on a multiple of 8 bytes, so that a mapped file can be read as f32.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = Summed::create(path).map_err(io)?;
+    out.write(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    out.write(&header).map_err(io)?;
+    for p in params {
+        let tensors = data(&p.name)?;
+        for tensor in &tensors {
+            if tensor.len() != p.shape.iter().product::<usize>() {
+                return Err(Error::input(format!("{} numbers for the shape {:?}", tensor.len(), p.shape)).at(&p.name));
+            }
+            // safetensors is little-endian, as is every processor this program runs on.
+            out.write(bytemuck::cast_slice(tensor)).map_err(io)?;
+        }
+    }
+    out.finish(TENSORS).map_err(io)
+}
+
+/// Writes the checkpoint of `state.step` into `dir` (`OUT/checkpoints`), then removes all but the last `keep` (0: none). `data` gives a
+/// trained tensor's numbers and its two moments. If anything fails, older checkpoints are untouched.
+pub fn save(
+    dir: &Path,
+    state: &State,
+    params: &[ParamInfo],
+    data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>,
+    keep: usize,
+) -> Result<PathBuf> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    let temporary = dir.join(format!("{TEMPORARY}{}", state.step));
+    remove(&temporary)?;
+    let written = write_folder(&temporary, state, params, data);
+    if written.is_err() {
+        // Give the space back; the error of the write is the one to report.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written?;
+    let place = dir.join(state.step.to_string());
+    // A damaged or re-done checkpoint of the same step gives way.
+    remove(&place)?;
+    fs::rename(&temporary, &place).map_err(|e| Error::io("rename to", &place, e))?;
+    sync_dir(dir)?;
+    if keep > 0 {
+        for (_, old) in list(dir)?.into_iter().rev().skip(keep) {
+            remove(&old)?;
+        }
+    }
+    Ok(place)
+}
+
+fn write_folder(folder: &Path, state: &State, params: &[ParamInfo], data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>) -> Result<()> {
+    fs::create_dir(folder).map_err(|e| Error::io("create", folder, e))?;
+    let state = State { format: FORMAT, program: concat!("sorft-native ", env!("CARGO_PKG_VERSION")).to_owned(), ..state.clone() };
+    let files = vec![write_json(&folder.join(STATE), STATE, &state)?, write_tensors(&folder.join(TENSORS), params, &PARTS, data)?];
+    write_json(&folder.join(MANIFEST), MANIFEST, &Manifest { files })?;
+    sync_dir(folder)
+}
+
+fn write_json(path: &Path, name: &str, value: &impl Serialize) -> Result<FileEntry> {
+    let io = |e| Error::io("write", path, e);
+    let text = serde_json::to_string_pretty(value).map_err(|e| io(e.into()))? + "\n";
+    let mut out = Summed::create(path).map_err(io)?;
+    out.write(text.as_bytes()).map_err(io)?;
+    out.finish(name).map_err(io)
+}
+
+/// Flushes a folder's entries to the disk.
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("flush", dir, e))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// The checkpoints in a folder by step, the oldest first; a missing folder has none.
+pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read", dir, e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
+        if let Some(step) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A checkpoint that was found whole.
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Where the run stood.
+    pub state: State,
+    tensors: TensorFile,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint and checks every byte of it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let manifest: Manifest = read_json(&path.join(MANIFEST))?;
+        for name in [STATE, TENSORS] {
+            let file = path.join(name);
+            let expected = manifest.files.iter().find(|f| f.name == name);
+            let expected = expected.ok_or_else(|| Error::input(format!("does not list {name}")).at_file(&path.join(MANIFEST)))?;
+            let found = sum_file(&file)?;
+            if (found.bytes, found.crc32) != (expected.bytes, expected.crc32) {
+                let message = format!(
+                    "damaged: {} bytes with checksum {:08x}, expected {} with {:08x}",
+                    found.bytes, found.crc32, expected.bytes, expected.crc32
+                );
+                return Err(Error::input(message).at_file(&file));
+            }
+        }
+        let state: State = read_json(&path.join(STATE))?;
+        if state.format != FORMAT {
+            let message = format!("layout version {}; this program reads {FORMAT}", state.format);
+            return Err(Error::input(message).at_file(&path.join(STATE)).hint(format!("it was written by {}", state.program)));
+        }
+        Ok(Self { path: path.to_owned(), state, tensors: TensorFile::open(&path.join(TENSORS))? })
+    }
+
+    /// Opens the newest checkpoint in `dir` that is whole. Damaged ones are told to `warn`; if there are only damaged ones, it is an error.
+    pub fn latest(dir: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<Self>> {
+        let all = list(dir)?;
+        let mut first_error = None;
+        for (step, path) in all.iter().rev() {
+            match Self::open(path) {
+                Ok(found) => return Ok(Some(found)),
+                Err(e) => {
+                    warn(format!("checkpoint {step} cannot be used, trying the one before it: {e}"));
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        match first_error {
+            None => Ok(None),
+            Some(e) => Err(e.hint("no checkpoint of this run is whole: begin anew with another --out")),
+        }
+    }
+
+    /// The three parts of a trained tensor: weight, first and second moment.
+    pub fn read(&self, param: &ParamInfo) -> Result<[Vec<f32>; 3]> {
+        let part = |i: usize| self.tensors.read(PARTS[i], param);
+        Ok([part(0)?, part(1)?, part(2)?])
+    }
+}
+
+fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::input(format!("damaged: {e}")).at_file(path))
+}
+
+fn sum_file(path: &Path) -> Result<FileEntry> {
+    let io = |e| Error::io("read", path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let mut crc = crc32fast::Hasher::new();
+    let (mut bytes, mut buffer) = (0u64, vec![0u8; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(FileEntry { name: String::new(), bytes, crc32: crc.finalize() }),
+            Ok(n) => {
+                crc.update(&buffer[..n]);
+                bytes += n as u64;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(io(e)),
+        }
+    }
+}
+
+/// A mapped safetensors file of f32 tensors named `PART/NAME`.
+struct TensorFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+}
+
+impl TensorFile {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        // SAFETY: the file belongs to the run, is never written in place (checkpoints are renamed into place whole), and is only read as
+        // bytes and numbers for which every bit pattern is valid.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    fn read(&self, part: &str, param: &ParamInfo) -> Result<Vec<f32>> {
+        let bad = |message: String| Error::input(message).at_file(&self.path);
+        let file = safetensors::SafeTensors::deserialize(&self.map).map_err(|e| bad(format!("not a safetensors file: {e}")))?;
+        let name = format!("{part}/{}", param.name);
+        let tensor = file.tensor(&name).map_err(|_| {
+            bad(format!("has no tensor {name}")).hint("the checkpoint is of another model or adapter than the configuration's")
+        })?;
+        if tensor.shape() != param.shape || tensor.dtype() != safetensors::Dtype::F32 {
+            return Err(bad(format!("{name} is {:?} {:?}, expected F32 {:?}", tensor.dtype(), tensor.shape(), param.shape)));
+        }
+        Ok(bytemuck::pod_collect_to_vec(tensor.data()))
+    }
+}
+
+/// Weights alone, such as those of a reference policy; written like a checkpoint's.
+pub struct Snapshot {
+    tensors: TensorFile,
+}
+
+impl Snapshot {
+    /// Writes the weights of `params` to `path`, whole or not at all.
+    pub fn save(path: &Path, params: &[ParamInfo], data: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let temporary = path.with_extension("tmp");
+        write_tensors(&temporary, params, &PARTS[..1], &mut |name| Ok(vec![data(name)?]))?;
+        fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e))?;
+        sync_dir(dir)
+    }
+
+    /// Opens a snapshot.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { tensors: TensorFile::open(path)? })
+    }
+
+    /// The numbers of a tensor.
+    pub fn read(&self, param: &ParamInfo) -> Result<Vec<f32>> {
+        self.tensors.read(PARTS[0], param)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params() -> Vec<ParamInfo> {
+        [("b.weight", vec![2, 3]), ("a.bias", vec![4])].map(|(n, shape)| ParamInfo { name: n.into(), shape, decay: true }).to_vec()
+    }
+
+    fn numbers(name: &str) -> Result<Vec<Vec<f32>>> {
+        let n = if name == "b.weight" { 6 } else { 4 };
+        Ok((0..3).map(|p| (0..n).map(|i| (i * 10 + p) as f32 + 0.1).collect()).collect())
+    }
+
+    fn state(step: u64) -> State {
+        State { step, stage: 1, stage_step: 2, cursor: 77, updates: 5, ..State::default() }
+    }
+
+    #[test]
+    fn reads_back_what_was_written_and_writes_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = save(&dir.path().join("a"), &state(7), &params(), &mut numbers, 0).unwrap();
+        let b = save(&dir.path().join("b"), &state(7), &params(), &mut numbers, 0).unwrap();
+        for name in [STATE, TENSORS, MANIFEST] {
+            assert_eq!(fs::read(a.join(name)).unwrap(), fs::read(b.join(name)).unwrap());
+        }
+        let found = Checkpoint::latest(&dir.path().join("a"), &mut |w| panic!("{w}")).unwrap().unwrap();
+        assert_eq!((found.state.step, found.state.cursor, found.state.updates), (7, 77, 5));
+        for p in params() {
+            assert_eq!(found.read(&p).unwrap().to_vec(), numbers(&p.name).unwrap());
+        }
+        let other = ParamInfo { name: "b.weight".into(), shape: vec![3, 2], decay: true };
+        assert!(found.read(&other).unwrap_err().to_string().contains("expected F32 [3, 2]"));
+    }
+
+    #[test]
+    fn a_damaged_one_is_named_and_the_one_before_it_used() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [2, 4, 10] {
+            save(dir.path(), &state(step), &params(), &mut numbers, 0).unwrap();
+        }
+        let damage = |step: &str, file: &str, at: usize| {
+            let path = dir.path().join(step).join(file);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        };
+        damage("10", TENSORS, 200);
+        fs::remove_file(dir.path().join("4").join(STATE)).unwrap();
+        let mut warnings = Vec::new();
+        let found = Checkpoint::latest(dir.path(), &mut |w| warnings.push(w)).unwrap().unwrap();
+        assert_eq!(found.state.step, 2);
+        assert!(warnings[0].starts_with("checkpoint 10 cannot be used") && warnings[0].contains("damaged: "), "{warnings:?}");
+        assert!(warnings[1].starts_with("checkpoint 4 cannot be used"), "{warnings:?}");
+        damage("2", STATE, 30);
+        assert!(Checkpoint::latest(dir.path(), &mut |_| {}).is_err());
+        assert!(Checkpoint::latest(&dir.path().join("none"), &mut |_| {}).unwrap().is_none());
+    }
+
+    #[test]
+    fn every_flipped_byte_of_a_checkpoint_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = save(dir.path(), &state(1), &params(), &mut numbers, 0).unwrap();
+        for file in [STATE, TENSORS, MANIFEST] {
+            let path = place.join(file);
+            let whole = fs::read(&path).unwrap();
+            for at in 0..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 0x10;
+                fs::write(&path, &bytes).unwrap();
+                // White space of the manifest may change without harm; nothing else may.
+                if let Ok(found) = Checkpoint::open(&place) {
+                    assert!(file == MANIFEST && found.state.step == 1, "{file} byte {at}");
+                }
+            }
+            fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+            assert!(Checkpoint::open(&place).is_err(), "{file} cut in half");
+            fs::write(&path, whole).unwrap();
+        }
+        assert!(Checkpoint::open(&place).is_ok());
+    }
+
+    #[test]
+    fn old_ones_are_removed_and_a_failed_write_leaves_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3, 20] {
+            save(dir.path(), &state(step), &params(), &mut numbers, 2).unwrap();
+        }
+        let steps = |d: &Path| list(d).unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
+        assert_eq!(steps(dir.path()), [3, 20]);
+        let failed = save(dir.path(), &state(21), &params(), &mut |_| Err(Error::input("no numbers")), 2);
+        assert!(failed.is_err());
+        assert_eq!(steps(dir.path()), [3, 20]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing temporary is left");
+    }
+
+    #[test]
+    fn snapshots_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reference/stage-2.safetensors");
+        Snapshot::save(&path, &params(), &mut |name| Ok(numbers(name)?.remove(0))).unwrap();
+        let snapshot = Snapshot::open(&path).unwrap();
+        assert_eq!(snapshot.read(&params()[1]).unwrap(), numbers("a.bias").unwrap()[0]);
+    }
+}

@@ -1,0 +1,382 @@
+//! The configuration of a training run: TOML, `--set key=value`, defaults, `[[stage]]` overrides.
+//!
+//! [`keys::KEYS`] is the one table of settings. [`Config::load`] turns a file and flags into typed settings and the complete text of the
+//! run's `config.toml`, which [`Config::resume`] reads back to the same settings.
+
+pub mod keys;
+mod load;
+
+use crate::error::{Error, Result};
+use crate::model::lora::LoraConfig;
+use crate::model::optimizer::AdamWConfig;
+use crate::rl::advantage::Scale;
+use crate::rl::objective::{Aggregation, Clip};
+use crate::rl::schedule::{Schedule, Shape};
+use keys::KEYS;
+pub use load::{Given, Value, Values};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// What is trained in a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Supervised fine-tuning.
+    Sft,
+    /// Group relative policy optimisation.
+    Grpo,
+}
+
+impl Algorithm {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sft => "sft",
+            Algorithm::Grpo => "grpo",
+        }
+    }
+}
+
+/// What the KL is measured against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// The policy at the start of the stage.
+    Start,
+    /// The model as it was loaded; with LoRA, the adapter off.
+    Base,
+}
+
+/// The reward's rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// F-beta.
+    Fbeta,
+    /// F1.
+    F1,
+    /// 1 if the answer is exactly the gold set.
+    Exact,
+    /// 1 if any gold element is named.
+    Hit,
+}
+
+/// Settings that may differ from stage to stage.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct Stage {
+    pub algorithm: Algorithm,
+    pub steps: u64,
+    pub train: Vec<PathBuf>,
+    pub shuffle: bool,
+    pub batch_prompts: usize,
+    pub group_size: usize,
+    pub max_prompt_tokens: usize,
+    pub max_new_tokens: usize,
+    pub temperature: f32,
+    pub microbatch_tokens: usize,
+    pub updates_per_batch: u64,
+    pub activation_checkpointing: bool,
+    pub score: Score,
+    pub optim: AdamWConfig,
+    pub schedule: Schedule,
+    pub kl_coef: f64,
+    pub kl_measure: bool,
+    pub kl_reference: Reference,
+    pub clip: Clip,
+    pub aggregation: Aggregation,
+    pub entropy_coef: f64,
+    pub advantage_scale: Scale,
+    pub advantage_eps: f64,
+    pub max_skipped: u64,
+}
+
+/// How much a prompt says of each candidate's match with the issue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lexical {
+    /// Nothing.
+    None,
+    /// A digit.
+    Score,
+    /// The rank of the best five.
+    Rank,
+    /// The words in common.
+    Words,
+}
+
+/// How prompts are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct PromptSettings {
+    pub chat: bool,
+    pub whole_tree: bool,
+    pub shuffled: bool,
+    pub names: bool,
+    pub lexical: Lexical,
+    pub min_issue_tokens: usize,
+    pub template: Option<PathBuf>,
+}
+
+/// A training run's settings, complete and checked.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct Config {
+    pub model: String,
+    pub adapter: Option<PathBuf>,
+    pub seed: u64,
+    pub heldout: Vec<PathBuf>,
+    pub prompt: PromptSettings,
+    pub reward_beta: f64,
+    pub rollout_batch: usize,
+    pub lora: Option<LoraConfig>,
+    pub eval_every: u64,
+    pub eval_at_start: bool,
+    pub eval_tasks: usize,
+    pub eval_max_prompt_tokens: usize,
+    pub eval_max_new_tokens: usize,
+    pub checkpoint_every: u64,
+    pub checkpoint_keep: usize,
+    pub save_bf16: bool,
+    /// At least one.
+    pub stages: Vec<Stage>,
+    /// The complete text of `config.toml`.
+    pub resolved: String,
+}
+
+impl Config {
+    /// Reads a configuration file (or none) and applies `--set` flags. Relative paths are relative to the file's folder, or to the current
+    /// one where there is no file.
+    pub fn load(file: Option<&Path>, sets: &[String]) -> Result<Self> {
+        let (mut given, place) = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+                (load::parse_file(&text, path)?, path.display().to_string())
+            }
+            None => (Given::default(), "--set".to_owned()),
+        };
+        let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+        for set in sets {
+            load::apply_set(&mut given, set, base)?;
+        }
+        Self::from_given(given).map_err(|e| e.at(place))
+    }
+
+    /// Reads a configuration from its text; `path` serves errors and relative paths.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        Self::from_given(load::parse_file(text, path)?).map_err(|e| e.at_file(path))
+    }
+
+    /// Reads the `config.toml` of a run folder.
+    pub fn resume(out: &Path) -> Result<Self> {
+        let path = out.join("config.toml");
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::io("read", &path, e).hint("--resume goes on with a run that this program began: give its folder with --out")
+        })?;
+        Self::parse(&text, &path)
+    }
+
+    /// Steps of all stages together.
+    pub fn total_steps(&self) -> u64 {
+        self.stages.iter().map(|s| s.steps).sum()
+    }
+
+    fn from_given(given: Given) -> Result<Self> {
+        let mut top = defaults();
+        top.extend(given.top.iter().map(|(k, v)| (*k, v.clone())));
+        let overrides = if given.stages.is_empty() { vec![Values::new()] } else { given.stages.clone() };
+        let stages = overrides.iter().enumerate().map(|(i, o)| {
+            let mut values = top.clone();
+            values.extend(o.iter().map(|(k, v)| (*k, v.clone())));
+            let stage = Stage::read(&Reader(&values));
+            if given.stages.is_empty() { stage } else { stage.map_err(|e| e.at(format_args!("stage {}", i + 1))) }
+        });
+        let stages = stages.collect::<Result<Vec<_>>>()?;
+        let r = Reader(&top);
+        let optional = |name| Some(r.text(name)).filter(|t: &String| !t.is_empty());
+        let (rank, adapter) = (r.size("lora.rank"), optional("adapter").map(PathBuf::from));
+        if rank > 0 && adapter.is_some() {
+            return Err(Error::input("an adapter to go on from brings its own rank")
+                .at("lora.rank")
+                .hint("leave out `lora.rank` or `adapter`"));
+        }
+        Ok(Self {
+            model: optional("model").ok_or_else(|| missing("model", "model = \"path/to/model\""))?,
+            adapter,
+            seed: r.size("seed") as u64,
+            heldout: r.paths("data.heldout"),
+            prompt: PromptSettings {
+                chat: r.bool("prompt.chat"),
+                whole_tree: r.text("prompt.universe") == "tree",
+                shuffled: r.text("prompt.order") == "shuffled",
+                names: r.bool("prompt.names"),
+                lexical: match r.text("prompt.lexical").as_str() {
+                    "score" => Lexical::Score,
+                    "rank" => Lexical::Rank,
+                    "words" => Lexical::Words,
+                    _ => Lexical::None,
+                },
+                min_issue_tokens: r.size("prompt.min_issue_tokens"),
+                template: optional("prompt.template").map(PathBuf::from),
+            },
+            reward_beta: r.number("reward.beta"),
+            rollout_batch: r.size("rollout_batch"),
+            lora: (rank > 0).then(|| LoraConfig { rank, alpha: r.number("lora.alpha") as f32, targets: r.texts("lora.targets") }),
+            eval_every: r.size("eval.every") as u64,
+            eval_at_start: r.bool("eval.at_start"),
+            eval_tasks: r.size("eval.tasks"),
+            eval_max_prompt_tokens: r.size("max_prompt_tokens"),
+            eval_max_new_tokens: r.size("max_new_tokens"),
+            checkpoint_every: r.size("checkpoint.every") as u64,
+            checkpoint_keep: r.size("checkpoint.keep"),
+            save_bf16: r.text("save.dtype") == "bf16",
+            stages,
+            resolved: resolved(&top, &given.stages),
+        })
+    }
+}
+
+/// The values of all settings that have a default.
+fn defaults() -> Values {
+    let text: String = KEYS.iter().filter(|k| !k.default.is_empty()).map(|k| format!("{} = {}\n", k.name, k.default)).collect();
+    // A default is our own text: a test checks that each parses and is of its kind.
+    load::parse_file(&text, Path::new("defaults")).map(|g| g.top).unwrap_or_default()
+}
+
+/// The complete configuration as TOML: every setting at the top, then the stages' own.
+fn resolved(top: &Values, stages: &[Values]) -> String {
+    let mut out = String::from("# The complete settings of this run, as resolved; `train --resume` reads them.\n");
+    for key in KEYS {
+        if let Some(value) = top.get(key.name) {
+            let _ = writeln!(out, "{} = {}", key.name, value.to_toml());
+        }
+    }
+    for stage in stages {
+        out.push_str("\n[[stage]]\n");
+        for key in KEYS {
+            if let Some(value) = stage.get(key.name) {
+                let _ = writeln!(out, "{} = {}", key.name, value.to_toml());
+            }
+        }
+    }
+    out
+}
+
+fn missing(name: &str, example: &str) -> Error {
+    Error::input("this setting has no default and must be given").at(name).hint(format!("write {example}, or pass --set {name}=..."))
+}
+
+impl Stage {
+    fn read(r: &Reader<'_>) -> Result<Self> {
+        let algorithm = match r.text("algorithm").as_str() {
+            "sft" => Algorithm::Sft,
+            "grpo" => Algorithm::Grpo,
+            other => {
+                return Err(Error::input(format!("\"{other}\" is not in this version")).at("algorithm").hint("\"sft\" and \"grpo\" are"));
+            }
+        };
+        let train = r.paths("data.train");
+        if train.is_empty() {
+            return Err(missing("data.train", "data.train = \"tasks.jsonl\""));
+        }
+        let shape = match r.text("optim.schedule").as_str() {
+            "linear" => Shape::Linear,
+            "constant" => Shape::Constant,
+            _ => Shape::Cosine,
+        };
+        let warmup = r.number("optim.warmup");
+        if warmup > 1.0 && warmup.fract() != 0.0 {
+            return Err(Error::input(format!("{warmup} is neither a number of steps nor a part of them (below 1)")).at("optim.warmup"));
+        }
+        let steps = r.size("steps") as u64;
+        let (clip_low, clip_high) = r.pair("clip");
+        Ok(Self {
+            algorithm,
+            steps,
+            train,
+            shuffle: r.bool("data.shuffle"),
+            batch_prompts: r.size("batch_prompts"),
+            group_size: r.size("group_size"),
+            max_prompt_tokens: r.size("max_prompt_tokens"),
+            max_new_tokens: r.size("max_new_tokens"),
+            temperature: r.number("temperature") as f32,
+            microbatch_tokens: r.size("microbatch_tokens"),
+            updates_per_batch: r.size("updates_per_batch") as u64,
+            activation_checkpointing: r.bool("activation_checkpointing"),
+            score: match r.text("reward.score").as_str() {
+                "f1" => Score::F1,
+                "exact" => Score::Exact,
+                "hit" => Score::Hit,
+                _ => Score::Fbeta,
+            },
+            optim: AdamWConfig {
+                betas: r.pair("optim.betas"),
+                eps: r.number("optim.eps"),
+                weight_decay: r.number("optim.weight_decay"),
+                decay_norms_and_biases: r.bool("optim.decay_norms_and_biases"),
+                max_grad_norm: r.number("optim.max_grad_norm"),
+            },
+            schedule: Schedule::new(r.number("optim.lr"), shape, warmup, steps),
+            kl_coef: r.number("kl.coef"),
+            kl_measure: r.bool("kl.measure"),
+            kl_reference: if r.text("kl.reference") == "base" { Reference::Base } else { Reference::Start },
+            clip: Clip { low: clip_low, high: clip_high },
+            aggregation: if r.text("loss.aggregation") == "sequence" { Aggregation::Sequence } else { Aggregation::Token },
+            entropy_coef: r.number("entropy.coef"),
+            advantage_scale: match r.text("advantage.std").as_str() {
+                "population" => Scale::Population,
+                "none" => Scale::None,
+                _ => Scale::Sample,
+            },
+            advantage_eps: r.number("advantage.eps"),
+            max_skipped: r.size("max_skipped") as u64,
+        })
+    }
+}
+
+/// Typed reading of checked values. The kinds in [`KEYS`] guarantee the types; what has no default reads as empty.
+struct Reader<'a>(&'a Values);
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> String {
+        match self.0.get(name) {
+            Some(Value::Text(s)) => s.clone(),
+            _ => String::new(),
+        }
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        match self.0.get(name) {
+            Some(Value::Texts(all)) => all.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn paths(&self, name: &str) -> Vec<PathBuf> {
+        self.texts(name).into_iter().map(PathBuf::from).collect()
+    }
+
+    fn bool(&self, name: &str) -> bool {
+        matches!(self.0.get(name), Some(Value::Bool(true)))
+    }
+
+    fn size(&self, name: &str) -> usize {
+        match self.0.get(name) {
+            Some(Value::Integer(i)) => usize::try_from(*i).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    fn number(&self, name: &str) -> f64 {
+        match self.0.get(name) {
+            Some(Value::Number(x)) => *x,
+            _ => 0.0,
+        }
+    }
+
+    fn pair(&self, name: &str) -> (f64, f64) {
+        match self.0.get(name) {
+            Some(Value::Pair(a, b)) => (*a, *b),
+            _ => (0.0, 0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

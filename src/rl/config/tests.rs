@@ -1,0 +1,96 @@
+use super::*;
+
+const MINIMAL: &str = "model = \"owner/name\"\ndata.train = \"tasks.jsonl\"\n";
+
+fn parse(text: &str) -> Result<Config> {
+    Config::parse(text, Path::new("/runs/a.toml"))
+}
+
+fn refused(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("accepted:\n{text}"),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn every_default_parses_and_is_of_its_kind() {
+    let values = defaults();
+    for key in KEYS {
+        assert_eq!(values.contains_key(key.name), !key.default.is_empty(), "{}", key.name);
+    }
+}
+
+#[test]
+fn paths_are_relative_to_the_file_and_hub_ids_are_kept() {
+    let c = parse(&format!("{MINIMAL}data.heldout = [\"x.jsonl\", \"/abs/y.jsonl\"]\n")).unwrap();
+    assert_eq!(c.model, "owner/name");
+    assert_eq!(c.stages[0].train, [PathBuf::from("/runs/tasks.jsonl")]);
+    assert_eq!(c.heldout, [PathBuf::from("/runs/x.jsonl"), PathBuf::from("/abs/y.jsonl")]);
+    assert_eq!(parse("model = \"./m\"\ndata.train = \"t\"").unwrap().model, "/runs/m".to_owned());
+}
+
+#[test]
+fn stages_override_the_top() {
+    let text = format!(
+        "{MINIMAL}batch_prompts = 4\n[optim]\nlr = 5e-5\nbetas = [0.9, 0.95]\n[[stage]]\nsteps = 30\n[[stage]]\nalgorithm = \"grpo\"\nclip = [0.2, 0.28]\noptim.lr = 1\nsteps = 70\n"
+    );
+    let c = parse(&text).unwrap();
+    assert_eq!(c.total_steps(), 100);
+    assert_eq!((c.stages[0].algorithm, c.stages[0].schedule.peak), (Algorithm::Sft, 5e-5));
+    assert_eq!((c.stages[1].algorithm, c.stages[1].schedule.peak), (Algorithm::Grpo, 1.0));
+    assert_eq!(c.stages[1].clip, Clip { low: 0.2, high: 0.28 });
+    assert_eq!(c.stages[1].optim.betas, (0.9, 0.95));
+    assert!(c.stages.iter().all(|s| s.batch_prompts == 4));
+}
+
+#[test]
+fn the_resolved_text_is_complete_and_reads_back_to_itself() {
+    let text = format!("{MINIMAL}lora.rank = 8\nadvantage.eps = 1e-6\n[[stage]]\nsteps = 3\n[[stage]]\ntemperature = 2\n");
+    let c = parse(&text).unwrap();
+    assert!(KEYS.iter().all(|k| c.resolved.contains(&format!("\n{} = ", k.name))), "{}", c.resolved);
+    let again = Config::parse(&c.resolved, Path::new("/elsewhere/config.toml")).unwrap();
+    assert_eq!(again, c);
+}
+
+#[test]
+fn set_overrides_and_forgives_missing_quotes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.toml");
+    std::fs::write(&path, format!("{MINIMAL}[[stage]]\nsteps = 3\n")).unwrap();
+    let sets = ["algorithm=grpo", "optim.lr=2e-4", "lora.targets=q_proj,v_proj", "lora.rank=2", "stage.1.steps=7", "data.heldout=h.jsonl"];
+    let c = Config::load(Some(&path), &sets.map(String::from)).unwrap();
+    assert_eq!((c.stages[0].algorithm, c.stages[0].schedule.peak, c.stages[0].steps), (Algorithm::Grpo, 2e-4, 7));
+    assert_eq!(c.lora.unwrap().targets, ["q_proj", "v_proj"]);
+    assert_eq!(c.heldout, [dir.path().join("h.jsonl")]);
+    for (set, expected) in [
+        ("steps=x", "--set: steps: expected a whole number of at least 1, found `x`"),
+        ("step=3", "--set: unknown setting `step`\n  the nearest known one is `steps`; docs/configuration.md has them all"),
+        ("steps", "--set: expected key=value, found `steps`"),
+        ("stage.2.steps=1", "--set: there is no stage 2: the configuration has 1"),
+        ("stage.1.seed=1", "--set: `seed` holds for the whole run, not for a stage\n  move it above the first [[stage]]"),
+    ] {
+        let e = Config::load(Some(&path), &[set.to_owned()]).unwrap_err();
+        assert_eq!((e.to_string().as_str(), e.exit_code()), (expected, 2));
+    }
+}
+
+#[test]
+fn errors_name_file_line_and_field() {
+    assert_eq!(
+        refused("model = \"a/b\"\n\nbatch_prompt = 3\n"),
+        "/runs/a.toml:3: unknown setting `batch_prompt`\n  the nearest known one is `batch_prompts`; docs/configuration.md has them all"
+    );
+    assert_eq!(refused("[optim]\nlr = \"fast\"\n"), "/runs/a.toml:2: optim.lr: expected a number of at least 0, found the text \"fast\"");
+    assert_eq!(refused("steps = 0\n"), "/runs/a.toml:1: steps: expected a whole number of at least 1, found 0");
+    assert_eq!(refused("seed = 1.5\n"), "/runs/a.toml:1: seed: expected a whole number of at least 0, found 1.5");
+    assert!(refused("optim.lr = nan\n").starts_with("/runs/a.toml:1: optim.lr: expected a number"));
+    assert!(refused("algorithm = \"gpro\"\n").starts_with("/runs/a.toml:1: algorithm: expected one of \"sft\", \"grpo\", \"ppo\", found"));
+    assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\n")).starts_with("/runs/a.toml: algorithm: \"ppo\" is not in this version"));
+    assert!(refused("steps = \n").starts_with("/runs/a.toml:1: not TOML: "));
+    assert!(refused("data.train = \"x\"\n").starts_with("/runs/a.toml: model: this setting has no default"));
+    assert!(refused("model = \"a/b\"\n").starts_with("/runs/a.toml: data.train: this setting has no default"));
+    assert!(refused("[stage]\nsteps = 1\n").starts_with("/runs/a.toml:1: stage: write each stage as a table of its own"));
+    assert!(refused(&format!("{MINIMAL}optim.warmup = 1.5\n")).contains("optim.warmup: 1.5 is neither"));
+    assert!(refused(&format!("{MINIMAL}clip = [0.1]\n")).contains("clip: expected a number from 0 to 1, or two"));
+}

@@ -1,0 +1,85 @@
+//! Prompts and gold answers as tokens: through the model's chat template, where it has one.
+
+use crate::error::{Error, Result};
+use crate::model::chat::{ChatTemplate, Message};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::weights::ModelFiles;
+
+/// Turns texts into the ids that the model is trained on and asked with.
+pub struct Dialogue<'a> {
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    eos: &'a [u32],
+}
+
+impl<'a> Dialogue<'a> {
+    /// The dialogue of a model; `chat` uses its chat template, where it has one.
+    ///
+    /// # Errors
+    /// A model without a tokenizer, or without an end-of-sequence token.
+    pub fn new(files: &'a ModelFiles, chat: bool) -> Result<Self> {
+        let tokenizer = files.tokenizer.as_ref().ok_or_else(|| {
+            Error::input("has no tokenizer, which training on tasks needs")
+                .at_file(&files.path)
+                .hint("lines of {\"ids\", \"loss_mask\"} can be trained on without one")
+        })?;
+        let eos = &files.config.eos_token_ids[..];
+        if eos.is_empty() {
+            return Err(Error::input("names no end-of-sequence token (eos_token_id)").at_file(&files.path));
+        }
+        Ok(Self { tokenizer, template: files.chat_template.as_ref().filter(|_| chat), eos })
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
+    /// Tokens of a text in the middle of a prompt.
+    pub fn count(&self, text: &str) -> Result<usize> {
+        Ok(self.tokenizer.encode(text, false)?.len())
+    }
+
+    /// Tokens that the chat template puts around a prompt.
+    pub fn overhead(&self) -> Result<usize> {
+        // A word of one token, since a template may treat an empty message otherwise.
+        Ok(self.prompt_ids("a")?.len().saturating_sub(self.count("a")?))
+    }
+
+    /// The ids of a prompt, up to where the answer begins.
+    pub fn prompt_ids(&self, text: &str) -> Result<Vec<u32>> {
+        match self.template {
+            // A template writes the BOS itself.
+            Some(template) => self.tokenizer.encode(&template.render(&[user(text)], true)?, false),
+            None => self.tokenizer.encode(text, true),
+        }
+    }
+
+    /// The ids of an answer to a prompt, ending with the token that ends the assistant's turn. They are encoded apart from the prompt's,
+    /// because that is how an answer is sampled.
+    pub fn answer_ids(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(&self.answer_text(prompt, answer)?, false)?;
+        // What the template writes after the turn's end is not the model's to say.
+        match ids.iter().position(|id| self.eos.contains(id)) {
+            Some(end) => ids.truncate(end + 1),
+            None => ids.push(self.eos[0]),
+        }
+        Ok(ids)
+    }
+
+    /// The answer as the template writes it after the prompt; the plain answer where there is no template, or one that changes the prompt
+    /// once it is answered.
+    fn answer_text(&self, prompt: &str, answer: &str) -> Result<String> {
+        let Some(template) = self.template else {
+            return Ok(answer.to_owned());
+        };
+        let before = template.render(&[user(prompt)], true)?;
+        let turn = Message { role: "assistant".into(), content: answer.to_owned() };
+        let whole = template.render(&[user(prompt), turn], false)?;
+        Ok(whole.strip_prefix(&before).unwrap_or(answer).to_owned())
+    }
+}
+
+fn user(text: &str) -> Message {
+    Message { role: "user".into(), content: text.to_owned() }
+}

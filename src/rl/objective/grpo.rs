@@ -1,0 +1,201 @@
+//! Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) with DAPO's token-level aggregation and separate clip bounds (Yu et
+//! al. 2025) and an optional KL penalty in the loss.
+
+use super::{Advantage, BatchStats, LOG_RATIO_LIMIT, Metrics, Objective, Output, Sample, k3};
+
+/// How far the ratio may move before a token stops giving gradient: the ratio is held in `[1 - low, 1 + high]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clip {
+    /// Below 1.
+    pub low: f64,
+    /// Above 1.
+    pub high: f64,
+}
+
+impl Default for Clip {
+    fn default() -> Self {
+        Self { low: 0.2, high: 0.2 }
+    }
+}
+
+/// How the tokens' losses become the batch's loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aggregation {
+    /// The mean over all tokens of the optimizer batch (DAPO; TRL's `dapo`, verl's `token-mean`).
+    #[default]
+    Token,
+    /// The mean over sequences of each sequence's token mean (the GRPO paper; TRL's `grpo`). An empty sequence counts, with a mean of 0.
+    Sequence,
+}
+
+/// ```text
+/// l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) + kl_coef k3_t - entropy_coef H_t
+/// r_t = exp(logprob_t - old_logprob_t)      k3_t = exp(ref_t - logprob_t) - (ref_t - logprob_t) - 1
+/// ```
+///
+/// aggregated over tokens ([`Aggregation`]). While a batch is used for a single update the old log-probabilities, recorded while sampling,
+/// equal the new ones to the bit, and every ratio is exactly 1.
+#[derive(Clone, Debug, Default)]
+pub struct Grpo {
+    /// Bounds of the ratio.
+    pub clip: Clip,
+    /// Weight of the KL penalty.
+    pub kl_coef: f64,
+    /// Weight of the entropy bonus.
+    pub entropy_coef: f64,
+    /// Token-level or sequence-level.
+    pub aggregation: Aggregation,
+    /// Fixed by [`Objective::prepare`].
+    pub batch: BatchStats,
+}
+
+/// One token's surrogate: its loss, the derivative by the log-probability, the ratio, and whether the clipped term counted.
+struct Surrogate {
+    loss: f64,
+    slope: f64,
+    ratio: f64,
+    clipped: bool,
+}
+
+impl Grpo {
+    /// The clipped surrogate of one token.
+    fn surrogate(&self, logprob: f32, old: f32, advantage: f64) -> Surrogate {
+        let d = f64::from(logprob) - f64::from(old);
+        let held = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT);
+        let ratio = held.exp();
+        let free = ratio * advantage;
+        let bounded = ratio.clamp(1.0 - self.clip.low, 1.0 + self.clip.high) * advantage;
+        let clipped = bounded < free;
+        let slope = if clipped || held != d { 0.0 } else { -free };
+        Surrogate { loss: -free.min(bounded), slope, ratio, clipped }
+    }
+
+    /// What one token of a sequence of `length` tokens weighs in the loss.
+    fn weight(&self, length: usize) -> f64 {
+        match self.aggregation {
+            Aggregation::Token => 1.0 / self.batch.tokens.max(1) as f64,
+            Aggregation::Sequence => 1.0 / (self.batch.sequences.max(1) as f64 * length.max(1) as f64),
+        }
+    }
+
+    fn sample(&self, s: &Sample<'_>, out: &mut Output) {
+        let n = s.logprob.len();
+        debug_assert!(s.old_logprob.len() == n && s.entropy.len() == n && s.ref_logprob.is_none_or(|r| r.len() == n));
+        let weight = self.weight(n);
+        let mut m = Metrics { tokens: n, ..Metrics::default() };
+        let mut loss = 0.0;
+        for i in 0..n {
+            let token = self.surrogate(s.logprob[i], s.old_logprob[i], s.advantage.at(i));
+            let (mut value, mut slope) = (token.loss, token.slope);
+            if let Some(reference) = s.ref_logprob {
+                let (kl, kl_slope) = k3(s.logprob[i], reference[i]);
+                value += self.kl_coef * kl;
+                slope += self.kl_coef * kl_slope;
+                m.kl_sum += kl;
+                m.kl_tokens += 1;
+            }
+            let entropy = f64::from(s.entropy[i]);
+            loss += value - self.entropy_coef * entropy;
+            m.entropy_sum += entropy;
+            m.ratio_max = m.ratio_max.max(token.ratio);
+            m.clipped += usize::from(token.clipped);
+            out.d_logprob.push((weight * slope) as f32);
+        }
+        m.loss = weight * loss;
+        if let Some(d) = &mut out.d_entropy {
+            d.resize(d.len() + n, (-weight * self.entropy_coef) as f32);
+        }
+        out.metrics.add(&m);
+    }
+}
+
+impl Objective for Grpo {
+    fn prepare(&mut self, batch: BatchStats) {
+        self.batch = batch;
+    }
+
+    fn evaluate(&self, samples: &[Sample<'_>]) -> Output {
+        let mut out = Output { d_entropy: (self.entropy_coef != 0.0).then(Vec::new), ..Output::default() };
+        for s in samples {
+            self.sample(s, &mut out);
+        }
+        out
+    }
+
+    fn has_gradient(&self, advantages: &[Advantage<'_>]) -> bool {
+        self.kl_coef != 0.0 || self.entropy_coef != 0.0 || advantages.iter().any(|a| !a.is_zero())
+    }
+
+    fn needs_reference(&self) -> bool {
+        self.kl_coef != 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample<'a>(new: &'a [f32], old: &'a [f32], entropy: &'a [f32], a: f32) -> Sample<'a> {
+        Sample { logprob: new, old_logprob: old, ref_logprob: None, entropy, advantage: Advantage::Sequence(a) }
+    }
+
+    fn grpo(aggregation: Aggregation, lengths: &[usize]) -> Grpo {
+        let mut g = Grpo { aggregation, ..Grpo::default() };
+        g.prepare(BatchStats::count(lengths.iter().copied()));
+        g
+    }
+
+    #[test]
+    fn on_policy_the_ratio_is_exactly_one() {
+        let lp = [-0.3f32, -7.125, -0.000_012_3];
+        let out = grpo(Aggregation::Token, &[3]).evaluate(&[sample(&lp, &lp, &[1.0; 3], 1.5)]);
+        assert_eq!(out.metrics.ratio_max, 1.0);
+        assert_eq!(out.metrics.loss, -1.5);
+        assert_eq!(out.d_logprob, [-0.5; 3]);
+        assert_eq!(out.d_entropy, None);
+    }
+
+    #[test]
+    fn aggregations_weigh_tokens_and_sequences() {
+        let (a, b) = ([-1.0f32; 3], [-1.0f32; 1]);
+        let samples = [sample(&a, &a, &a, 1.0), sample(&b, &b, &b, -2.0), sample(&[], &[], &[], 5.0)];
+        let token = grpo(Aggregation::Token, &[3, 1, 0]).evaluate(&samples);
+        assert!((token.metrics.loss - (-3.0 + 2.0) / 4.0).abs() < 1e-12);
+        let sequence = grpo(Aggregation::Sequence, &[3, 1, 0]).evaluate(&samples);
+        assert!((sequence.metrics.loss - (-1.0 + 2.0) / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn clipping_stops_the_gradient_on_the_gaining_side_only() {
+        let (new, old) = ([-1.0f32, -1.0], [-2.0f32, -2.0]);
+        let g = grpo(Aggregation::Token, &[2]);
+        let up = g.evaluate(&[sample(&new, &old, &[0.0; 2], 1.0)]);
+        assert_eq!((up.metrics.clipped, up.metrics.loss), (2, -1.2));
+        assert_eq!(up.d_logprob, [0.0; 2]);
+        let down = g.evaluate(&[sample(&new, &old, &[0.0; 2], -1.0)]);
+        assert_eq!(down.metrics.clipped, 0);
+        assert!((down.metrics.loss - 1f64.exp()).abs() < 1e-12);
+        assert!((f64::from(down.d_logprob[0]) - 1f64.exp() / 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn huge_ratios_stay_finite() {
+        let (new, old, reference) = ([-0.0f32, -1e30], [-1e30f32, 0.0], [-1e30f32, 0.0]);
+        let mut g = grpo(Aggregation::Token, &[2]);
+        g.kl_coef = 1.0;
+        for a in [-1.0, 1.0] {
+            let out = g.evaluate(&[Sample { ref_logprob: Some(&reference), ..sample(&new, &old, &[0.0; 2], a) }]);
+            assert!(out.metrics.loss.is_finite() && out.metrics.ratio_max.is_finite());
+            assert!(out.d_logprob.iter().all(|d| d.is_finite()));
+        }
+    }
+
+    #[test]
+    fn a_zero_advantage_gives_no_gradient() {
+        let g = grpo(Aggregation::Token, &[2]);
+        assert!(!g.has_gradient(&[Advantage::Sequence(0.0), Advantage::Token(&[0.0, 0.0])]));
+        let out = g.evaluate(&[sample(&[-1.0, -2.0], &[-1.0, -2.0], &[0.0; 2], 0.0)]);
+        assert!(out.d_logprob.iter().all(|&d| d == 0.0));
+        assert!(Grpo { kl_coef: 0.1, ..g }.has_gradient(&[Advantage::Sequence(0.0)]));
+    }
+}

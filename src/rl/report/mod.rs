@@ -1,0 +1,263 @@
+//! `report.html`: one file that shows a run, without scripts or anything from elsewhere.
+//!
+//! Everything comes from the run folder's own files, so a report can be made of a run at any time, also of one that is still running or
+//! was killed: what is missing or torn is left out.
+
+mod chart;
+mod samples;
+
+use crate::error::{Error, Result};
+use crate::rl::run_log::replace;
+use chart::{Chart, Series, escape, short};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a run folder holds of a run's course.
+#[derive(Debug, Default)]
+struct Run {
+    name: String,
+    /// Lines of steps.
+    steps: Vec<Value>,
+    /// Evaluations: the step, and its numbers.
+    evaluations: Vec<(u64, Value)>,
+    config: String,
+}
+
+/// Writes `report.html` into the run folder and returns its path.
+pub fn write(dir: &Path) -> Result<PathBuf> {
+    let run = read(dir)?;
+    let path = dir.join("report.html");
+    replace(&path, render(&run, &samples::before_and_after(dir, &run.evaluations)).as_bytes())?;
+    Ok(path)
+}
+
+fn read(dir: &Path) -> Result<Run> {
+    let path = dir.join("metrics.jsonl");
+    let text =
+        fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e).hint("a report is made of a folder that `train` wrote"))?;
+    let mut run = Run { name: name_of(dir), config: fs::read_to_string(dir.join("config.toml")).unwrap_or_default(), ..Run::default() };
+    for line in text.lines() {
+        // A run that is being written may end in half a line.
+        let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+        match (line["step"].as_u64(), line.get("eval")) {
+            (Some(step), Some(eval)) => run.evaluations.push((step, eval.clone())),
+            (Some(_), None) => run.steps.push(line),
+            (None, _) => {}
+        }
+    }
+    Ok(run)
+}
+
+fn name_of(dir: &Path) -> String {
+    let full = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    full.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+}
+
+impl Run {
+    /// A number of every step that has it; `path` is `key` or `key/inner`.
+    fn curve(&self, path: &str) -> Vec<(f64, f64)> {
+        let pointer = format!("/{path}");
+        let point = |line: &Value| Some((line["step"].as_f64()?, line.pointer(&pointer)?.as_f64()?));
+        self.steps.iter().filter_map(point).collect()
+    }
+
+    fn boundaries(&self) -> Vec<f64> {
+        let pairs = self.steps.windows(2).filter(|w| w[0]["stage"] != w[1]["stage"]);
+        pairs.filter_map(|w| Some((w[0]["step"].as_f64()? + w[1]["step"].as_f64()?) / 2.0)).collect()
+    }
+
+    /// The value of a setting in the resolved configuration.
+    fn setting(&self, name: &str) -> Option<Value> {
+        let table: toml::Table = self.config.parse().ok()?;
+        let found = name.split('.').try_fold(&toml::Value::Table(table), |v, key| v.get(key)).cloned()?;
+        serde_json::to_value(found).ok()
+    }
+
+    fn evaluation_series(&self, key: &str, name: &str) -> Series {
+        let points = self.evaluations.iter().filter_map(|(step, e)| Some((*step as f64, e[key].as_f64()?))).collect();
+        let band = |(step, e): &(u64, Value)| Some((*step as f64, e["interval"][key][0].as_f64()?, e["interval"][key][1].as_f64()?));
+        Series { name: name.into(), points, band: self.evaluations.iter().filter_map(band).collect(), marked: true }
+    }
+}
+
+/// A chart of one curve.
+fn single(run: &Run, title: &str, caption: &str, path: &str, within: Option<(f64, f64)>) -> Chart {
+    let series = vec![Series { points: run.curve(path), ..Series::default() }];
+    Chart { title: title.into(), caption: caption.into(), series, boundaries: run.boundaries(), within }
+}
+
+fn charts(run: &Run) -> Vec<Chart> {
+    let unit = Some((0.0, 1.0));
+    let positive = Some((0.0, f64::INFINITY));
+    let mut reward = single(run, "Reward", "mean of the sampled answers, and one deviation", "reward_mean", unit);
+    let deviation = run.curve("reward_std");
+    reward.series[0].band = reward.series[0]
+        .points
+        .iter()
+        .zip(&deviation)
+        .filter(|(mean, std)| mean.0 == std.0)
+        .map(|(mean, std)| (mean.0, (mean.1 - std.1).max(0.0), mean.1 + std.1))
+        .collect();
+    // Other rewards than file localisation's may be negative or above 1.
+    if reward.series[0].points.iter().any(|p| !(0.0..=1.0).contains(&p.1)) {
+        reward.within = None;
+    }
+    let heldout = |title: &str, caption: &str, keys: &[(&str, &str)]| Chart {
+        title: title.into(),
+        caption: caption.into(),
+        series: keys.iter().map(|(key, name)| run.evaluation_series(key, name)).collect(),
+        boundaries: run.boundaries(),
+        within: unit,
+    };
+    let mut all = vec![
+        heldout("Held-out quality", "greedy answers, 95 % intervals", &[("fbeta", "F-beta"), ("top1", "top-1")]),
+        heldout("Held-out format and hit", "greedy answers, 95 % intervals", &[("valid", "valid"), ("hit", "hit")]),
+        reward,
+        single(run, "Valid answers", "share of the sampled answers", "valid", unit),
+        single(run, "Loss", "as optimised", "loss", None),
+        single(run, "Answer length", "tokens, mean of the sampled answers", "answer_tokens_mean", positive),
+        single(run, "Elements named", "mean of the sampled answers", "parts/answers", positive),
+        single(run, "KL to the reference", "nats a token, k3 estimate", "kl", positive),
+        single(run, "Entropy", "nats a token", "entropy", positive),
+        single(run, "Gradient norm", "before clipping", "grad_norm", positive),
+        single(run, "Learning rate", "", "lr", positive),
+        single(run, "Groups without a signal", "share of groups whose rewards are all equal", "flat_groups", unit),
+    ];
+    all.retain(|c| !c.is_empty());
+    all
+}
+
+/// From `first` to `last` of a curve: the means of its first and last tenth.
+fn course(points: &[(f64, f64)]) -> Option<(f64, f64)> {
+    let n = (points.len() / 10).max(1);
+    let mean = |part: &[(f64, f64)]| part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64;
+    (!points.is_empty()).then(|| (mean(&points[..n]), mean(&points[points.len() - n..])))
+}
+
+fn tile(out: &mut String, label: &str, value: &str, note: &str) {
+    let _ = write!(out, "<div class=\"tile\"><small>{}</small><b>{value}</b> <i>{}</i></div>", escape(label), escape(note));
+}
+
+fn tiles(run: &Run) -> String {
+    let mut out = String::from("<div class=\"tiles\">");
+    let skipped = run.steps.iter().filter(|s| s["skipped"] == Value::Bool(true)).count();
+    let note = if skipped > 0 { format!("{skipped} skipped") } else { String::new() };
+    tile(&mut out, "Steps", &run.steps.len().to_string(), &note);
+    let arrow = |a: f64, b: f64| format!("{} <i>&rarr;</i> {}", short(a), short(b));
+    if let (Some((_, first)), Some((_, last))) = (run.evaluations.first(), run.evaluations.last()) {
+        for (key, label) in [("fbeta", "Held-out F-beta"), ("valid", "Held-out valid"), ("answers", "Held-out elements named")] {
+            if let (Some(a), Some(b)) = (first[key].as_f64(), last[key].as_f64()) {
+                tile(&mut out, label, &arrow(a, b), &first["tasks"].as_u64().map_or(String::new(), |n| format!("of {n} tasks")));
+            }
+        }
+    }
+    for (path, label) in [("reward_mean", "Reward"), ("loss", "Loss"), ("answer_tokens_mean", "Answer length")] {
+        if let Some((a, b)) = course(&run.curve(path)) {
+            tile(&mut out, label, &arrow(a, b), "first and last tenth");
+        }
+    }
+    out + "</div>"
+}
+
+fn evaluations(run: &Run) -> String {
+    const COLUMNS: [(&str, &str); 8] = [
+        ("valid", "valid"),
+        ("hit", "hit"),
+        ("top1", "top-1"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("f1", "F1"),
+        ("fbeta", "F-beta"),
+        ("answers", "elements named"),
+    ];
+    if run.evaluations.is_empty() {
+        return String::new();
+    }
+    let present: Vec<_> = COLUMNS.iter().filter(|(key, _)| run.evaluations.iter().any(|(_, e)| e[*key].is_number())).collect();
+    let mut out = String::from("<h2>Evaluations on held-out tasks</h2><div class=\"scroll\"><table><tr><th>after step</th><th>tasks</th>");
+    present.iter().for_each(|(_, name)| out += &format!("<th>{name}</th>"));
+    out += "</tr>";
+    for (step, e) in &run.evaluations {
+        let _ = write!(out, "<tr><td>{step}</td><td>{}</td>", e["tasks"]);
+        for (key, _) in &present {
+            let interval = &e["interval"][*key];
+            let cell = e[*key].as_f64().map_or("&ndash;".into(), |v| format!("{v:.3}"));
+            let range = match (interval[0].as_f64(), interval[1].as_f64()) {
+                (Some(low), Some(high)) => format!("<small>{low:.3} to {high:.3}</small>"),
+                _ => String::new(),
+            };
+            let _ = write!(out, "<td>{cell}{range}</td>");
+        }
+        out += "</tr>";
+    }
+    out + "</table></div><p class=\"lead\">Small figures: 95 % bootstrap intervals, clustered by repository.</p>"
+}
+
+fn render(run: &Run, samples: &str) -> String {
+    let text = |name| run.setting(name).and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let stages: Vec<String> = match run.setting("stage") {
+        Some(Value::Array(stages)) => {
+            stages.iter().map(|s| s["algorithm"].as_str().map_or_else(|| text("algorithm"), str::to_owned)).collect()
+        }
+        _ => vec![text("algorithm")],
+    };
+    let mut lead = vec![format!("<code>{}</code>", escape(&text("model"))), escape(&stages.join(", then ").to_uppercase())];
+    lead.extend(run.setting("seed").map(|s| format!("seed {s}")));
+    let charts: String = charts(run).iter().map(Chart::render).collect();
+    let boundary = if run.boundaries().is_empty() { "" } else { " A dashed line is the end of a stage." };
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{name}</title><style>\n{style}</style></head><body><main>\n<h1>{name}</h1><p class=\"lead\">{lead}</p>\n{tiles}\n\
+         <h2>Curves</h2><p class=\"lead\">By step; faint: every step, strong: a moving average.{boundary}</p><div class=\"charts\">{charts}</div>\n\
+         {evaluations}\n{samples}\n<h2>Configuration</h2><details><summary>All settings, as resolved</summary><pre>{config}</pre></details>\n\
+         <footer>Made by sorft-native {version} from metrics.jsonl, evals/ and config.toml of the run folder.</footer>\n</main></body></html>\n",
+        name = escape(&run.name),
+        style = include_str!("style.css"),
+        lead = lead.join(" &middot; "),
+        tiles = tiles(run),
+        evaluations = evaluations(run),
+        config = escape(&run.config),
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_nothing_and_a_torn_run_still_have_a_report() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(write(dir.path()).unwrap_err().to_string().contains("metrics.jsonl: cannot read"));
+        fs::write(dir.path().join("metrics.jsonl"), "").unwrap();
+        write(dir.path()).unwrap();
+        let lines = "{\"step\":1,\"stage\":1,\"loss\":null,\"kl\":null}\n{\"step\":2,\"stage\":1,\"loss\":0.5}\n{\"step\":3,\"lo";
+        fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
+        fs::write(dir.path().join("config.toml"), "model = \"a/<b>\"\nalgorithm = \"sft\"\nseed = 3\n").unwrap();
+        let html = fs::read_to_string(write(dir.path()).unwrap()).unwrap();
+        assert!(html.contains("<code>a/&lt;b&gt;</code> &middot; SFT &middot; seed 3"));
+        assert!(html.contains("<b>Loss</b>") && !html.contains("<b>KL") && !html.contains("NaN"));
+    }
+
+    #[test]
+    fn nothing_comes_from_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let steps: String = (1..=30)
+            .map(|i| {
+                format!("{{\"step\":{i},\"stage\":{},\"loss\":{},\"reward_mean\":0.5,\"reward_std\":0.2}}\n", i / 20, 1.0 / f64::from(i))
+            })
+            .collect();
+        fs::write(
+            dir.path().join("metrics.jsonl"),
+            steps + "{\"step\":30,\"eval\":{\"tasks\":2,\"fbeta\":0.5,\"interval\":{\"fbeta\":[0.25,0.75]}}}\n",
+        )
+        .unwrap();
+        let html = fs::read_to_string(write(dir.path()).unwrap()).unwrap();
+        for forbidden in ["http", "<script", "url(", "@import", "src="] {
+            assert!(!html.contains(forbidden), "{forbidden}");
+        }
+        assert!(html.contains("0.250 to 0.750") && html.contains("class=\"stage\""));
+    }
+}

@@ -1,0 +1,112 @@
+//! File localisation: the F-beta of the paths that an answer names (SoRFT, arXiv 2502.20127, section 3).
+
+use super::{Question, Reward, Subtask};
+use crate::data::Task;
+use crate::data::metrics::ScoreKind;
+use crate::data::subtask::evidence::{Evidence, Lexical};
+use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Order, Universe};
+use crate::error::{Error, Result};
+use crate::model::generate::Completion;
+use crate::rl::config::{self, PromptSettings, Score};
+use std::collections::BTreeSet;
+
+/// The subtask with its prompt's and its reward's settings.
+pub struct FileLocalisation {
+    prompts: FileSubtask,
+    score: ScoreKind,
+    beta: f64,
+}
+
+impl FileLocalisation {
+    /// The subtask; prompts have at most `max_tokens` tokens, without the chat template.
+    pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Self> {
+        let template = match &prompt.template {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
+            None => None,
+        };
+        let lexical = match prompt.lexical {
+            config::Lexical::None => Lexical::None,
+            config::Lexical::Score => Lexical::Score,
+            config::Lexical::Rank => Lexical::Rank,
+            config::Lexical::Words => Lexical::Words,
+        };
+        let options = FileOptions {
+            universe: if prompt.whole_tree { Universe::Tree } else { Universe::Files },
+            order: if prompt.shuffled { Order::Shuffled } else { Order::Alphabetical },
+            evidence: Evidence { names: prompt.names, lexical },
+            max_tokens,
+            min_issue_tokens: prompt.min_issue_tokens,
+            seed,
+            template,
+        };
+        let score = match score {
+            Score::Fbeta => ScoreKind::Fbeta,
+            Score::F1 => ScoreKind::F1,
+            Score::Exact => ScoreKind::Exact,
+            Score::Hit => ScoreKind::Hit,
+        };
+        Ok(Self { prompts: FileSubtask::new(options)?, score, beta })
+    }
+}
+
+impl Subtask for FileLocalisation {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn question(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<Box<dyn Question>> {
+        let prompt = self.prompts.prompt(task, count_tokens)?;
+        let universe = prompt.candidates.iter().cloned().collect();
+        Ok(Box::new(FileQuestion { prompt, universe, score: self.score, beta: self.beta }))
+    }
+}
+
+struct FileQuestion {
+    prompt: FilePrompt,
+    universe: BTreeSet<String>,
+    score: ScoreKind,
+    beta: f64,
+}
+
+impl Question for FileQuestion {
+    fn text(&self) -> &str {
+        &self.prompt.text
+    }
+
+    fn gold_answer(&self) -> &str {
+        &self.prompt.answer
+    }
+
+    fn judge(&self, completion: &Completion) -> Reward {
+        let (score, error) = file::score(&completion.text, &self.universe, &self.prompt.gold);
+        let if_valid = |value: f64| if score.valid { value } else { 0.0 };
+        let flag = |b: bool| f64::from(u8::from(b));
+        let parts = vec![
+            ("valid", flag(score.valid)),
+            ("hit", score.reward(ScoreKind::Hit, self.beta)),
+            ("top1", if_valid(flag(score.first))),
+            ("precision", if_valid(score.precision())),
+            ("recall", if_valid(score.recall())),
+            ("f1", score.fbeta(1.0)),
+            ("fbeta", score.fbeta(self.beta)),
+            ("answers", score.answers as f64),
+            ("gold", score.gold as f64),
+        ];
+        Reward { value: score.reward(self.score, self.beta), parts, error }
+    }
+
+    fn cut(&self) -> Option<String> {
+        let cut = &self.prompt.cut;
+        let mut said = Vec::new();
+        if cut.issue {
+            said.push(format!("{} of {} bytes of the issue", cut.issue_bytes.0, cut.issue_bytes.1));
+        }
+        if cut.evidence.0 > 0 {
+            said.push(format!("{} of {} items of evidence left out", cut.evidence.0, cut.evidence.1));
+        }
+        if cut.paths.0 > 0 {
+            said.push(format!("{} of {} paths left out", cut.paths.0, cut.paths.1));
+        }
+        (!said.is_empty()).then(|| said.join(", "))
+    }
+}

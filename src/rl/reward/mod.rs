@@ -1,0 +1,53 @@
+//! Rewards by rule. A [`Subtask`] turns a task into a [`Question`], which knows its gold answer and how to judge an answer; the training
+//! loop and the evaluation know nothing else of it, so each of SoRFT's subtasks is one implementation.
+
+pub mod file;
+
+use crate::data::Task;
+use crate::error::Result;
+use crate::model::generate::Completion;
+
+/// What an answer earns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reward {
+    /// The number that is trained on.
+    pub value: f64,
+    /// What it is made of, and what else is worth a curve or a table column (`valid`, `recall`, ...), in a fixed order.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Why the answer is not valid, if it is not.
+    pub error: Option<String>,
+}
+
+impl Reward {
+    /// A part by its name.
+    pub fn part(&self, name: &str) -> Option<f64> {
+        self.parts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
+    }
+}
+
+/// One question to the model.
+pub trait Question: Send + Sync {
+    /// The prompt's text, without a chat template.
+    fn text(&self) -> &str;
+
+    /// The gold answer, as supervised training has it.
+    fn gold_answer(&self) -> &str;
+
+    /// Judges an answer. A malformed answer is a result (with [`Reward::error`]), never a failure.
+    fn judge(&self, completion: &Completion) -> Reward;
+
+    /// What of the task did not fit into the prompt, in words; `None` if nothing.
+    fn cut(&self) -> Option<String>;
+}
+
+/// A kind of question that can be asked about a task.
+pub trait Subtask: Send + Sync {
+    /// Its name, as `reward --kind` has it.
+    fn name(&self) -> &'static str;
+
+    /// The question for a task, its text having at most as many tokens as the subtask was made for, as `count_tokens` counts them.
+    ///
+    /// # Errors
+    /// A task that cannot be asked about: nothing to be found, or a budget that not even the smallest prompt fits into.
+    fn question(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<Box<dyn Question>>;
+}

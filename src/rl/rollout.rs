@@ -1,0 +1,240 @@
+//! From sampled answers to what is trained on: groups of answers with rewards and advantages, and the batch of trees.
+
+use crate::error::{Error, Result};
+use crate::model::generate::{Completion, FinishReason};
+use crate::rl::advantage::{Scale, group_normalised, mean_and_std};
+use crate::rl::dataset::Item;
+use crate::rl::objective::Advantage;
+use crate::rl::reward::Reward;
+use crate::tensor::plan::Tree;
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use std::ops::Range;
+
+/// One sequence of a [`Job`]'s tree: the targets of one segment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Targets {
+    /// How many.
+    pub tokens: usize,
+    /// Their log-probabilities as recorded while sampling; empty where nothing was sampled (SFT).
+    pub old_logprob: Vec<f32>,
+    /// The sequence's advantage.
+    pub advantage: f32,
+}
+
+/// A tree to be trained on, with what the objective is told of its sequences.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// The prompt and its answers, or a single sequence.
+    pub tree: Tree,
+    /// The sequences, in the order of the tree's predictions.
+    pub targets: Vec<Targets>,
+}
+
+impl Job {
+    /// A single sequence with a mask of targets.
+    pub fn sequence(ids: &[u32], targets: &[bool]) -> Self {
+        let tokens = targets.iter().skip(1).filter(|&&t| t).count();
+        Self { tree: Tree::sequence(ids, targets), targets: vec![Targets { tokens, ..Targets::default() }] }
+    }
+
+    /// A prompt with its gold answer.
+    pub fn supervised(item: &Item) -> Self {
+        let tree = Tree::prompt_with_answers(&item.prompt, std::slice::from_ref(&item.gold));
+        Self { tree, targets: vec![Targets { tokens: item.gold.len(), ..Targets::default() }] }
+    }
+
+    /// A prompt with its sampled answers.
+    pub fn group(prompt: &[u32], rollouts: &[Rollout]) -> Self {
+        let answers: Vec<Vec<u32>> = rollouts.iter().map(|r| r.completion.ids.clone()).collect();
+        let targets = rollouts.iter().map(|r| Targets {
+            tokens: r.completion.ids.len(),
+            old_logprob: r.completion.logprobs.clone(),
+            advantage: r.advantage,
+        });
+        Self { tree: Tree::prompt_with_answers(prompt, &answers), targets: targets.collect() }
+    }
+
+    /// Target tokens of all its sequences.
+    pub fn num_targets(&self) -> usize {
+        self.targets.iter().map(|t| t.tokens).sum()
+    }
+
+    /// The advantages of its sequences.
+    pub fn advantages(&self) -> Vec<Advantage<'static>> {
+        self.targets.iter().map(|t| Advantage::Sequence(t.advantage)).collect()
+    }
+}
+
+/// A sampled answer, judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rollout {
+    /// The answer with the log-probabilities that were recorded while sampling it.
+    pub completion: Completion,
+    /// What it earned.
+    pub reward: Reward,
+    /// How much better than the group it is.
+    pub advantage: f32,
+}
+
+/// Judges the answers of each prompt and normalises within its group. `items[i]` is prompt i of the completions, which are ordered by
+/// (prompt, sample).
+pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, scale: Scale, eps: f64) -> Result<Vec<Vec<Rollout>>> {
+    if completions.len() != items.len() * group_size {
+        let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
+        return Err(Error::input(message));
+    }
+    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(c)).collect();
+    let mut judged = completions.into_iter().zip(rewards);
+    Ok(items
+        .iter()
+        .map(|_| {
+            let group: Vec<_> = judged.by_ref().take(group_size).collect();
+            let values: Vec<f64> = group.iter().map(|(_, r)| r.value).collect();
+            let advantages = group_normalised(&values, scale, eps);
+            let rollouts = group.into_iter().zip(advantages);
+            rollouts.map(|((completion, reward), advantage)| Rollout { completion, reward, advantage }).collect()
+        })
+        .collect())
+}
+
+/// The lines of `rollouts/STEP.jsonl`.
+pub fn lines(items: &[&Item], groups: &[Vec<Rollout>]) -> Vec<Value> {
+    let line = |item: &Item, r: &Rollout| {
+        let c = &r.completion;
+        json!({
+            "id": item.id, "prompt_index": c.prompt_index, "index": c.index, "finish_reason": c.finish_reason,
+            "reward": r.reward.value, "advantage": r.advantage, "parts": parts(&r.reward), "error": r.reward.error,
+            "text": c.text, "ids": c.ids, "logprobs": c.logprobs,
+        })
+    };
+    items.iter().zip(groups).flat_map(|(item, group)| group.iter().map(|r| line(item, r))).collect()
+}
+
+/// A reward's parts as JSON.
+pub fn parts(reward: &Reward) -> Map<String, Value> {
+    reward.parts.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
+}
+
+/// The means that `metrics.jsonl` has of a step's answers.
+pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
+    let all: Vec<&Rollout> = groups.iter().flatten().collect();
+    let mean = |f: &dyn Fn(&Rollout) -> f64| mean_and_std(&all.iter().map(|r| f(r)).collect::<Vec<_>>()).0;
+    let (reward_mean, reward_std) = mean_and_std(&all.iter().map(|r| r.reward.value).collect::<Vec<_>>());
+    let flat = groups.iter().filter(|g| g.iter().all(|r| r.advantage == 0.0)).count();
+    let mut out = Map::new();
+    out.insert("reward_mean".into(), json!(reward_mean));
+    out.insert("reward_std".into(), json!(reward_std));
+    out.insert("valid".into(), json!(mean(&|r| r.reward.part("valid").unwrap_or(f64::from(u8::from(r.reward.error.is_none()))))));
+    out.insert("answer_tokens_mean".into(), json!(mean(&|r| r.completion.ids.len() as f64)));
+    out.insert("truncated".into(), json!(mean(&|r| f64::from(u8::from(r.completion.finish_reason == FinishReason::Length)))));
+    out.insert("flat_groups".into(), json!(flat as f64 / groups.len().max(1) as f64));
+    let names = all.first().map(|r| r.reward.parts.iter().map(|(n, _)| *n).collect::<Vec<_>>()).unwrap_or_default();
+    let means = names.into_iter().map(|name| (name.to_owned(), json!(mean(&|r| r.reward.part(name).unwrap_or(0.0)))));
+    out.insert("parts".into(), Value::Object(means.collect()));
+    out
+}
+
+/// Cuts jobs into micro-batches: runs of whole trees of at most `max_tokens` together (a tree that is larger stands alone), in order.
+pub fn microbatches(tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
+    let mut out: Vec<Range<usize>> = Vec::new();
+    let mut sum = 0;
+    for (i, &n) in tokens.iter().enumerate() {
+        match out.last_mut() {
+            Some(last) if sum + n <= max_tokens => {
+                last.end = i + 1;
+                sum += n;
+            }
+            _ => {
+                out.push(i..i + 1);
+                sum = n;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rl::reward::Question;
+    use crate::tensor::plan::Plan;
+
+    /// Earns its number of letters `a`, at most 1.
+    struct LettersA;
+
+    impl Question for LettersA {
+        fn text(&self) -> &str {
+            "write an a"
+        }
+        fn gold_answer(&self) -> &str {
+            "a"
+        }
+        fn judge(&self, completion: &Completion) -> Reward {
+            let valid = f64::from(u8::from(!completion.text.is_empty()));
+            Reward { value: completion.text.matches('a').count().min(1) as f64, parts: vec![("valid", valid)], error: None }
+        }
+        fn cut(&self) -> Option<String> {
+            None
+        }
+    }
+
+    fn item(id: &str) -> Item {
+        Item { id: id.into(), cluster: "r".into(), question: Box::new(LettersA), prompt: vec![1, 2, 3], gold: vec![4] }
+    }
+
+    fn completion(prompt_index: usize, index: usize, text: &str) -> Completion {
+        let n = text.len() + 1;
+        Completion {
+            prompt_index,
+            index,
+            ids: vec![7; n],
+            logprobs: vec![-0.5; n],
+            text: text.into(),
+            finish_reason: if text.len() > 2 { FinishReason::Length } else { FinishReason::Eos },
+        }
+    }
+
+    #[test]
+    fn groups_are_judged_and_normalised_by_themselves() {
+        let (a, b) = (item("a"), item("b"));
+        let answers = vec![completion(0, 0, "a"), completion(0, 1, "bbb"), completion(1, 0, "a"), completion(1, 1, "a")];
+        let groups = judge(&[&a, &b], answers, 2, Scale::Sample, 0.0).unwrap();
+        let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
+        assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
+        let summary = summary(&groups);
+        assert_eq!(summary["reward_mean"], json!(0.75));
+        assert_eq!(summary["flat_groups"], json!(0.5));
+        assert_eq!(summary["truncated"], json!(0.25));
+        assert_eq!(summary["answer_tokens_mean"], json!(2.5));
+        assert_eq!(summary["parts"]["valid"], json!(1.0));
+        let lines = lines(&[&a, &b], &groups);
+        assert_eq!(lines.len(), 4);
+        assert_eq!((&lines[1]["id"], &lines[1]["index"], &lines[1]["finish_reason"]), (&json!("a"), &json!(1), &json!("length")));
+        assert!(judge(&[&a], vec![], 2, Scale::Sample, 0.0).is_err());
+    }
+
+    #[test]
+    fn jobs_count_the_predictions_of_their_plans() {
+        let a = item("a");
+        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, Scale::None, 0.0).unwrap();
+        let mut jobs = vec![Job::group(&a.prompt, &group[0]), Job::supervised(&a)];
+        jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
+        // An answer of no tokens is a sequence of no targets.
+        let mut empty = group[0].clone();
+        empty[0].completion.ids.clear();
+        empty[0].completion.logprobs.clear();
+        jobs.push(Job::group(&a.prompt, &empty));
+        for job in jobs {
+            let plan = Plan::for_trees(std::slice::from_ref(&job.tree));
+            assert_eq!(plan.predictions.len(), job.num_targets());
+        }
+    }
+
+    #[test]
+    fn microbatches_hold_whole_trees() {
+        assert_eq!(microbatches(&[3, 3, 3, 10, 1], 6), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(microbatches(&[3, 3], 100), [0..2]);
+        assert!(microbatches(&[], 5).is_empty());
+    }
+}

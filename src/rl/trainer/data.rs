@@ -1,0 +1,119 @@
+//! The examples of a run's stages and of its evaluations.
+
+use super::Event;
+use crate::data::Task;
+use crate::error::{Error, Result};
+use crate::model::weights::ModelFiles;
+use crate::rl::config::{Algorithm, Config, Score, Stage};
+use crate::rl::dataset::{Dataset, Item, holds_sequences, make_items, read_sequences, read_tasks};
+use crate::rl::dialogue::Dialogue;
+use crate::rl::reward::file::FileLocalisation;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Tokens left free beside the chat template's own, since tokens may part differently where texts meet.
+const SEAM: usize = 2;
+
+/// Everything that a run reads: the stages' examples, in order, and the held-out questions.
+pub struct Examples {
+    /// One a stage; stages that train on the same share it.
+    pub stages: Vec<Arc<Dataset>>,
+    /// Questions that are never trained on; empty without `data.heldout`.
+    pub heldout: Vec<Item>,
+}
+
+impl Examples {
+    /// Reads all files and makes all prompts, so that whatever is wrong with them is said before the first step.
+    pub fn load(config: &Config, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Self> {
+        let mut stages: Vec<Arc<Dataset>> = Vec::new();
+        let mut trained = HashSet::new();
+        for (i, stage) in config.stages.iter().enumerate() {
+            let same = config.stages[..i].iter().position(|other| shares_examples(stage, other));
+            let dataset = match same {
+                Some(j) => stages[j].clone(),
+                None => Arc::new(load_stage(config, stage, files, on_event)?),
+            };
+            if let Dataset::Items(items) = &*dataset {
+                trained.extend(items.iter().map(|i| i.id.clone()));
+            }
+            if stage.algorithm == Algorithm::Grpo && matches!(*dataset, Dataset::Sequences(_)) {
+                let message = "grpo samples and judges answers, so it needs tasks, not lines of ids";
+                return Err(Error::input(message).at_file(&stage.train[0]).at("data.train"));
+            }
+            if stage.algorithm == Algorithm::Grpo && dataset.len() < stage.batch_prompts {
+                on_event(Event::Warning(format!(
+                    "batch_prompts is {} but there are {} tasks: some are asked twice in a batch, and answered the same",
+                    stage.batch_prompts,
+                    dataset.len()
+                )));
+            }
+            stages.push(dataset);
+        }
+        let heldout = load_heldout(config, files, on_event)?;
+        if let Some(item) = heldout.iter().find(|item| trained.contains(&item.id)) {
+            let message = format!("the held-out task {} is also trained on", item.id);
+            return Err(Error::input(message).at("data.heldout").hint("`data split` makes files that share no repository"));
+        }
+        Ok(Self { stages, heldout })
+    }
+}
+
+/// Whether two stages' examples are the same, prompts and rewards included.
+fn shares_examples(a: &Stage, b: &Stage) -> bool {
+    (&a.train, a.max_prompt_tokens, a.score) == (&b.train, b.max_prompt_tokens, b.score)
+}
+
+fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Dataset> {
+    let sequences = stage.train.iter().map(|p| holds_sequences(p)).collect::<Result<Vec<_>>>()?;
+    if let Some(odd) = sequences.iter().position(|s| *s != sequences[0]) {
+        return Err(Error::input("tasks and lines of ids cannot be mixed in a stage").at_file(&stage.train[odd]).at("data.train"));
+    }
+    if !sequences[0] {
+        let tasks = read_tasks(&stage.train)?;
+        let items = questions(config, files, &tasks, stage.max_prompt_tokens, stage.score, "data.train", on_event)?;
+        return Ok(Dataset::Items(items));
+    }
+    let (vocab, context) = (files.config.vocab_size, files.config.max_position_embeddings);
+    let lines = stage.train.iter().map(|p| read_sequences(p, vocab, context)).collect::<Result<Vec<_>>>()?;
+    Ok(Dataset::Sequences(lines.concat()))
+}
+
+fn load_heldout(config: &Config, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Vec<Item>> {
+    if config.heldout.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut tasks = read_tasks(&config.heldout)?;
+    if config.eval_tasks > 0 {
+        tasks.truncate(config.eval_tasks);
+    }
+    questions(config, files, &tasks, config.eval_max_prompt_tokens, Score::Fbeta, "data.heldout", on_event)
+}
+
+/// The questions of tasks; those left out and those cut are counted aloud.
+fn questions(
+    config: &Config,
+    files: &ModelFiles,
+    tasks: &[Task],
+    max_prompt: usize,
+    score: Score,
+    place: &str,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<Item>> {
+    let dialogue = Dialogue::new(files, config.prompt.chat)?;
+    let overhead = dialogue.overhead()? + SEAM;
+    if max_prompt <= overhead {
+        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
+        return Err(Error::input(message).at("max_prompt_tokens"));
+    }
+    let subtask = FileLocalisation::new(&config.prompt, max_prompt - overhead, config.seed, score, config.reward_beta)?;
+    let context = files.config.max_position_embeddings;
+    let made = make_items(tasks, &subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
+    if made.cut > 0 {
+        on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
+    }
+    if let Some((id, why)) = made.left_out.first() {
+        let n = made.left_out.len();
+        on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
+    }
+    Ok(made.items)
+}

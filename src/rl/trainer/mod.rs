@@ -1,0 +1,474 @@
+//! The training loop: stages, steps, evaluations, checkpoints.
+//!
+//! A step of GRPO takes prompts from the stage's order, samples a group of answers for each, judges them, normalises the rewards within
+//! each group, and updates the policy. The log-probabilities recorded while sampling are the old log-probabilities: sampling and training
+//! run the same forward pass to the bit, so no second pass is made to get them, and the first ratio is exactly 1. A step of supervised
+//! training takes gold answers, or lines of ids, in the same way.
+//!
+//! All state lies between two steps: weights, moments, and the counters of [`State`]. Everything random follows from the seed and the
+//! counters. So a run that was killed goes on from its last checkpoint to the same bytes.
+
+pub mod data;
+mod reference;
+mod step;
+
+pub use data::Examples;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::generate::{self, SamplingParams, generate};
+use crate::model::optimizer::AdamW;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::transformer::ParamInfo;
+use crate::model::{Gradients, Transformer};
+use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
+use crate::rl::config::{self, Algorithm, Config, Stage};
+use crate::rl::dataset::{Dataset, Item};
+use crate::rl::evaluate::Evaluation;
+use crate::rl::objective::{Grpo, Metrics, Objective, Sft};
+use crate::rl::order::Order;
+use crate::rl::rollout::{self, Job, Rollout};
+use crate::rl::run_log::RunLog;
+use reference::Reference;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use step::Update;
+
+/// What the loop tells while it runs.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something the user should know of.
+    Note(String),
+    /// Something that may be wrong.
+    Warning(String),
+    /// A stage begins or goes on: its number from 1, how many there are, its settings.
+    Stage(usize, usize, &'a Stage),
+    /// Answers sampled so far of a step's.
+    Sampling(usize, usize),
+    /// A step is done: its number, of how many, and its line of `metrics.jsonl`.
+    Step(u64, u64, &'a Map<String, Value>),
+    /// An evaluation is done.
+    Evaluation(u64, &'a Map<String, Value>),
+    /// A checkpoint is written.
+    Checkpoint(&'a Path),
+}
+
+/// What the loop needs of its caller.
+pub trait Hooks {
+    /// Takes note of an event.
+    fn event(&mut self, event: Event<'_>);
+
+    /// Evaluates the model after `step` steps; `None` where there is nothing to evaluate on. [`Error::interrupted`] if it was stopped.
+    fn evaluate(&mut self, model: &Transformer, step: u64) -> Result<Option<Evaluation>>;
+}
+
+/// A run of training.
+pub struct Trainer<'a> {
+    config: &'a Config,
+    datasets: &'a [Arc<Dataset>],
+    tokenizer: Option<&'a Tokenizer>,
+    out: &'a Path,
+    stop: &'a dyn Fn() -> bool,
+    hooks: &'a mut dyn Hooks,
+    model: Transformer,
+    gradients: Gradients,
+    /// Of the stage that runs.
+    optimizer: Option<AdamW>,
+    order: Option<Order>,
+    reference: Option<Reference>,
+    /// The policy that the run began with, as long as a stage needs it.
+    initial: Option<Reference>,
+    log: RunLog,
+    state: State,
+    /// Moments of a checkpoint, until its stage is entered.
+    resumed: Option<Checkpoint>,
+}
+
+/// What a run of training is made from.
+pub struct Inputs<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The examples of each stage.
+    pub datasets: &'a [Arc<Dataset>],
+    /// The model's tokenizer; supervised training on lines of ids needs none.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// The run folder.
+    pub out: &'a Path,
+    /// Asked now and then whether to stop: then the step in progress is dropped and a checkpoint is written.
+    pub stop: &'a dyn Fn() -> bool,
+    /// The caller's part.
+    pub hooks: &'a mut dyn Hooks,
+}
+
+/// A batch, and what is logged of it beside the update.
+struct Batch {
+    jobs: Vec<Job>,
+    taken: usize,
+    extra: Map<String, Value>,
+    generate_seconds: f64,
+}
+
+impl<'a> Trainer<'a> {
+    /// Prepares a run: from its newest whole checkpoint if `resume` is set and there is one, else from the start. `model` is as loaded, with
+    /// its adapter, where it has one.
+    pub fn new(inputs: Inputs<'a>, model: Transformer, resume: bool) -> Result<Self> {
+        let Inputs { config, datasets, tokenizer, out, stop, hooks } = inputs;
+        let found = match resume {
+            true => Checkpoint::latest(&out.join("checkpoints"), &mut |w| hooks.event(Event::Warning(w)))?,
+            false => None,
+        };
+        let state = found.as_ref().map(|c| c.state.clone()).unwrap_or_default();
+        if state.stage >= config.stages.len() {
+            return Err(
+                Error::input(format!("is in stage {} of {}", state.stage + 1, config.stages.len())).at_file(&out.join("checkpoints"))
+            );
+        }
+        let log = RunLog::open(out, found.as_ref().map(|c| c.state.step))?;
+        let gradients = model.gradients();
+        let mut trainer = Self {
+            config,
+            datasets,
+            tokenizer,
+            out,
+            stop,
+            hooks,
+            model,
+            gradients,
+            optimizer: None,
+            order: None,
+            reference: None,
+            initial: None,
+            log,
+            state,
+            resumed: None,
+        };
+        let stages = config.stages.iter().enumerate().skip(trainer.state.stage);
+        if stages.clone().any(|(i, s)| needs_initial(i, s)) {
+            trainer.initial = Some(Reference::freeze(&trainer.model)?);
+        }
+        if let Some(checkpoint) = &found {
+            for info in trainer.model.trainable() {
+                let [weight, ..] = checkpoint.read(&info)?;
+                trainer.model.import(&info.name, &weight)?;
+            }
+            let note = format!("going on after step {} from {}", checkpoint.state.step, checkpoint.path.display());
+            trainer.hooks.event(Event::Note(note));
+        }
+        trainer.resumed = found;
+        Ok(trainer)
+    }
+
+    /// Steps done so far.
+    pub fn steps_done(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Runs to the end and returns the trained model. When it is stopped, the last whole step is kept as a checkpoint, and the error is
+    /// [`Error::interrupted`].
+    pub fn run(mut self) -> Result<Transformer> {
+        match self.stages() {
+            Err(e) if e.kind() == Kind::Interrupted && self.state.step > 0 => {
+                self.checkpoint()?;
+                Err(e)
+            }
+            Err(e) => Err(e),
+            Ok(()) => Ok(self.model),
+        }
+    }
+
+    fn stages(&mut self) -> Result<()> {
+        self.evaluate_if_due()?;
+        loop {
+            let stage = &self.config.stages[self.state.stage];
+            self.enter_stage(stage)?;
+            while self.state.stage_step < stage.steps {
+                self.step(stage)?;
+            }
+            if self.state.stage + 1 == self.config.stages.len() {
+                return Ok(());
+            }
+            self.state =
+                State { stage: self.state.stage + 1, stage_step: 0, cursor: 0, updates: 0, skipped_in_row: 0, ..self.state.clone() };
+        }
+    }
+
+    /// Sets up a stage's optimizer, order and reference: afresh at its start, from the checkpoint within it.
+    fn enter_stage(&mut self, stage: &'a Stage) -> Result<()> {
+        let index = self.state.stage;
+        let dataset = &self.datasets[index];
+        self.order = Some(Order::new(dataset.len(), self.config.seed, index, stage.shuffle));
+        let mut optimizer = AdamW::new(&self.model, stage.optim.clone());
+        if let Some(checkpoint) = self.resumed.take() {
+            for info in self.model.trainable() {
+                let [_, first, second] = checkpoint.read(&info)?;
+                optimizer.import(&info.name, &first, &second)?;
+            }
+        }
+        self.optimizer = Some(optimizer);
+        self.reference = None;
+        if needs_reference(stage) && self.state.stage_step < stage.steps {
+            self.reference = Some(self.make_reference(index, stage)?);
+        }
+        if self.state.stage_step < stage.steps {
+            self.hooks.event(Event::Stage(index + 1, self.config.stages.len(), stage));
+        }
+        Ok(())
+    }
+
+    fn make_reference(&mut self, index: usize, stage: &Stage) -> Result<Reference> {
+        if stage.kl_reference == config::Reference::Base && self.model.lora().is_some() {
+            return Ok(Reference::AdapterOff);
+        }
+        if needs_initial(index, stage) {
+            let needed_later = self.config.stages.iter().enumerate().skip(index + 1).any(|(i, s)| needs_initial(i, s));
+            let initial = if needed_later { self.initial.clone() } else { self.initial.take() };
+            return initial.ok_or_else(|| Error::input("the policy that the run began with was not kept").at("kl.reference"));
+        }
+        let path = self.out.join("reference").join(format!("stage-{}.safetensors", index + 1));
+        if self.state.stage_step > 0 {
+            return Reference::restore(&self.model, &Snapshot::open(&path)?);
+        }
+        let model = &self.model;
+        Snapshot::save(&path, &model.trainable(), &mut |name| model.export(name))?;
+        Reference::freeze(model)
+    }
+
+    fn stopped(&self) -> bool {
+        (self.stop)()
+    }
+
+    /// One step: a batch, its updates, its line in the logs, and what is due after it.
+    fn step(&mut self, stage: &'a Stage) -> Result<()> {
+        if self.stopped() {
+            return Err(Error::interrupted());
+        }
+        let started = Instant::now();
+        let batch = match stage.algorithm {
+            Algorithm::Sft => self.supervised_batch(stage)?,
+            Algorithm::Grpo => self.rollout_batch(stage)?,
+        };
+        let training = Instant::now();
+        let lr = stage.schedule.at(self.state.stage_step + 1);
+        let updates = self.updates(stage, &batch.jobs, lr)?;
+        let train_seconds = training.elapsed().as_secs_f64();
+        let made = updates.iter().filter(|u| u.not_finite.is_none()).count() as u64;
+        let skipped = made == 0;
+        self.state = State {
+            step: self.state.step + 1,
+            stage_step: self.state.stage_step + 1,
+            cursor: self.state.cursor + batch.taken as u64,
+            updates: self.state.updates + made,
+            skipped: self.state.skipped + u64::from(skipped),
+            skipped_in_row: if skipped { self.state.skipped_in_row + 1 } else { 0 },
+            evaluated: false,
+            ..self.state.clone()
+        };
+        let step = self.state.step;
+        let line = self.line(stage, &batch, &updates, lr);
+        self.log.step(step, &line)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens = batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>();
+        let timing = json!({"step": step, "seconds": seconds, "generate_seconds": batch.generate_seconds,
+            "train_seconds": train_seconds, "train_tokens_per_second": tokens as f64 / train_seconds.max(1e-9)});
+        self.log.timing(timing.as_object().unwrap_or(&Map::new()))?;
+        self.hooks.event(Event::Step(step, self.config.total_steps(), &line));
+        if let Some(what) = updates.iter().find_map(|u| u.not_finite.as_ref()) {
+            self.hooks.event(Event::Warning(format!("step {step}: {what} is not finite; the update was skipped")));
+        }
+        self.after_step(stage)
+    }
+
+    /// The evaluation and the checkpoint that are due, and the stop after too many skipped steps.
+    fn after_step(&mut self, stage: &Stage) -> Result<()> {
+        if self.state.skipped_in_row >= stage.max_skipped {
+            // The weights are those of the last good step.
+            self.checkpoint()?;
+            let message = format!("{} steps in a row had a loss or a gradient that is not finite", self.state.skipped_in_row);
+            return Err(Error::input(message)
+                .at_file(self.out)
+                .hint("the last good state is in the newest checkpoint; lower optim.lr, or look at the data of these steps"));
+        }
+        // Before the checkpoint, which then stands for all lines up to its step.
+        self.evaluate_if_due()?;
+        if self.state.stage_step == stage.steps || self.state.step.is_multiple_of(self.config.checkpoint_every) {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Trains on a batch once, or as often as the stage asks; stops at the first update that is not finite.
+    fn updates(&mut self, stage: &Stage, jobs: &[Job], lr: f64) -> Result<Vec<Update>> {
+        let (mut objective, count, temperature) = objective(stage);
+        let optimizer = self.optimizer.as_mut().ok_or_else(|| Error::input("a step outside a stage"))?;
+        let mut updates = Vec::new();
+        for i in 0..count {
+            let settings = step::Settings {
+                temperature,
+                microbatch_tokens: stage.microbatch_tokens,
+                checkpointing: stage.activation_checkpointing,
+                reference: self.reference.as_ref(),
+                lr,
+                update: self.state.updates + i + 1,
+            };
+            // A step is whole or not at all: once its first update is made, the others follow.
+            let stop = self.stop;
+            let mut keep_going = || i > 0 || !stop();
+            let update = step::update(&mut self.model, optimizer, &mut self.gradients, &mut *objective, jobs, &settings, &mut keep_going)?;
+            let bad = update.not_finite.is_some();
+            updates.push(update);
+            if bad {
+                break;
+            }
+        }
+        Ok(updates)
+    }
+
+    /// The next examples of the stage's order.
+    fn take(&mut self, n: usize) -> Vec<usize> {
+        let cursor = self.state.cursor;
+        self.order.as_mut().map_or(Vec::new(), |order| (0..n as u64).map(|i| order.at(cursor + i)).collect())
+    }
+
+    fn supervised_batch(&mut self, stage: &Stage) -> Result<Batch> {
+        let indices = self.take(stage.batch_prompts);
+        let jobs = match &*self.datasets[self.state.stage] {
+            Dataset::Items(items) => indices.iter().map(|&i| Job::supervised(&items[i])).collect(),
+            Dataset::Sequences(lines) => indices.iter().map(|&i| Job::sequence(&lines[i].ids, &lines[i].targets)).collect(),
+        };
+        Ok(Batch { jobs, taken: indices.len(), extra: Map::new(), generate_seconds: 0.0 })
+    }
+
+    /// Samples, judges and logs the answers of a step.
+    fn rollout_batch(&mut self, stage: &Stage) -> Result<Batch> {
+        let started = Instant::now();
+        let indices = self.take(stage.batch_prompts);
+        let dataset = self.datasets[self.state.stage].clone();
+        let Dataset::Items(all) = &*dataset else {
+            return Err(Error::input("grpo needs tasks").at("data.train"));
+        };
+        let items: Vec<&Item> = indices.iter().map(|&i| &all[i]).collect();
+        let groups = self.sample(stage, &items)?;
+        let generate_seconds = started.elapsed().as_secs_f64();
+        self.log.rollouts(self.state.step + 1, &rollout::lines(&items, &groups))?;
+        let jobs = items.iter().zip(&groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
+        Ok(Batch { jobs, taken: indices.len(), extra: rollout::summary(&groups), generate_seconds })
+    }
+
+    fn sample(&mut self, stage: &Stage, items: &[&Item]) -> Result<Vec<Vec<Rollout>>> {
+        let prompts: Vec<Vec<u32>> = items.iter().map(|i| i.prompt.clone()).collect();
+        let params = SamplingParams {
+            n: stage.group_size,
+            max_new_tokens: stage.max_new_tokens,
+            temperature: stage.temperature,
+            seed: self.config.seed,
+            step: self.state.step + 1,
+            ..SamplingParams::default()
+        };
+        let (stop, hooks, total) = (self.stop, &mut *self.hooks, items.len() * stage.group_size);
+        let mut done = 0;
+        let completions = generate(&self.model, self.tokenizer, &prompts, &params, self.config.rollout_batch, &mut |event| {
+            if let generate::Event::Done(_) = event {
+                done += 1;
+                hooks.event(Event::Sampling(done, total));
+            }
+            !stop()
+        })?;
+        if self.stopped() {
+            return Err(Error::interrupted());
+        }
+        rollout::judge(items, completions, stage.group_size, stage.advantage_scale, stage.advantage_eps)
+    }
+
+    /// A step's line of `metrics.jsonl`.
+    fn line(&self, stage: &Stage, batch: &Batch, updates: &[Update], lr: f64) -> Map<String, Value> {
+        let mean = |f: &dyn Fn(&Update) -> f64| updates.iter().map(f).sum::<f64>() / updates.len().max(1) as f64;
+        let made = updates.iter().any(|u| u.not_finite.is_none());
+        let first = updates.first().map(|u| u.metrics).unwrap_or_default();
+        let mut line = Map::new();
+        line.insert("step".into(), self.state.step.into());
+        line.insert("stage".into(), (self.state.stage + 1).into());
+        line.insert("loss".into(), json!(mean(&|u| u.metrics.loss)));
+        line.insert("grad_norm".into(), json!(mean(&|u| u.grad_norm)));
+        line.insert("lr".into(), json!(lr));
+        line.insert("tokens".into(), batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>().into());
+        line.insert("targets".into(), first.tokens.into());
+        line.insert("skipped".into(), (!made).into());
+        if let Some(what) = updates.iter().find_map(|u| u.not_finite.as_ref()) {
+            line.insert("not_finite".into(), json!(what));
+        }
+        line.insert("entropy".into(), json!(first.entropy()));
+        if stage.algorithm == Algorithm::Grpo {
+            line.extend(batch.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
+            line.insert("kl".into(), json!(first.kl()));
+            line.insert("ratio_max".into(), json!(updates.iter().fold(0.0, |m, u| f64::max(m, u.metrics.ratio_max))));
+            line.insert("clip_fraction".into(), json!(mean(&|u| Metrics::clip_fraction(&u.metrics))));
+        }
+        line
+    }
+
+    fn evaluate_if_due(&mut self) -> Result<()> {
+        let (step, config) = (self.state.step, self.config);
+        let due = match step {
+            0 => config.eval_at_start,
+            _ => {
+                let stage_ends = self.state.stage_step == config.stages[self.state.stage].steps;
+                stage_ends || config.eval_every > 0 && step.is_multiple_of(config.eval_every)
+            }
+        };
+        if !due || self.state.evaluated {
+            return Ok(());
+        }
+        if let Some(found) = self.hooks.evaluate(&self.model, step)? {
+            self.log.evaluation(step, &found.numbers, &found.answers)?;
+            self.hooks.event(Event::Evaluation(step, &found.numbers));
+        }
+        self.state.evaluated = true;
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.log.sync()?;
+        let (model, optimizer) = (&self.model, &self.optimizer);
+        let params: Vec<ParamInfo> = model.trainable();
+        let mut data = |name: &str| {
+            let weight = model.export(name)?;
+            let (first, second) = match optimizer {
+                Some(optimizer) => optimizer.export(name)?,
+                None => (vec![0.0; weight.len()], vec![0.0; weight.len()]),
+            };
+            Ok(vec![weight, first, second])
+        };
+        let dir: PathBuf = self.out.join("checkpoints");
+        let path = checkpoint::save(&dir, &self.state, &params, &mut data, self.config.checkpoint_keep)?;
+        self.hooks.event(Event::Checkpoint(&path));
+        Ok(())
+    }
+}
+
+/// Whether a stage looks at a reference policy.
+fn needs_reference(stage: &Stage) -> bool {
+    stage.algorithm == Algorithm::Grpo && (stage.kl_coef > 0.0 || stage.kl_measure)
+}
+
+/// Whether a stage's reference is the policy that the run began with.
+fn needs_initial(index: usize, stage: &Stage) -> bool {
+    needs_reference(stage) && (index == 0 || stage.kl_reference == config::Reference::Base)
+}
+
+/// A stage's objective, how many updates it makes on a batch, and the temperature of its softmax.
+fn objective(stage: &Stage) -> (Box<dyn Objective>, u64, f32) {
+    match stage.algorithm {
+        Algorithm::Sft => (Box::new(Sft::default()), 1, 1.0),
+        Algorithm::Grpo => {
+            let grpo = Grpo {
+                clip: stage.clip,
+                kl_coef: stage.kl_coef,
+                entropy_coef: stage.entropy_coef,
+                aggregation: stage.aggregation,
+                ..Grpo::default()
+            };
+            (Box::new(grpo), stage.updates_per_batch, stage.temperature)
+        }
+    }
+}
