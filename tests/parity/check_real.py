@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Compares the real binary with PyTorch on a real model (any Hugging Face folder of a supported family): other sequences each run.
+
+    python tests/parity/check_real.py FOLDER                                # everything
+    python tests/parity/check_real.py FOLDER --only score greedy --seed 7
+    python tests/parity/check_real.py FOLDER --only train lora --steps 3    # large models: training holds 16 bytes a parameter in PyTorch
+
+The checks, each with the worst error it found and its limit:
+
+    score    per-token log-probabilities, random ids and Python source text, at temperature 1 and 0.7, against transformers in f32
+    greedy   24 greedy tokens after each prompt; a difference counts only where transformers itself is not within 1e-3 of a tie
+    record   log-probabilities that `sample` reports are, digit for digit, those that `score` gives for prompt + answer
+    train    losses and gradient norms of AdamW steps on {"ids", "loss_mask"} lines; the folder that `train` saved, read by transformers
+    lora     the same for an adapter that peft made; the adapter that `train` saved, read by peft
+
+Prints one line a number and exits with 1 if any is beyond its limit. Needs torch, transformers and peft (versions: README.md).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import warnings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import peft
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+import reference
+
+LOGPROB_LIMIT = 1e-4
+STEP_LIMIT = 1e-4
+TIE = 1e-3
+ALL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Checks:
+    """Collects what was measured."""
+
+    def __init__(self):
+        self.failed = 0
+
+    def at_most(self, what, value, limit):
+        ok = value <= limit
+        self.failed += not ok
+        print(f"{'ok  ' if ok else 'FAIL'} {what}: {value:.3g} (at most {limit:g})", flush=True)
+
+    def same(self, what, ok, otherwise=""):
+        self.failed += not ok
+        print(f"{'ok  ' if ok else 'FAIL'} {what}{'' if ok else ': ' + otherwise}", flush=True)
+
+
+class Binary:
+    """The program under test."""
+
+    def __init__(self, path, threads):
+        self.path, self.threads = path, threads
+
+    def run(self, *args, lines=None):
+        text = None if lines is None else "".join(json.dumps(line) + "\n" for line in lines)
+        command = [str(self.path), *map(str, args), "--threads", str(self.threads)]
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)} exited with {done.returncode}; it said: {done.stdout[-2000:]}")
+        return done.stdout
+
+    def json_lines(self, *args, lines):
+        return [json.loads(line) for line in self.run(*args, lines=lines).splitlines()]
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def sources(rng, tokenizer, lengths):
+    """Pieces of the standard library's source, as ids."""
+    files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    pieces = []
+    while len(pieces) < len(lengths):
+        ids = tokenizer.encode(rng.choice(files).read_text(encoding="utf-8", errors="replace"), add_special_tokens=False)
+        length = lengths[len(pieces)]
+        if len(ids) > length:
+            start = rng.randrange(len(ids) - length)
+            pieces.append(ids[start : start + length])
+    return pieces
+
+
+def sequences(rng, args, lengths):
+    """Half random ids, half text (all random where there is no tokenizer)."""
+    vocab = transformers.AutoConfig.from_pretrained(args.model).vocab_size
+    found = [[rng.randrange(vocab) for _ in range(n)] for n in lengths]
+    if (args.model / "tokenizer.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+        found[::2] = sources(rng, tokenizer, lengths[::2])
+    return found
+
+
+def worst(got, want):
+    return max((abs(a - b) for a, b in zip(got, want, strict=True)), default=0.0)
+
+
+def torch_logprobs(model, ids, temperature=1.0):
+    with torch.no_grad():
+        return reference.logprobs(model, ids, temperature).tolist()
+
+
+def compare_scores(what, checks, binary, options, model, batch, temperature=1.0):
+    got = binary.json_lines("score", *options, "--temperature", temperature, lines=[{"ids": ids} for ids in batch])
+    error = max(worst(line["logprobs"], torch_logprobs(model, ids, temperature)) for line, ids in zip(got, batch, strict=True))
+    checks.at_most(f"{what}, lengths {', '.join(str(len(ids)) for ids in batch)}", error, LOGPROB_LIMIT)
+
+
+def check_score(checks, binary, args, rng):
+    model = load(args.model)
+    options = ["--model", args.model]
+    batch = sequences(rng, args, [rng.randrange(600, 900), rng.randrange(129, 300), rng.randrange(65, 129), 64, 2, 5])
+    compare_scores("score", checks, binary, options, model, batch)
+    compare_scores("score at temperature 0.7", checks, binary, options, model, batch[1:3], 0.7)
+
+
+def check_greedy(checks, binary, args, rng):
+    model = load(args.model)
+    prompts = sequences(rng, args, [rng.randrange(3, 20), rng.randrange(20, 64), 64, rng.randrange(130, 260)])
+    options = ["--model", args.model, "--json", "--temperature", 0, "--max-new-tokens", 24]
+    answers = binary.json_lines("sample", *options, lines=[{"ids": p} for p in prompts])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        want, _ = reference.greedy(model, prompt, len(answer["ids"]))
+        agree = next((i for i, (a, b) in enumerate(zip(answer["ids"], want)) if a != b), len(want))
+        what = f"greedy after {len(prompt)} tokens: {agree} of {len(want)} the same, {answer['finish_reason']}"
+        if agree == len(want):
+            checks.same(what, len(want) == 24 or answer["finish_reason"] == "eos", "ended early")
+            continue
+        _, margin = reference.greedy(model, prompt + want[:agree], 1)
+        checks.same(
+            f"{what}; transformers' best two are {margin:.2g} apart", margin < TIE, f"{answer['ids']} where transformers has {want}"
+        )
+
+
+def check_record(checks, binary, args, rng):
+    prompts = sequences(rng, args, [7, 63, 130])
+    options = ["--model", args.model]
+    for temperature in (0, 1, 0.8):
+        sampling = [
+            "--json",
+            "--temperature",
+            temperature,
+            "-n",
+            1 if temperature == 0 else 3,
+            "--max-new-tokens",
+            40,
+            "--seed",
+            rng.randrange(1000),
+        ]
+        answers = binary.json_lines("sample", *options, *sampling, lines=[{"ids": p} for p in prompts])
+        whole = [prompts[a["prompt_index"]] + a["ids"] for a in answers]
+        scored = binary.json_lines("score", *options, "--temperature", temperature or 1, lines=[{"ids": ids} for ids in whole])
+        ok = all(s["logprobs"][-len(a["ids"]) :] == a["logprobs"] for a, s in zip(answers, scored, strict=True))
+        checks.same(f"record: {len(answers)} answers at temperature {temperature} recorded what score gives", ok, "they differ")
+
+
+def training_lines(rng, args):
+    lines = []
+    for ids in sequences(rng, args, [rng.randrange(24, 160) for _ in range(args.steps)]):
+        start = rng.randrange(1, len(ids) // 2)
+        lines.append({"ids": ids, "loss_mask": [int(i >= start and rng.random() < 0.9) for i in range(len(ids))]})
+        lines[-1]["loss_mask"][-1] = 1
+    return lines
+
+
+def train(binary, args, folder, lines, adapter=None):
+    """Runs `train` on the lines, one a step; its metrics, and the settings that PyTorch is to use."""
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"weight_decay": 0.1, "max_grad_norm": 1.0, "betas": [0.9, 0.999], "eps": 1e-8}
+    optim = {"lr": 1e-4, "warmup": 3, "schedule": "cosine"} | settings
+    config = [f"model = {json.dumps(str(args.model.resolve()))}", 'algorithm = "sft"', f"steps = {len(lines)}", "batch_prompts = 1"]
+    if adapter:
+        config.append(f"adapter = {json.dumps(str(adapter.resolve()))}")
+    config += ["[data]", 'train = "lines.jsonl"', "shuffle = false", "[optim]", *(f"{k} = {json.dumps(v)}" for k, v in optim.items())]
+    (folder / "run.toml").write_text("\n".join(config) + "\n")
+    binary.run("train", folder / "run.toml", "--out", folder / "run")
+    metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return [m for m in metrics if "loss" in m], settings
+
+
+def compare_training(what, checks, metrics, settings, model, lines):
+    losses, norms = reference.adamw_steps(model, lines, [m["lr"] for m in metrics], **settings)
+    checks.same(
+        f"{what}: a learning rate that warms up", 0 < metrics[0]["lr"] < metrics[2]["lr"] if len(metrics) > 2 else True, str(metrics)
+    )
+    checks.at_most(
+        f"{what}: losses of {len(lines)} steps, relative",
+        max(abs(m["loss"] / x - 1) for m, x in zip(metrics, losses, strict=True)),
+        STEP_LIMIT,
+    )
+    checks.at_most(
+        f"{what}: gradient norms, relative", max(abs(m["grad_norm"] / x - 1) for m, x in zip(metrics, norms, strict=True)), STEP_LIMIT
+    )
+
+
+def check_train(checks, binary, args, rng):
+    lines, probe = training_lines(rng, args), sequences(rng, args, [90, 140])
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        metrics, settings = train(binary, args, folder, lines)
+        model = load(args.model)
+        compare_training("train", checks, metrics, settings, model, lines)
+        saved = folder / "run/model"
+        # Two trainings of the same steps end close together, not equal: AdamW's first steps have the size of the learning rate whatever
+        # the gradient's, so gradients near zero may be rounded to either side.
+        after = load(saved)
+        error = max(worst(torch_logprobs(after, ids), torch_logprobs(model, ids)) for ids in probe)
+        checks.at_most("train: the saved folder in transformers, against the model that PyTorch trained", error, 10 * LOGPROB_LIMIT)
+        compare_scores("train: the saved folder, here and in transformers", checks, binary, ["--model", saved], after, probe)
+
+
+def random_adapter(args, rng, folder):
+    """An adapter as peft makes it, with random B so that it does something."""
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=ALL_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(args.model), config)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    with torch.no_grad():
+        for name, p in reference.trained(model):
+            if "lora_B" in name:
+                p.copy_(0.02 * torch.randn(p.shape, generator=generator))
+    model.save_pretrained(folder)
+
+
+def check_lora(checks, binary, args, rng):
+    lines, probe = training_lines(rng, args), sequences(rng, args, [90, 140])
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        random_adapter(args, rng, folder / "start")
+        model = peft.PeftModel.from_pretrained(load(args.model), folder / "start", is_trainable=True)
+        compare_scores("lora: peft's adapter", checks, binary, ["--model", args.model, "--adapter", folder / "start"], model, probe)
+        metrics, settings = train(binary, args, folder, lines, adapter=folder / "start")
+        compare_training("lora", checks, metrics, settings, model, lines)
+        saved = folder / "run/adapter"
+        after = peft.PeftModel.from_pretrained(load(args.model), saved).eval()
+        compare_scores(
+            "lora: the saved adapter, here and in peft", checks, binary, ["--model", args.model, "--adapter", saved], after, probe
+        )
+
+
+CHECKS = {"score": check_score, "greedy": check_greedy, "record": check_record, "train": check_train, "lora": check_lora}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=pathlib.Path, help="a Hugging Face folder")
+    parser.add_argument("--binary", type=pathlib.Path, default=pathlib.Path("target/release/sorft-native"))
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument("--seed", type=int, help="default: another one each run; it is printed")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
+    print(f"{args.model.name}, seed {seed}, torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")
+    checks, binary = Checks(), Binary(args.binary, args.threads)
+    for name in args.only:
+        CHECKS[name](checks, binary, args, random.Random(f"{seed} {name}"))
+    sys.exit(1 if checks.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

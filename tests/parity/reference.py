@@ -1,0 +1,121 @@
+"""What both `make_fixtures.py` and `check_real.py` ask of PyTorch: log-probabilities, gradients and AdamW steps of a transformers model.
+
+Two arithmetics of the same model:
+
+* f32: transformers as it is, attention by `scaled_dot_product_attention`.
+* f64: the reference that errors are measured against. transformers rounds to f32 inside RMSNorm and of the rotary cosines and sines
+  even where the model is f64, so `doubled` replaces those two by f64 arithmetic. The rotary ANGLES stay the f32 products that
+  transformers forms (position times inverse frequency): they are part of the model, not an error of it.
+"""
+
+import copy
+import math
+import types
+
+import numpy as np
+import torch
+
+
+def doubled(model):
+    """A copy of `model` that computes in f64 throughout."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
+            module.forward = types.MethodType(_norm_f64, module)
+        elif kind.endswith("RotaryEmbedding"):
+            module.forward = types.MethodType(_rotary_f64, module)
+    return model
+
+
+def _norm_f64(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+@torch.no_grad()
+def _rotary_f64(self, x, position_ids):
+    angles = position_ids[..., None].float() * self.inv_freq.float()
+    angles = torch.cat((angles, angles), dim=-1).double()
+    return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+def logprobs(model, ids, temperature=1.0):
+    """log p(ids[i+1] | ids[..=i]) of logits / temperature, in the model's own precision: n ids give n-1 numbers."""
+    ids = torch.as_tensor(ids)
+    logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0]
+    return torch.log_softmax(logits / temperature, dim=-1).gather(1, ids[1:, None])[:, 0]
+
+
+def targets(lines):
+    """Number of targets in a batch of {"ids", "loss_mask"} lines: loss_mask[0] has no history and does not count."""
+    return sum(sum(line["loss_mask"][1:]) for line in lines)
+
+
+def sft_backward(model, lines):
+    """The SFT loss of a batch (mean over all its targets), with its gradient added to `.grad`, one backward pass a line."""
+    total, loss = targets(lines), 0.0
+    for line in lines:
+        mask = torch.tensor(line["loss_mask"][1:], dtype=model.dtype)
+        part = -(logprobs(model, line["ids"]) * mask).sum() / total
+        part.backward()
+        loss += part.item()
+    return loss
+
+
+def trained(model):
+    """Name and parameter of all that is trained, the name as files have it (PEFT keeps the adapter's name inside: drop it)."""
+    return [(name.replace(".default.", "."), p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def gradients(model, lines):
+    """Loss and every trained tensor's gradient as f64 arrays."""
+    model.zero_grad()
+    loss = sft_backward(model, lines)
+    grads = {name: p.grad.double().numpy().copy() for name, p in trained(model)}
+    model.zero_grad()
+    return loss, grads
+
+
+def norm(x):
+    return float(np.sqrt(np.sum(np.square(x, dtype=np.float64))))
+
+
+def total_norm(grads):
+    return math.sqrt(sum(norm(g) ** 2 for g in grads.values()))
+
+
+def relative_error(x, reference):
+    """||x - reference|| / ||reference||, or ||x|| where the reference is zero."""
+    size = norm(reference)
+    return norm(x - reference) / size if size > 0 else norm(x)
+
+
+def adamw_steps(model, lines, lrs, weight_decay, max_grad_norm, betas=(0.9, 0.999), eps=1e-8):
+    """One AdamW step a line. Losses and gradient norms before clipping; the model is changed. Weight decay on matrices only."""
+    params = [p for _, p in trained(model)]
+    groups = [
+        {"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lrs[0], betas=betas, eps=eps, foreach=False)
+    losses, norms = [], []
+    for line, lr in zip(lines, lrs, strict=True):
+        optimizer.zero_grad()
+        losses.append(sft_backward(model, [line]))
+        norms.append(torch.nn.utils.clip_grad_norm_(params, max_grad_norm, foreach=False).item())
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    return losses, norms
+
+
+@torch.no_grad()
+def greedy(model, prompt, count):
+    """The `count` most likely tokens, one after another, and the smallest gap between the best and the second-best logit on the way."""
+    ids, margin = list(prompt), math.inf
+    for _ in range(count):
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        best = logits.topk(2)
+        margin = min(margin, (best.values[0] - best.values[1]).item())
+        ids.append(best.indices[0].item())
+    return ids[len(prompt) :], margin
