@@ -113,14 +113,14 @@ impl Block {
             attention::backward(&d_attended, &saved.rotated_q, &saved.attended, &saved.softmax, &kv, pass.plan, pass.scale());
         rope::backward(&mut dq, &pass.angles);
         rope::backward(&mut dk, &pass.angles);
-        let dq = norm_backward(params, dq, &saved.q, self.qk_norm.map(|n| n.0), grads);
-        let dk = norm_backward(params, dk, &saved.k, self.qk_norm.map(|n| n.1), grads);
+        let dq = norm_backward(pass, dq, &saved.q, self.qk_norm.map(|n| n.0), grads);
+        let dk = norm_backward(pass, dk, &saved.k, self.qk_norm.map(|n| n.1), grads);
         let (normed, _) = pass.norm(&x, self.input_norm);
         let mut d_normed = self.q.backward(params, &normed, &dq, chunks, grads);
         residual::add_to(&mut d_normed, &self.k.backward(params, &normed, &dk, chunks, grads));
         residual::add_to(&mut d_normed, &self.v.backward(params, &normed, &dv, chunks, grads));
         let w = params.vector(self.input_norm);
-        let mut dx = rmsnorm::backward(&d_normed, &x, &w, &saved.input_rstd, grads.vector_mut(self.input_norm));
+        let mut dx = rmsnorm::backward(&d_normed, &x, &w, &saved.input_rstd, chunks, grads.vector_mut(self.input_norm));
         residual::add_to(&mut dx, &d_middle);
         dx
     }
@@ -134,17 +134,19 @@ impl Block {
         let mut d_normed = self.gate.backward(params, &normed, &d_gate, chunks, grads);
         residual::add_to(&mut d_normed, &self.up.backward(params, &normed, &d_up, chunks, grads));
         let w = params.vector(self.post_norm);
-        let mut d_middle = rmsnorm::backward(&d_normed, &saved.middle, &w, &saved.post_rstd, grads.vector_mut(self.post_norm));
+        let mut d_middle = rmsnorm::backward(&d_normed, &saved.middle, &w, &saved.post_rstd, chunks, grads.vector_mut(self.post_norm));
         residual::add_to(&mut d_middle, &d_out);
         d_middle
     }
 }
 
 /// Through a per-head norm, where there is one.
-fn norm_backward(params: &Params, dy: Tensor, saved: &Normed, weight: Option<ParamId>, grads: &mut Gradients) -> Tensor {
+fn norm_backward(pass: &Pass<'_>, dy: Tensor, saved: &Normed, weight: Option<ParamId>, grads: &mut Gradients) -> Tensor {
     let (Some((raw, rstd)), Some(weight)) = (saved, weight) else { return dy };
     let shape = dy.shape().to_vec();
+    let heads = shape[1] / raw.cols();
+    let chunks: Vec<_> = pass.plan.grad_chunks.iter().map(|c| c.start * heads..c.end * heads).collect();
     let dy = Tensor::from_vec(raw.shape(), dy.into_vec());
-    let dx = rmsnorm::backward(&dy, raw, &params.vector(weight), rstd, grads.vector_mut(weight));
+    let dx = rmsnorm::backward(&dy, raw, &pass.params.vector(weight), rstd, &chunks, grads.vector_mut(weight));
     Tensor::from_vec(&shape, dx.into_vec())
 }

@@ -52,7 +52,7 @@ impl Linear {
             matmul::backward_weight(dy, x, chunks, dw);
         }
         if let Some(db) = self.bias.and_then(|b| grads.vector_mut(b)) {
-            residual::bias_gradient(dy, db);
+            residual::bias_gradient(dy, chunks, db);
         }
         let mut dx = matmul::backward_input(dy, params.matrix(self.weight));
         if let Some(lora) = self.lora {

@@ -19,7 +19,7 @@ pub use crate::model::params::Gradients;
 /// Per prediction of a plan, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenStats {
-    /// log softmax(logits / T)[target].
+    /// The target's log softmax(logits / T).
     pub logprob: Vec<f32>,
     /// Entropy of softmax(logits / T), in nats.
     pub entropy: Vec<f32>,
@@ -247,7 +247,7 @@ impl Transformer {
         let d_predicting = token_logprob::backward(h, w, &targets, t, &saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
         let d_hidden = scatter(&d_predicting, &sources, plan.num_tokens());
         let norm = self.params.vector(self.final_norm);
-        let mut dx = rmsnorm::backward(&d_hidden, &saved.last, &norm, &saved.rstd, grads.vector_mut(self.final_norm));
+        let mut dx = rmsnorm::backward(&d_hidden, &saved.last, &norm, &saved.rstd, &plan.grad_chunks, grads.vector_mut(self.final_norm));
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
             let saved = match saved {
                 SavedLayer::Full(saved) => *saved,

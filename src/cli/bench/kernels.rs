@@ -114,7 +114,7 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
         bench.run("rmsnorm forward 8192x576", "GB/s", 2.0 * bytes, &mut || rstd = rmsnorm::forward(&x, &w, 1e-5).1)?;
         let mut dw = vec![0.0; d];
         bench.run("rmsnorm backward 8192x576", "GB/s", 5.0 * bytes, &mut || {
-            rmsnorm::backward(&dy, &x, &w, &rstd, Some(&mut dw));
+            rmsnorm::backward(&dy, &x, &w, &rstd, std::slice::from_ref(&(0..t)), Some(&mut dw));
         })?;
     }
     if bench.wants("swiglu") {

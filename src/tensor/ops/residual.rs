@@ -2,6 +2,7 @@
 
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::over_rows;
+use std::ops::Range;
 
 /// x += y; both `[T, D]`.
 pub fn add_to(x: &mut Tensor, y: &Tensor) {
@@ -27,11 +28,14 @@ pub fn add_bias(x: &mut Tensor, b: &Tensor) {
     });
 }
 
-/// db `[D]` += sum over tokens of dy `[T, D]`, the tokens one after another.
-pub fn bias_gradient(dy: &Tensor, db: &mut [f32]) {
-    for row in dy.data().chunks_exact(dy.cols()) {
-        for (db, dy) in db.iter_mut().zip(row) {
-            *db += dy;
+/// db `[D]` += sum over tokens of dy `[T, D]`: the tokens of each chunk one after another in f64, the chunks' sums in order.
+pub fn bias_gradient(dy: &Tensor, chunks: &[Range<usize>], db: &mut [f32]) {
+    let mut sums = vec![0.0f64; dy.cols()];
+    for chunk in chunks {
+        sums.fill(0.0);
+        for t in chunk.clone() {
+            sums.iter_mut().zip(dy.row(t)).for_each(|(sum, dy)| *sum += f64::from(*dy));
         }
+        db.iter_mut().zip(&sums).for_each(|(db, sum)| *db += *sum as f32);
     }
 }

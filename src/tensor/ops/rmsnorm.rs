@@ -1,11 +1,13 @@
 //! RMSNorm (Zhang and Sennrich 2019): y = x / rms(x) * w with rms(x) = sqrt(mean(x^2) + eps), over the last dimension.
 //!
 //! Shapes: x, y, dx, dy `[T, D]`; w, dw `[D]`; rstd `[T]`. A per-head norm (Qwen3's QK-norm) is the same op on `[T * H, head_dim]`.
-//! The sum of squares runs over 16 lanes and a fixed tree; dw adds the tokens one after another.
+//! The sum of squares runs over 16 lanes and a fixed tree. dw sums the rows of each chunk one after another in f64, and adds the chunks' sums
+//! in order.
 
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{SharedMut, over_rows, over_units};
 use crate::tensor::cpu::{vector, vectorized};
+use std::ops::Range;
 
 /// Returns y `[T, D]` and rstd = 1 / rms(x) `[T]`.
 pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> (Tensor, Tensor) {
@@ -37,8 +39,8 @@ vectorized! {
 }
 
 /// Returns dx and adds to dw:
-/// dx = rstd * (dy w - x rstd^2 mean(dy w x)), dw += sum over tokens of dy x rstd.
-pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, dw: Option<&mut [f32]>) -> Tensor {
+/// dx = rstd * (dy w - x rstd^2 mean(dy w x)), dw += sum over tokens of dy x rstd, over `chunks` of rows.
+pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, chunks: &[Range<usize>], dw: Option<&mut [f32]>) -> Tensor {
     let width = x.cols();
     let mut dx = Tensor::zeros(x.shape());
     over_rows(dx.data_mut(), width, |first, block| {
@@ -47,7 +49,7 @@ pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, dw: Option<&
         backward_rows(&dy.data()[span.clone()], &x.data()[span], w.data(), &rstd.data()[first..first + count], block);
     });
     if let Some(dw) = dw {
-        weight_gradient(dy, x, rstd, dw);
+        weight_gradient(dy, x, rstd, chunks, dw);
     }
     dx
 }
@@ -68,25 +70,31 @@ vectorized! {
 /// Columns that one unit sums over all tokens.
 const COLUMNS: usize = 64;
 
-fn weight_gradient(dy: &Tensor, x: &Tensor, rstd: &Tensor, dw: &mut [f32]) {
+fn weight_gradient(dy: &Tensor, x: &Tensor, rstd: &Tensor, chunks: &[Range<usize>], dw: &mut [f32]) {
     let width = x.cols();
     let out = SharedMut::new(dw);
     over_units(width.div_ceil(COLUMNS), |unit| {
         let from = unit * COLUMNS;
         // SAFETY: each unit has its own columns.
         let dw = unsafe { out.slice(from, COLUMNS.min(width - from)) };
-        weight_columns(dy.data(), x.data(), rstd.data(), width, from, dw);
+        for chunk in chunks {
+            weight_columns(dy.data(), x.data(), rstd.data(), chunk.clone(), from, dw);
+        }
     });
 }
 
 vectorized! {
-    fn weight_columns(dy: &[f32], x: &[f32], rstd: &[f32], width: usize, from: usize, dw: &mut [f32]) {
-        let n = dw.len();
-        for (t, &r) in rstd.iter().enumerate() {
+    fn weight_columns(dy: &[f32], x: &[f32], rstd: &[f32], chunk: Range<usize>, from: usize, dw: &mut [f32]) {
+        let (n, width) = (dw.len(), x.len() / rstd.len());
+        let mut sums = [0.0f64; COLUMNS];
+        for t in chunk {
             let (dy, x) = (&dy[t * width + from..][..n], &x[t * width + from..][..n]);
-            for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-                *dw += dy * (x * r);
+            for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                *sum += f64::from(*dy) * f64::from(*x * rstd[t]);
             }
+        }
+        for (dw, sum) in dw.iter_mut().zip(sums) {
+            *dw += sum as f32;
         }
     }
 }
