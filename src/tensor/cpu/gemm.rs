@@ -77,7 +77,7 @@ pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
 /// If the sizes do not fit.
 pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: bool) {
     let k = products.first().map_or(0, |(w, _)| w.k);
-    let rows = if k == 0 { 0 } else { x.len() / k };
+    let rows = x.len().checked_div(k).unwrap_or(0);
     for (w, out) in products.iter() {
         assert_eq!((w.k, x.len(), out.len()), (k, rows * k, rows * w.n), "x [{rows}, {k}], W [{}, {}]", w.n, w.k);
     }
@@ -140,7 +140,7 @@ impl Left {
 /// If the sizes do not fit.
 pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
     let (n, k) = (w.n, w.k);
-    let rows = if n == 0 { 0 } else { dy.len() / n };
+    let rows = dy.len().checked_div(n).unwrap_or(0);
     assert_eq!((dy.len(), dx.len()), (rows * n, rows * k), "dy [{rows}, {n}], W [{n}, {k}]");
     if rows == 0 {
         return;
@@ -193,7 +193,7 @@ fn transpose_columns(w: PanelView<'_>, column: usize, chunk: Range<usize>, out: 
 /// # Panics
 /// If the sizes do not fit.
 pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw: &mut [f32]) {
-    let rows = if n == 0 { 0 } else { dy.len() / n };
+    let rows = dy.len().checked_div(n).unwrap_or(0);
     assert_eq!((dy.len(), x.len(), dw.len()), (rows * n, rows * k, n.div_ceil(PANEL) * PANEL * k), "dy [{rows}, {n}], x [{rows}, {k}]");
     if rows == 0 || k == 0 {
         return;
