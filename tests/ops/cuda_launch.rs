@@ -2,7 +2,7 @@
 
 use crate::emulator;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Kernel, Launch, Source, probe};
-use sorft_native::tensor::ops::rmsnorm_cuda;
+use sorft_native::tensor::ops::rmsnorm::cuda as rmsnorm_cuda;
 use std::sync::Arc;
 
 fn gpu() -> Arc<Gpu> {

@@ -3,8 +3,12 @@
 use crate::cuda_checker::modes;
 use crate::emulator::{self, KernelText};
 use half::bf16;
+use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
-use sorft_native::tensor::ops::rmsnorm_cuda::{self, RowChunks};
+use sorft_native::tensor::ops::rmsnorm::{
+    self,
+    cuda::{self as rmsnorm_cuda, RowChunks},
+};
 use sorft_native::tensor::philox::Philox;
 use sorft_native::tensor::plan::{Plan, Tree};
 use std::ops::Range;
@@ -60,14 +64,19 @@ struct Outcome {
     dx: Vec<f32>,
 }
 
-/// Forward and backward; adds to `dw`.
-fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Outcome {
-    let (rows, cols) = (case.rows, case.cols);
-    let (x, w, dy) = (upload(gpu, &case.x), upload(gpu, &case.w), upload(gpu, &case.dy));
-    let (y, rstd) = rmsnorm_cuda::forward(gpu, &x, &w, rows, cols, EPS).expect("forward");
-    let chunks = RowChunks::new(gpu, &case.chunks, 1).expect("uploaded");
-    let dx = rmsnorm_cuda::backward(gpu, &dy, &x, &w, &rstd, rows, cols, None, Some((dw, &chunks))).expect("backward");
-    Outcome { y: download(&y), rstd: download(&rstd), dx: download(&dx) }
+/// Forward and backward through the op itself, which finds the device by its tensors; adds to `dw`.
+fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Tensor) -> Outcome {
+    let tensor = |shape: &[usize], data: &[f32]| Tensor::from_device(shape, upload(gpu, data));
+    let shape = [case.rows, case.cols];
+    let (x, w, dy) = (tensor(&shape, &case.x), tensor(&[case.cols], &case.w), tensor(&shape, &case.dy));
+    let (y, rstd) = rmsnorm::forward(&x, &w, EPS).expect("forward");
+    let dx = rmsnorm::backward(&dy, &x, &w, &rstd, &case.chunks, Some(dw)).expect("backward");
+    Outcome { y: download(y.buffer()), rstd: download(rstd.buffer()), dx: download(dx.buffer()) }
+}
+
+/// dw of f32 on the device, all of it `value`.
+fn constant(gpu: &Arc<Gpu>, cols: usize, value: f32) -> Tensor {
+    Tensor::from_device(&[cols], Buffer::from_f32(gpu, DType::F32, &vec![value; cols]).expect("uploaded"))
 }
 
 /// One row in f64: y, rstd, dx, and this row's share of dw.
@@ -136,9 +145,9 @@ fn forward_and_backward_match_f64_under_every_schedule() {
         let mut first: Option<(Outcome, Vec<f32>)> = None;
         for mode in modes() {
             let gpu = emulator::gpu(mode);
-            let mut dw = Buffer::from_f32(&gpu, DType::F32, &vec![0.25; cols]).expect("uploaded");
+            let mut dw = constant(&gpu, cols, 0.25);
             let got = run(&gpu, &case, &mut dw);
-            let dw = download(&dw);
+            let dw = download(dw.buffer());
             match &first {
                 None => {
                     compare(&case, &got, &dw, 0.25);
@@ -159,12 +168,12 @@ fn cutting_the_batch_between_trees_changes_no_bit() {
     let case = Case::new(plan.num_tokens(), 24, plan.grad_chunks.clone());
     let gpu = emulator::gpu(Emulation::default());
 
-    let mut dw = Buffer::zeros(&gpu, DType::F32, case.cols).expect("cleared");
+    let mut dw = constant(&gpu, case.cols, 0.0);
     let whole = run(&gpu, &case, &mut dw);
-    let dw = download(&dw);
+    let dw = download(dw.buffer());
 
     for cut in [1, 2] {
-        let mut dw_cut = Buffer::zeros(&gpu, DType::F32, case.cols).expect("cleared");
+        let mut dw_cut = constant(&gpu, case.cols, 0.0);
         let mut outcomes = Vec::new();
         for trees in [0..cut, cut..lengths.len()] {
             let rows = plan.trees[trees.start].tokens.start..plan.trees[trees.end - 1].tokens.end;
@@ -173,7 +182,7 @@ fn cutting_the_batch_between_trees_changes_no_bit() {
         }
         let join = |part: fn(&Outcome) -> &Vec<f32>| outcomes.iter().flat_map(|o| part(o).iter().copied()).collect::<Vec<_>>();
         assert_eq!(whole, Outcome { y: join(|o| &o.y), rstd: join(|o| &o.rstd), dx: join(|o| &o.dx) });
-        assert_eq!(dw, download(&dw_cut), "dw cut before tree {cut}");
+        assert_eq!(dw, download(dw_cut.buffer()), "dw cut before tree {cut}");
     }
 }
 
@@ -209,14 +218,14 @@ fn chunks_of_tokens_cover_the_heads_of_each() {
     let (tokens, heads, cols) = (6, 3, 16);
     let case = Case::new(tokens * heads, cols, vec![0..4 * heads, 4 * heads..6 * heads]);
     let gpu = emulator::gpu(Emulation::default());
-    let mut by_rows = Buffer::zeros(&gpu, DType::F32, cols).expect("cleared");
+    let mut by_rows = constant(&gpu, cols, 0.0);
     let outcome = run(&gpu, &case, &mut by_rows);
     let mut by_tokens = Buffer::zeros(&gpu, DType::F32, cols).expect("cleared");
     let chunks = RowChunks::new(&gpu, &[0..4, 4..6], heads).expect("uploaded");
     let (x, w, dy) = (upload(&gpu, &case.x), upload(&gpu, &case.w), upload(&gpu, &case.dy));
     let rstd = Buffer::from_f32(&gpu, DType::F32, &outcome.rstd).expect("uploaded");
     rmsnorm_cuda::backward(&gpu, &dy, &x, &w, &rstd, case.rows, cols, None, Some((&mut by_tokens, &chunks))).expect("backward");
-    assert_eq!(download(&by_rows), download(&by_tokens));
+    assert_eq!(download(by_rows.buffer()), download(&by_tokens));
 }
 
 /// The checker watches these very kernels: without any one of the barriers they need, it objects, whatever the schedule.

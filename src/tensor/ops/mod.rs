@@ -1,7 +1,6 @@
 //! One room per op: its contract (shapes, dtypes, rounding points, errors), its CPU code and its CUDA launch, side by side. An op's
 //! kernel is `kernels/<op>.cu`, its test `tests/ops/<op>.rs`, its bench `benches/<op>.rs`.
 
-<<<<<<< HEAD
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
@@ -13,6 +12,3 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 pub mod token_logprob;
-=======
-pub mod rmsnorm_cuda;
->>>>>>> cuda
