@@ -61,18 +61,20 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
 /// Inversion in two steps: the chunk whose cumulative mass passes `u`, then the token in it.
 fn draw_from_all(logits: &[f32], temperature: f32, softmax: &Softmax, masses: impl Iterator<Item = f64>, u: f64) -> usize {
     let mut rest = u * softmax.sum;
-    let mut last = 0;
+    // The chunk that is taken, and what `u` still has to pass in it.
+    let mut taken = (0, rest);
     for (c, mass) in masses.enumerate() {
         if mass > 0.0 {
-            last = c;
+            taken = (c, rest);
         }
         if rest < mass {
             break;
         }
         rest -= mass;
     }
+    let (last, mut rest) = taken;
     let chunk = &logits[last * VOCAB_CHUNK..(last * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())];
-    // `rest` may be a rounding error beyond the last chunk's mass: then the last token with any mass is taken.
+    // `rest` may be a rounding error beyond the chunk's mass: then its last token with any mass is taken.
     let mut choice = 0;
     for (i, x) in chunk.iter().enumerate() {
         let mass = (f64::from(x / temperature) - softmax.max).exp();

@@ -88,7 +88,9 @@ fn read_preamble(r: &mut Reader<'_>) -> Result<(u64, u64)> {
             return Err(Error::input("big-endian GGUF files are not supported").hint("convert it with gguf-convert-endian"));
         }
         v => {
-            return Err(Error::input(format!("expected GGUF version 2 or 3, found {v}")).hint("convert the model again with a current tool"));
+            return Err(
+                Error::input(format!("expected GGUF version 2 or 3, found {v}")).hint("convert the model again with a current tool")
+            );
         }
     }
     let (tensors, keys) = (r.u64()?, r.u64()?);

@@ -1,0 +1,21 @@
+//! Each op of `src/tensor/ops` against an f64 reference written here on its own, its backward pass against f64 gradients, and the bits
+//! that `docs/exactness.md` promises.
+//!
+//! Errors are measured by ||got - want|| / ||want|| over a whole tensor, with `want` in f64. The bounds are a few times what is measured,
+//! so that an accidental loss of precision (a sum in the wrong order, a rounded intermediate) fails.
+
+mod support;
+
+mod adamw;
+mod attention;
+mod embedding;
+mod isa;
+mod matmul;
+mod norm;
+mod plan;
+mod residual;
+mod rmsnorm;
+mod rope;
+mod sample;
+mod swiglu;
+mod token_logprob;
