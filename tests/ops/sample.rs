@@ -50,7 +50,7 @@ fn filters() -> impl Strategy<Value = Filters> {
 fn kept(p: &[f64], order: &[usize], f: Filters) -> (usize, usize) {
     let k = if f.top_k == 0 { order.len() } else { f.top_k.min(order.len()) };
     let total: f64 = order[..k].iter().map(|i| p[*i]).sum();
-    let bounds = [1e-9, -1e-9].map(|slack: f64| {
+    let bounds = [1e-6, -1e-6].map(|slack: f64| {
         let mut sum = 0.0;
         let mut n = 0;
         for id in &order[..k] {

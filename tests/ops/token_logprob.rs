@@ -9,7 +9,7 @@ use sorft_native::tensor::ops::token_logprob::{self as head, softmax_of_row};
 const SHAPES: [(usize, usize, usize); 6] = [(1, 3, 5), (4, 16, 2048), (3, 40, 2049), (15, 33, 5003), (2, 600, 301), (1, 1, 1)];
 
 /// Log-probabilities and entropies.
-const BOUND: f64 = 4e-7;
+const BOUND: f64 = 1e-6;
 /// Gradients: a probability has the absolute error of its logit, a chain of up to 512 terms.
 const BOUND_GRADIENT: f64 = 2e-6;
 
