@@ -56,9 +56,10 @@ pub fn library(kernels: &[KernelText]) -> PathBuf {
 
 const ENGINE_FLAGS: [&str; 4] = ["-Wall", "-Wextra", "-Wshadow", "-Werror"];
 
-/// Kernels call the checker before each load and store, each access as wide as the source has it, and products and sums are not contracted.
-const KERNEL_FLAGS: [&str; 10] = [
+/// Kernels have line numbers, call the checker before each load and store, each access as wide as the source has it, and products and sums are not contracted.
+const KERNEL_FLAGS: [&str; 11] = [
     "-DSORFT_EMULATOR",
+    "-g1",
     "-fsanitize=thread",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
@@ -91,7 +92,7 @@ impl Build {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let mut build = cc::Build::new();
         // Always optimised: an emulator built without is five times slower.
-        build.cpp(true).target(&triple).host(&triple).opt_level(2).debug(true).cargo_metadata(false);
+        build.cpp(true).target(&triple).host(&triple).opt_level(2).debug(false).cargo_metadata(false);
         let missing = |e: &dyn std::fmt::Display| -> ! {
             panic!("the kernels' emulator needs a C++17 compiler (install g++, or set CXX): {e}");
         };
