@@ -4,6 +4,7 @@
 mod emulator;
 
 mod cuda_checker;
+mod cuda_driver;
 mod cuda_launch;
 mod cuda_rmsnorm;
 mod nvrtc;

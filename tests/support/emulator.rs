@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-/// A kernel source for a library: the text under a name of its own, so that it may differ from the file of that name.
+/// A source for a library: the text under a name of its own, so that it may differ from the file of that name.
 pub struct KernelText {
-    /// What error messages call it; ends in `.cu`.
+    /// What error messages call it: a kernel if it ends in `.cu`, else plain C++ that goes with the emulator.
     pub name: String,
     /// Preprocessor definitions.
     pub defines: Vec<String>,
@@ -44,7 +44,10 @@ pub fn library(kernels: &[KernelText]) -> PathBuf {
     let build = Build::new();
     let engine = folder_texts(&build.sources.join("emulator"), ".cpp");
     let mut units: Vec<Unit> = engine.iter().map(|(name, text)| Unit { name, text, flags: &ENGINE_FLAGS, defines: &[] }).collect();
-    units.extend(kernels.iter().map(|k| Unit { name: &k.name, text: &k.text, flags: &KERNEL_FLAGS, defines: &k.defines }));
+    units.extend(kernels.iter().map(|k| {
+        let flags: &[&str] = if k.name.ends_with(".cu") { &KERNEL_FLAGS } else { &ENGINE_FLAGS };
+        Unit { name: &k.name, text: &k.text, flags, defines: &k.defines }
+    }));
     let objects: Vec<PathBuf> = units.par_iter().map(|unit| build.object(unit)).collect();
     build.once(&hash(objects.iter().map(|o| o.as_os_str().as_encoded_bytes())), "so", |folder, out| {
         let mut command = build.command(folder);
