@@ -92,6 +92,7 @@ class Engine {
   // ---- for messages
   std::string name(const Thread &thread) const { return name(thread.who()); }
   std::string name(uint32_t who) const;
+  std::string name(const Buffer &buffer) const;
 
   Device &device;
   const Launch &launch;

@@ -74,15 +74,18 @@ void Engine::access_shared(Block &block, uintptr_t address, size_t bytes, Access
     races.touch(*cell, current(), access, pc, [&] { return format("shared `%s` byte %#zx", array, offset); });
 }
 
-std::string Engine::place_in(const Buffer &buffer, uintptr_t address) const {
-  const long long offset = static_cast<long long>(address) - static_cast<long long>(buffer.begin);
+std::string Engine::name(const Buffer &buffer) const {
   for (uint32_t i = 0; i < launch.arguments; i++)
     if (launch.pointers >> i & 1) {
       uintptr_t pointer;
       memcpy(&pointer, arguments_[i], sizeof(pointer));
-      if (pointer == buffer.begin) return format("argument %u byte %#llx", i, offset);
+      if (pointer == buffer.begin) return format("argument %u", i);
     }
-  return format("a buffer that is no argument, byte %#llx", offset);
+  return "a buffer that is no argument";
+}
+
+std::string Engine::place_in(const Buffer &buffer, uintptr_t address) const {
+  return name(buffer) + format(" byte %#zx", (size_t)(address - buffer.begin));
 }
 
 void Engine::access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc) {
@@ -92,7 +95,7 @@ void Engine::access_global(uintptr_t address, size_t bytes, Access access, uint3
     if (access == Access::Read && in_image(address)) return;
     const char *what = access == Access::Read ? "read" : "write";
     const std::string near = buffer ? format("%zu bytes past the end of %s (%zu bytes)", (size_t)(address + bytes - buffer->end),
-                                             place_in(*buffer, buffer->begin).c_str(), (size_t)(buffer->end - buffer->begin))
+                                             name(*buffer).c_str(), (size_t)(buffer->end - buffer->begin))
                                     : "no buffer lies below it";
     fail(format("out of bounds: %s of %zu bytes, %s, by %s at %s", what, bytes, near.c_str(), name(current()).c_str(), at(pc).c_str()));
   }

@@ -23,6 +23,7 @@ mod swiglu;
 mod token_logprob;
 
 mod cuda_checker;
+mod cuda_driver;
 mod cuda_launch;
 mod cuda_rmsnorm;
 mod nvrtc;

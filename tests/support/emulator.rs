@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-/// A kernel source for a library: the text under a name of its own, so that it may differ from the file of that name.
+/// A source for a library: the text under a name of its own, so that it may differ from the file of that name.
 pub struct KernelText {
-    /// What error messages call it; ends in `.cu`.
+    /// What error messages call it: a kernel if it ends in `.cu`, else plain C++ that goes with the emulator.
     pub name: String,
     /// Preprocessor definitions.
     pub defines: Vec<String>,
@@ -44,7 +44,10 @@ pub fn library(kernels: &[KernelText]) -> PathBuf {
     let build = Build::new();
     let engine = folder_texts(&build.sources.join("emulator"), ".cpp");
     let mut units: Vec<Unit> = engine.iter().map(|(name, text)| Unit { name, text, flags: &ENGINE_FLAGS, defines: &[] }).collect();
-    units.extend(kernels.iter().map(|k| Unit { name: &k.name, text: &k.text, flags: &KERNEL_FLAGS, defines: &k.defines }));
+    units.extend(kernels.iter().map(|k| {
+        let flags: &[&str] = if k.name.ends_with(".cu") { &KERNEL_FLAGS } else { &ENGINE_FLAGS };
+        Unit { name: &k.name, text: &k.text, flags, defines: &k.defines }
+    }));
     let objects: Vec<PathBuf> = units.par_iter().map(|unit| build.object(unit)).collect();
     build.once(&hash(objects.iter().map(|o| o.as_os_str().as_encoded_bytes())), "so", |folder, out| {
         let mut command = build.command(folder);
@@ -56,9 +59,10 @@ pub fn library(kernels: &[KernelText]) -> PathBuf {
 
 const ENGINE_FLAGS: [&str; 4] = ["-Wall", "-Wextra", "-Wshadow", "-Werror"];
 
-/// Kernels call the checker before each load and store, each access as wide as the source has it, and products and sums are not contracted.
-const KERNEL_FLAGS: [&str; 10] = [
+/// Kernels have line numbers, call the checker before each load and store, each access as wide as the source has it, and products and sums are not contracted.
+const KERNEL_FLAGS: [&str; 11] = [
     "-DSORFT_EMULATOR",
+    "-g1",
     "-fsanitize=thread",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
@@ -91,7 +95,7 @@ impl Build {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let mut build = cc::Build::new();
         // Always optimised: an emulator built without is five times slower.
-        build.cpp(true).target(&triple).host(&triple).opt_level(2).debug(true).cargo_metadata(false);
+        build.cpp(true).target(&triple).host(&triple).opt_level(2).debug(false).cargo_metadata(false);
         let missing = |e: &dyn std::fmt::Display| -> ! {
             panic!("the kernels' emulator needs a C++17 compiler (install g++, or set CXX): {e}");
         };

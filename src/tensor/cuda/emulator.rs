@@ -255,24 +255,70 @@ fn pointer(address: u64) -> *mut c_void {
 }
 
 /// Replaces every `{pc:0x...}` of a message by the kernel line it belongs to. Asks binutils' addr2line, which comes with every C++ compiler
-/// that could have built the library.
+/// that could have built the library; without it the offset stays.
 fn name_lines(library: &Path, message: &str) -> String {
-    let mut out = String::new();
-    let mut rest = message;
-    while let Some((before, after)) = rest.split_once("{pc:") {
-        let Some((pc, after)) = after.split_once('}') else { break };
-        out.push_str(before);
-        out.push_str(&line_of(library, pc).unwrap_or_else(|| format!("code offset {pc}")));
-        rest = after;
+    let mut parts = message.split("{pc:");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    let places: Vec<(&str, &str)> = parts.map(|p| p.split_once('}').unwrap_or((p, ""))).collect();
+    let lines = lines_of(library, places.iter().map(|p| p.0));
+    for (i, (pc, text)) in places.into_iter().enumerate() {
+        match lines.get(i) {
+            Some(line) if !line.is_empty() => out.push_str(line),
+            _ => out.push_str(&format!("code offset {pc}")),
+        }
+        out.push_str(text);
     }
-    out + rest
+    out
 }
 
-/// The innermost line in a kernel source, not in a header, of an offset in the library: `rmsnorm.cu:120`.
-fn line_of(library: &Path, pc: &str) -> Option<String> {
-    let output = Command::new("addr2line").arg("-i").arg("-e").arg(library).arg(pc).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let frames = || text.lines().map(|l| l.split(" (").next().unwrap_or(l)).filter(|l| !l.starts_with("??") && !l.ends_with(":?"));
-    let frame = frames().find(|l| l.rsplit_once(':').is_some_and(|(file, _)| file.ends_with(".cu"))).or_else(|| frames().next())?;
-    Some(frame.rsplit('/').next().unwrap_or(frame).to_owned())
+/// For each offset, its line in a kernel source, and the lines that it was inlined into: `rmsnorm.cu:57 (from 140, 176)`.
+fn lines_of<'a>(library: &Path, offsets: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut offsets = offsets.peekable();
+    if offsets.peek().is_none() {
+        return Vec::new();
+    }
+    // -a begins each answer with the address, -i adds the places that the code was inlined into, innermost first.
+    let output = Command::new("addr2line").args(["-a", "-i", "-e"]).arg(library).args(offsets).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let mut lines: Vec<Vec<&str>> = Vec::new();
+    for line in text.lines() {
+        match lines.last_mut() {
+            _ if line.starts_with("0x") => lines.push(Vec::new()),
+            Some(frames) if !line.starts_with("??") => {
+                frames.push(line.split(" (").next().unwrap_or(line).rsplit('/').next().unwrap_or(line))
+            }
+            _ => {}
+        }
+    }
+    lines.iter().map(|frames| describe(frames)).collect()
+}
+
+fn describe(frames: &[&str]) -> String {
+    let kernel = |frame: &&&str| frame.split(':').next().is_some_and(|file| file.ends_with(".cu"));
+    let Some(first) = frames.iter().find(kernel).or(frames.first()) else { return String::new() };
+    let outer: Vec<&str> = frames.iter().filter(kernel).skip(1).filter_map(|f| Some(f.split_once(':')?.1)).collect();
+    if outer.is_empty() { (*first).to_owned() } else { format!("{first} (from {})", outer.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_by_the_kernel_s_lines() {
+        assert_eq!(describe(&["sorft.cuh:70", "k.cu:5", "k.cu:9"]), "k.cu:5 (from 9)");
+        assert_eq!(describe(&["k.cu:5"]), "k.cu:5");
+        assert_eq!(describe(&["device.hpp:5"]), "device.hpp:5");
+        assert_eq!(describe(&[]), "");
+    }
+
+    #[test]
+    fn unknown_offsets_stay() {
+        let nowhere = Path::new("/nonexistent/library.so");
+        assert_eq!(
+            name_lines(nowhere, "race at {pc:0x12}, before at {pc:0x34}; end"),
+            "race at code offset 0x12, before at code offset 0x34; end"
+        );
+        assert_eq!(name_lines(nowhere, "no place"), "no place");
+    }
 }
