@@ -5,7 +5,7 @@
 
 use crate::emulator::{self, KernelText};
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source, probe};
-use sorft_native::tensor::ops::rmsnorm_cuda::{self, RowChunks};
+use sorft_native::tensor::ops::rmsnorm::cuda::{self as rmsnorm_cuda, RowChunks};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
