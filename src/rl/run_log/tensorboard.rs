@@ -119,6 +119,6 @@ mod tests {
         expected.extend(b"loss");
         expected.push(0x15);
         expected.extend(0.25f32.to_le_bytes());
-        assert_eq!(records, [&records[0][..], &expected[..]]);
+        assert_eq!(records, [records[0], &expected[..]]);
     }
 }
