@@ -33,7 +33,7 @@ fn run_on(machine: &str, folder: &Path, case: &str) -> Output {
         .env(MACHINE, machine)
         .env("LD_LIBRARY_PATH", folder)
         .env("SORFT_NVRTC_PATH", folder.join("libcuda.so"))
-        .env("SORFT_CACHE_DIR", folder.join("cache"))
+        .env("SORFT_CACHE", folder.join("cache"))
         .output()
         .expect("this binary runs")
 }
