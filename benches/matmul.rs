@@ -4,7 +4,15 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sorft_native::tensor::cpu::{PanelMatrix, gemm};
 
 fn products(c: &mut Criterion) {
-    for (t, k, n) in [(1024usize, 576usize, 1536usize), (2048, 2048, 2048), (1024, 1536, 576), (16, 576, 49152), (1, 576, 49152)] {
+    for (t, k, n) in [
+        (1024usize, 576usize, 1536usize),
+        (2048, 2048, 2048),
+        (1024, 1536, 576),
+        (1024, 576, 8),
+        (1024, 8, 576),
+        (16, 576, 49152),
+        (1, 576, 49152),
+    ] {
         let mut group = c.benchmark_group(format!("matmul/{t}x{k}x{n}"));
         group.sample_size(10);
         group.throughput(Throughput::Elements((2 * t * k * n) as u64));

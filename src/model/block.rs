@@ -1,5 +1,6 @@
 //! One transformer block: norm, attention, residual; norm, SwiGLU feed-forward, residual. Forward, and the backward pass of what it saved.
 
+use crate::Result;
 use crate::model::linear::Linear;
 use crate::model::params::{Gradients, ParamId, Params};
 use crate::model::transformer::Adapter;
@@ -39,8 +40,8 @@ impl Pass<'_> {
         (self.heads.head_dim as f32).powf(-0.5)
     }
 
-    fn norm(&self, x: &Tensor, weight: ParamId) -> (Tensor, Tensor) {
-        rmsnorm::forward(x, &self.params.vector(weight), self.eps)
+    fn norm(&self, x: &Tensor, weight: ParamId) -> Result<(Tensor, Tensor)> {
+        rmsnorm::forward(x, self.params.vector(weight), self.eps)
     }
 }
 
@@ -70,83 +71,83 @@ type Normed = Option<(Tensor, Tensor)>;
 
 impl Block {
     /// The block's output `[T, D]` for its input `x`; keys and values go to `kv`, which attention reads.
-    pub fn forward(&self, pass: &Pass<'_>, x: &Tensor, kv: &mut KvLayer) -> (Tensor, Forward) {
+    pub fn forward(&self, pass: &Pass<'_>, x: &Tensor, kv: &mut KvLayer) -> Result<(Tensor, Forward)> {
         let params = pass.params;
-        let (normed, input_rstd) = pass.norm(x, self.input_norm);
+        let (normed, input_rstd) = pass.norm(x, self.input_norm)?;
         let [q, k, v] = Linear::forward_many(params, [&self.q, &self.k, &self.v], &normed, pass.adapter);
-        let (rotated_q, q) = self.project(pass, q, self.qk_norm.map(|n| n.0));
-        let (rotated_k, k) = self.project(pass, k, self.qk_norm.map(|n| n.1));
+        let (rotated_q, q) = self.project(pass, q, self.qk_norm.map(|n| n.0))?;
+        let (rotated_k, k) = self.project(pass, k, self.qk_norm.map(|n| n.1))?;
         kv.write(&pass.plan.kv_slots, &rotated_k, &v);
         kv.copy(&pass.plan.copies);
         let (attended, softmax) = attention::forward(&rotated_q, kv, &pass.plan.segments, pass.scale());
         let mut middle = self.o.forward(params, &attended, pass.adapter);
         residual::add_to(&mut middle, x);
-        let (normed, post_rstd) = pass.norm(&middle, self.post_norm);
+        let (normed, post_rstd) = pass.norm(&middle, self.post_norm)?;
         let [gate, up] = Linear::forward_many(params, [&self.gate, &self.up], &normed, pass.adapter);
         let mut out = self.down.forward(params, &swiglu::forward(&gate, &up), pass.adapter);
         residual::add_to(&mut out, &middle);
-        (out, Forward { input_rstd, q, k, rotated_q, attended, softmax, middle, post_rstd, gate, up })
+        Ok((out, Forward { input_rstd, q, k, rotated_q, attended, softmax, middle, post_rstd, gate, up }))
     }
 
     /// Per-head norm (where the model has one) and rotation of a projection.
-    fn project(&self, pass: &Pass<'_>, raw: Tensor, norm: Option<ParamId>) -> (Tensor, Normed) {
+    fn project(&self, pass: &Pass<'_>, raw: Tensor, norm: Option<ParamId>) -> Result<(Tensor, Normed)> {
         let (mut y, saved) = match norm {
             None => (raw, None),
             Some(weight) => {
                 let shape = raw.shape().to_vec();
                 let raw = Tensor::from_vec(&[shape[0] * shape[1] / pass.heads.head_dim, pass.heads.head_dim], raw.into_vec());
-                let (y, rstd) = pass.norm(&raw, weight);
+                let (y, rstd) = pass.norm(&raw, weight)?;
                 (Tensor::from_vec(&shape, y.into_vec()), Some((raw, rstd)))
             }
         };
         rope::forward(&mut y, &pass.angles);
-        (y, saved)
+        Ok((y, saved))
     }
 
     /// The input's gradient for the output's, adding to the trained gradients.
-    pub fn backward(&self, pass: &Pass<'_>, saved: Saved, d_out: Tensor, grads: &mut Gradients) -> Tensor {
+    pub fn backward(&self, pass: &Pass<'_>, saved: Saved, d_out: Tensor, grads: &mut Gradients) -> Result<Tensor> {
         let (params, chunks) = (pass.params, &pass.plan.grad_chunks);
         let Saved { x, kv, forward: saved } = saved;
-        let d_middle = self.feed_forward_backward(pass, &saved, d_out, grads);
+        let d_middle = self.feed_forward_backward(pass, &saved, d_out, grads)?;
         let d_attended = self.o.backward(params, &saved.attended, &d_middle, chunks, grads);
         let (mut dq, mut dk, dv) =
             attention::backward(&d_attended, &saved.rotated_q, &saved.attended, &saved.softmax, &kv, pass.plan, pass.scale());
         rope::backward(&mut dq, &pass.angles);
         rope::backward(&mut dk, &pass.angles);
-        let dq = norm_backward(pass, dq, &saved.q, self.qk_norm.map(|n| n.0), grads);
-        let dk = norm_backward(pass, dk, &saved.k, self.qk_norm.map(|n| n.1), grads);
-        let (normed, _) = pass.norm(&x, self.input_norm);
+        let dq = norm_backward(pass, dq, &saved.q, self.qk_norm.map(|n| n.0), grads)?;
+        let dk = norm_backward(pass, dk, &saved.k, self.qk_norm.map(|n| n.1), grads)?;
+        let (normed, _) = pass.norm(&x, self.input_norm)?;
         let mut d_normed = self.q.backward(params, &normed, &dq, chunks, grads);
         residual::add_to(&mut d_normed, &self.k.backward(params, &normed, &dk, chunks, grads));
         residual::add_to(&mut d_normed, &self.v.backward(params, &normed, &dv, chunks, grads));
         let w = params.vector(self.input_norm);
-        let mut dx = rmsnorm::backward(&d_normed, &x, &w, &saved.input_rstd, chunks, grads.vector_mut(self.input_norm));
+        let mut dx = rmsnorm::backward(&d_normed, &x, w, &saved.input_rstd, chunks, grads.vector_mut(self.input_norm))?;
         residual::add_to(&mut dx, &d_middle);
-        dx
+        Ok(dx)
     }
 
     /// The gradient of the residual stream between attention and feed-forward.
-    fn feed_forward_backward(&self, pass: &Pass<'_>, saved: &Forward, d_out: Tensor, grads: &mut Gradients) -> Tensor {
+    fn feed_forward_backward(&self, pass: &Pass<'_>, saved: &Forward, d_out: Tensor, grads: &mut Gradients) -> Result<Tensor> {
         let (params, chunks) = (pass.params, &pass.plan.grad_chunks);
         let d_product = self.down.backward(params, &swiglu::forward(&saved.gate, &saved.up), &d_out, chunks, grads);
         let (d_gate, d_up) = swiglu::backward(&d_product, &saved.gate, &saved.up);
-        let (normed, _) = pass.norm(&saved.middle, self.post_norm);
+        let (normed, _) = pass.norm(&saved.middle, self.post_norm)?;
         let mut d_normed = self.gate.backward(params, &normed, &d_gate, chunks, grads);
         residual::add_to(&mut d_normed, &self.up.backward(params, &normed, &d_up, chunks, grads));
         let w = params.vector(self.post_norm);
-        let mut d_middle = rmsnorm::backward(&d_normed, &saved.middle, &w, &saved.post_rstd, chunks, grads.vector_mut(self.post_norm));
+        let mut d_middle = rmsnorm::backward(&d_normed, &saved.middle, w, &saved.post_rstd, chunks, grads.vector_mut(self.post_norm))?;
         residual::add_to(&mut d_middle, &d_out);
-        d_middle
+        Ok(d_middle)
     }
 }
 
 /// Through a per-head norm, where there is one.
-fn norm_backward(pass: &Pass<'_>, dy: Tensor, saved: &Normed, weight: Option<ParamId>, grads: &mut Gradients) -> Tensor {
-    let (Some((raw, rstd)), Some(weight)) = (saved, weight) else { return dy };
+fn norm_backward(pass: &Pass<'_>, dy: Tensor, saved: &Normed, weight: Option<ParamId>, grads: &mut Gradients) -> Result<Tensor> {
+    let (Some((raw, rstd)), Some(weight)) = (saved, weight) else { return Ok(dy) };
     let shape = dy.shape().to_vec();
     let heads = shape[1] / raw.cols();
     let chunks: Vec<_> = pass.plan.grad_chunks.iter().map(|c| c.start * heads..c.end * heads).collect();
     let dy = Tensor::from_vec(raw.shape(), dy.into_vec());
-    let dx = rmsnorm::backward(&dy, raw, &pass.params.vector(weight), rstd, &chunks, grads.vector_mut(weight));
-    Tensor::from_vec(&shape, dx.into_vec())
+    let dx = rmsnorm::backward(&dy, raw, pass.params.vector(weight), rstd, &chunks, grads.vector_mut(weight))?;
+    Ok(Tensor::from_vec(&shape, dx.into_vec()))
 }

@@ -29,7 +29,7 @@ impl KvCache {
         for &page in &child {
             self.users[page as usize] += 1;
         }
-        if len % TILE > 0 {
+        if !len.is_multiple_of(TILE) {
             let to = self.take();
             let copy = PageCopy { from: pages[whole], to, slots: (len % TILE) as u32 };
             self.layers.iter_mut().for_each(|l| l.copy(&[copy]));

@@ -36,7 +36,7 @@ impl Linear {
         let mut outputs = matmul::forward_many(x, layers.map(|l| params.matrix(l.weight)));
         for (layer, y) in layers.iter().zip(&mut outputs) {
             if let Some(bias) = layer.bias {
-                residual::add_bias(y, &params.vector(bias));
+                residual::add_bias(y, params.vector(bias));
             }
             if let (Some(lora), Adapter::On) = (layer.lora, adapter) {
                 let u = lora.low_rank(params, x);

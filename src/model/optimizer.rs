@@ -83,14 +83,14 @@ impl AdamW {
         for (moment, data) in [(&mut moments.0, first), (&mut moments.1, second)] {
             let len = match moment {
                 ParamData::Matrix(m) => m.n() * m.k(),
-                ParamData::Vector(v) => v.len(),
+                ParamData::Vector(v) => v.data().len(),
             };
             if data.len() != len {
                 return Err(Error::input(format!("a moment of {} numbers where {len} are expected", data.len())).at(name));
             }
             match moment {
                 ParamData::Matrix(m) => m.set_rows(data),
-                ParamData::Vector(v) => v.copy_from_slice(data),
+                ParamData::Vector(v) => v.data_mut().copy_from_slice(data),
             }
         }
         Ok(())

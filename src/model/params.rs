@@ -10,12 +10,21 @@ use crate::tensor::ops::norm;
 pub(crate) type ParamId = usize;
 
 /// A tensor's numbers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum ParamData {
     /// `[out, in]`, in panels.
     Matrix(PanelMatrix),
     /// `[n]`.
-    Vector(Vec<f32>),
+    Vector(Tensor),
+}
+
+impl Clone for ParamData {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Matrix(m) => Self::Matrix(m.clone()),
+            Self::Vector(v) => Self::Vector(Tensor::from_vec(v.shape(), v.data().to_vec())),
+        }
+    }
 }
 
 impl ParamData {
@@ -23,7 +32,7 @@ impl ParamData {
     pub fn zeros(shape: &[usize]) -> Self {
         match *shape {
             [n, k] => Self::Matrix(PanelMatrix::zeros(n, k)),
-            _ => Self::Vector(vec![0.0; shape.iter().product()]),
+            _ => Self::Vector(Tensor::zeros(shape)),
         }
     }
 
@@ -31,7 +40,7 @@ impl ParamData {
     pub fn from_rows(shape: &[usize], rows: &[f32]) -> Self {
         match *shape {
             [n, k] => Self::Matrix(PanelMatrix::from_rows(n, k, rows)),
-            _ => Self::Vector(rows.to_vec()),
+            _ => Self::Vector(Tensor::from_vec(shape, rows.to_vec())),
         }
     }
 
@@ -39,7 +48,7 @@ impl ParamData {
     pub fn to_rows(&self) -> Vec<f32> {
         match self {
             Self::Matrix(m) => m.to_rows(),
-            Self::Vector(v) => v.clone(),
+            Self::Vector(v) => v.data().to_vec(),
         }
     }
 
@@ -47,7 +56,7 @@ impl ParamData {
     pub fn flat(&self) -> &[f32] {
         match self {
             Self::Matrix(m) => m.data(),
-            Self::Vector(v) => v,
+            Self::Vector(v) => v.data(),
         }
     }
 
@@ -55,7 +64,7 @@ impl ParamData {
     pub fn flat_mut(&mut self) -> &mut [f32] {
         match self {
             Self::Matrix(m) => m.data_mut(),
-            Self::Vector(v) => v,
+            Self::Vector(v) => v.data_mut(),
         }
     }
 }
@@ -103,9 +112,15 @@ impl Params {
         }
     }
 
-    /// A vector, as a tensor `[n]`.
-    pub fn vector(&self, id: ParamId) -> Tensor {
-        Tensor::from_vec(&self.list[id].info.shape, self.list[id].data.to_rows())
+    /// A vector `[n]`.
+    ///
+    /// # Panics
+    /// If the tensor is a matrix.
+    pub fn vector(&self, id: ParamId) -> &Tensor {
+        match &self.list[id].data {
+            ParamData::Vector(v) => v,
+            ParamData::Matrix(_) => panic!("{} is not a vector", self.list[id].info.name),
+        }
     }
 }
 
@@ -181,7 +196,7 @@ impl Gradients {
         }
     }
 
-    pub(crate) fn vector_mut(&mut self, id: ParamId) -> Option<&mut [f32]> {
+    pub(crate) fn vector_mut(&mut self, id: ParamId) -> Option<&mut Tensor> {
         match &mut self.slots[id] {
             Some(ParamData::Vector(v)) => Some(v),
             _ => None,

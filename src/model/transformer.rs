@@ -188,10 +188,10 @@ impl Transformer {
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for (block, kv) in self.blocks.iter().zip(kv) {
-            x = block.forward(&pass, &x, kv).0;
+            x = block.forward(&pass, &x, kv)?.0;
         }
         let x = gather(&x, rows);
-        Ok(rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps).0)
+        Ok(rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0)
     }
 
     /// Logits `[rows, V]` of final hidden states.
@@ -205,9 +205,9 @@ impl Transformer {
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for block in &self.blocks {
-            x = block.forward(&pass, &x, &mut KvLayer::new(pass.heads, plan.num_pages)).0;
+            x = block.forward(&pass, &x, &mut KvLayer::new(pass.heads, plan.num_pages))?.0;
         }
-        let h = rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps).0;
+        let h = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0;
         let (sources, targets) = predictions(plan);
         let (logprob, entropy, _) = token_logprob::forward(&gather(&h, &sources), self.head_matrix(), &targets, temperature);
         Ok(TokenStats { logprob, entropy })
@@ -221,14 +221,14 @@ impl Transformer {
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let mut kv = KvLayer::new(pass.heads, plan.num_pages);
-            let (out, forward) = block.forward(&pass, &x, &mut kv);
+            let (out, forward) = block.forward(&pass, &x, &mut kv)?;
             let input = std::mem::replace(&mut x, out);
             blocks.push(match checkpointing {
                 true => SavedLayer::Input(input),
                 false => SavedLayer::Full(Box::new(SavedBlock { x: input, kv, forward })),
             });
         }
-        let (h, rstd) = rmsnorm::forward(&x, &self.params.vector(self.final_norm), pass.eps);
+        let (h, rstd) = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?;
         let (sources, targets) = predictions(plan);
         let predicting = gather(&h, &sources);
         let (logprob, entropy, head) = token_logprob::forward(&predicting, self.head_matrix(), &targets, temperature);
@@ -247,17 +247,17 @@ impl Transformer {
         let d_predicting = token_logprob::backward(h, w, &targets, t, &saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
         let d_hidden = scatter(&d_predicting, &sources, plan.num_tokens());
         let norm = self.params.vector(self.final_norm);
-        let mut dx = rmsnorm::backward(&d_hidden, &saved.last, &norm, &saved.rstd, &plan.grad_chunks, grads.vector_mut(self.final_norm));
+        let mut dx = rmsnorm::backward(&d_hidden, &saved.last, norm, &saved.rstd, &plan.grad_chunks, grads.vector_mut(self.final_norm))?;
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
             let saved = match saved {
                 SavedLayer::Full(saved) => *saved,
                 SavedLayer::Input(x) => {
                     let mut kv = KvLayer::new(pass.heads, plan.num_pages);
-                    let (_, forward) = block.forward(&pass, &x, &mut kv);
+                    let (_, forward) = block.forward(&pass, &x, &mut kv)?;
                     SavedBlock { x, kv, forward }
                 }
             };
-            dx = block.backward(&pass, saved, dx, grads);
+            dx = block.backward(&pass, saved, dx, grads)?;
         }
         if grads.is_trained(self.embedding) {
             grads.add_embedding(&plan.ids, &dx);

@@ -3,7 +3,7 @@
 use crate::tensor::philox::Philox;
 
 /// The stream of random numbers that orders examples; others of the same seed belong to sampling and initialisation.
-const STREAM: u64 = 0x6F72_6465_72;
+const STREAM: u64 = 0x006F_7264_6572;
 
 /// An endless order over `n` examples: epoch after epoch, each a fresh permutation (or the file's order).
 #[derive(Clone, Debug)]

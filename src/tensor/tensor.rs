@@ -91,6 +91,28 @@ impl Tensor {
         }
     }
 
+    /// The memory of a device tensor.
+    ///
+    /// # Panics
+    /// If the tensor is on the CPU.
+    pub fn buffer(&self) -> &Buffer {
+        match &self.storage {
+            Storage::Cuda(buffer) => buffer,
+            Storage::Cpu(_) => panic!("a CPU tensor where a device tensor was expected"),
+        }
+    }
+
+    /// The memory of a device tensor, to be changed.
+    ///
+    /// # Panics
+    /// If the tensor is on the CPU.
+    pub fn buffer_mut(&mut self) -> &mut Buffer {
+        match &mut self.storage {
+            Storage::Cuda(buffer) => buffer,
+            Storage::Cpu(_) => panic!("a CPU tensor where a device tensor was expected"),
+        }
+    }
+
     /// Row `i` of a CPU tensor.
     pub fn row(&self, i: usize) -> &[f32] {
         let w = self.cols();

@@ -63,6 +63,18 @@ fn panels_per_unit(panels: usize) -> usize {
     panels.div_ceil(rayon::current_num_threads() * 8).max(1)
 }
 
+/// Into how many groups of row blocks a product is cut, beside `units` of columns: more than one only where a low-rank matrix has too few
+/// columns to keep all threads busy. A group is worth the reading of its columns.
+fn row_groups(units: usize, blocks: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || units >= threads * 2 { 1 } else { (threads * 4).div_ceil(units.max(1)).min(blocks.div_ceil(4)).max(1) }
+}
+
+/// The `g`-th of `groups` groups of `blocks` row blocks.
+fn group(blocks: usize, groups: usize, g: usize) -> Range<usize> {
+    blocks * g / groups..blocks * (g + 1) / groups
+}
+
 /// `out [T, N] (+)= x [T, K] W'`, `W [N, K]` in panels.
 ///
 /// # Panics
@@ -77,7 +89,7 @@ pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
 /// If the sizes do not fit.
 pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: bool) {
     let k = products.first().map_or(0, |(w, _)| w.k);
-    let rows = if k == 0 { 0 } else { x.len() / k };
+    let rows = x.len().checked_div(k).unwrap_or(0);
     for (w, out) in products.iter() {
         assert_eq!((w.k, x.len(), out.len()), (k, rows * k, rows * w.n), "x [{rows}, {k}], W [{}, {}]", w.n, w.k);
     }
@@ -91,9 +103,10 @@ pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: boo
         let (panels, out) = (w.n.div_ceil(PANEL), SharedMut::new(out));
         units.extend((0..panels).step_by(per_unit).map(|from| (*w, out, from..(from + per_unit).min(panels))));
     }
-    over_units(units.len(), |unit| {
-        let (w, out, panels) = &units[unit];
-        left.times_panels(*w, out, panels.clone(), add);
+    let groups = row_groups(units.len(), left.blocks.count);
+    over_units(units.len() * groups, |unit| {
+        let (w, out, panels) = &units[unit / groups];
+        left.times_panels(*w, out, panels.clone(), group(left.blocks.count, groups, unit % groups), add);
     });
 }
 
@@ -105,13 +118,13 @@ struct Left {
 }
 
 impl Left {
-    /// The product with some panels of a matrix, whose columns of `out` no other unit writes.
-    fn times_panels(&self, w: PanelView<'_>, out: &SharedMut<f32>, panels: Range<usize>, add: bool) {
+    /// The product of some blocks of rows with some panels of a matrix: a part of `out` that no other unit writes.
+    fn times_panels(&self, w: PanelView<'_>, out: &SharedMut<f32>, panels: Range<usize>, blocks: Range<usize>, add: bool) {
         let (n, k) = (w.n, self.k);
         for chunk in k_chunks(k) {
             for p in panels.clone() {
                 let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
-                for b in 0..self.blocks.count {
+                for b in blocks.clone() {
                     let (from, mr, run) = self.blocks.get(b);
                     let a = &self.packed[from * k + chunk.start * mr..from * k + chunk.end * mr];
                     let tile = Tile {
@@ -140,7 +153,7 @@ impl Left {
 /// If the sizes do not fit.
 pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
     let (n, k) = (w.n, w.k);
-    let rows = if n == 0 { 0 } else { dy.len() / n };
+    let rows = dy.len().checked_div(n).unwrap_or(0);
     assert_eq!((dy.len(), dx.len()), (rows * n, rows * k), "dy [{rows}, {n}], W [{n}, {k}]");
     if rows == 0 {
         return;
@@ -148,13 +161,15 @@ pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
     let left = pack_left(rows, n, dy, n, 1);
     let blocks = Blocks::new(rows);
     let columns = k.div_ceil(PANEL);
+    let groups = row_groups(columns, blocks.count);
     let out = SharedMut::new(dx);
-    over_units(columns, |column| {
+    over_units(columns * groups, |unit| {
+        let (column, own) = (unit / groups, group(blocks.count, groups, unit % groups));
         let lanes = PANEL.min(k - column * PANEL);
         let mut right = vec![0.0; K_CHUNK.min(n) * PANEL];
         for chunk in k_chunks(n) {
             transpose_columns(w, column, chunk.clone(), &mut right);
-            for b in 0..blocks.count {
+            for b in own.clone() {
                 let (from, mr, run) = blocks.get(b);
                 let a = &left[from * n + chunk.start * mr..from * n + chunk.end * mr];
                 let tile = Tile {
@@ -168,7 +183,7 @@ pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
                     lanes,
                     add: add || chunk.start > 0,
                 };
-                // SAFETY: `a` and `right` hold the chunk; rows x lanes at `c` lie in `dx`, and no other unit has these columns.
+                // SAFETY: `a` and `right` hold the chunk; rows x lanes at `c` lie in `dx`, and no other unit has these rows and columns.
                 unsafe { run(&tile) };
             }
         }
@@ -193,21 +208,24 @@ fn transpose_columns(w: PanelView<'_>, column: usize, chunk: Range<usize>, out: 
 /// # Panics
 /// If the sizes do not fit.
 pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw: &mut [f32]) {
-    let rows = if n == 0 { 0 } else { dy.len() / n };
+    let rows = dy.len().checked_div(n).unwrap_or(0);
     assert_eq!((dy.len(), x.len(), dw.len()), (rows * n, rows * k, n.div_ceil(PANEL) * PANEL * k), "dy [{rows}, {n}], x [{rows}, {k}]");
     if rows == 0 || k == 0 {
         return;
     }
     let left = pack_left(k, rows, x, 1, k);
     let blocks = Blocks::new(k);
+    let panels = n.div_ceil(PANEL);
+    let groups = row_groups(panels, blocks.count);
     let out = SharedMut::new(dw);
-    over_units(n.div_ceil(PANEL), |p| {
+    over_units(panels * groups, |unit| {
+        let (p, own) = (unit / groups, group(blocks.count, groups, unit % groups));
         let lanes = PANEL.min(n - p * PANEL);
         let mut right = vec![0.0; rows * PANEL];
         for (line, row) in right.chunks_exact_mut(PANEL).zip(dy.chunks_exact(n)) {
             line[..lanes].copy_from_slice(&row[p * PANEL..p * PANEL + lanes]);
         }
-        for b in 0..blocks.count {
+        for b in own {
             let (from, mr, run) = blocks.get(b);
             for chunk in chunks {
                 let a = &left[from * rows + chunk.start * mr..from * rows + chunk.end * mr];
@@ -222,7 +240,7 @@ pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw
                     lanes,
                     add: true,
                 };
-                // SAFETY: `a` and `right` were sliced to the chunk; rows x lanes at `c` lie in this unit's own panel.
+                // SAFETY: `a` and `right` were sliced to the chunk; rows x lanes at `c` lie in this unit's own part of the panel.
                 unsafe { run(&tile) };
             }
         }

@@ -81,7 +81,11 @@ impl PanelMatrix {
     }
 
     /// Copies output row `i` to `row`.
+    ///
+    /// # Panics
+    /// If there is no such row: the last panel's padding is not one.
     pub fn copy_row(&self, i: usize, row: &mut [f32]) {
+        assert!(i < self.n, "row {i} of {}", self.n);
         let panel = &self.data()[i / PANEL * self.k * PANEL..][..self.k * PANEL];
         for (x, line) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
             *x = line[i % PANEL];
@@ -89,7 +93,11 @@ impl PanelMatrix {
     }
 
     /// Adds `row` to output row `i`.
+    ///
+    /// # Panics
+    /// If there is no such row: the last panel's padding is not one.
     pub fn add_row(&mut self, i: usize, row: &[f32]) {
+        assert!(i < self.n, "row {i} of {}", self.n);
         let k = self.k;
         let panel = &mut self.data_mut()[i / PANEL * k * PANEL..][..k * PANEL];
         for (line, x) in panel.chunks_exact_mut(PANEL).zip(row) {

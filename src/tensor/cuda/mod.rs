@@ -1,9 +1,26 @@
 //! The launch path of the CUDA kernels: a [`Gpu`] runs them on the driver or, in tests, on the emulator; a [`Buffer`] is its memory.
+//!
+//! * `gpu.rs`: the device handle, and what its two backends have in common. `buffer.rs`: device memory with a dtype.
+//! * `launch.rs`: one kernel launch, checked against the op's shapes; the only place where arguments become raw pointers.
+//! * `context.rs` (the driver), `module.rs` and `nvrtc.rs` (kernel sources to machine code, cached on disk), `probe.rs` (what is there).
+//! * `emulator.rs`: loads the library that tests build from `kernels/emulator/`. The program itself carries no emulator.
+//!
+//! Nothing here is linked against CUDA: the driver and the compiler are looked for at run time, and where they are missing, too old, or
+//! have no device, there is an [`Error`](crate::Error) that says so.
 
-/// A device that runs the kernels.
-#[derive(Debug)]
-pub struct Gpu {}
+mod buffer;
+mod context;
+mod emulator;
+mod gpu;
+mod launch;
+mod module;
+mod nvrtc;
+mod probe;
 
-/// Memory of a [`Gpu`].
-#[derive(Debug)]
-pub struct Buffer {}
+pub use buffer::{Buffer, DType};
+pub use emulator::{Emulation, EmulationStats, Schedule};
+pub use gpu::{Gpu, GpuInfo};
+pub use launch::{Kernel, Launch};
+pub use module::{Compiled, Source, compile};
+pub use nvrtc::Nvrtc;
+pub use probe::{CudaVersion, GpuReport, Probe, probe};

@@ -29,13 +29,13 @@ pub fn add_bias(x: &mut Tensor, b: &Tensor) {
 }
 
 /// db `[D]` += sum over tokens of dy `[T, D]`: the tokens of each chunk one after another in f64, the chunks' sums in order.
-pub fn bias_gradient(dy: &Tensor, chunks: &[Range<usize>], db: &mut [f32]) {
+pub fn bias_gradient(dy: &Tensor, chunks: &[Range<usize>], db: &mut Tensor) {
     let mut sums = vec![0.0f64; dy.cols()];
     for chunk in chunks {
         sums.fill(0.0);
         for t in chunk.clone() {
             sums.iter_mut().zip(dy.row(t)).for_each(|(sum, dy)| *sum += f64::from(*dy));
         }
-        db.iter_mut().zip(&sums).for_each(|(db, sum)| *db += *sum as f32);
+        db.data_mut().iter_mut().zip(&sums).for_each(|(db, sum)| *db += *sum as f32);
     }
 }

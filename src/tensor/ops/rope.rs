@@ -16,7 +16,8 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// The angles of tokens at `positions` for frequencies `inv_freq` `[d/2]`. `attention_factor` scales both (1 for all types here).
+    /// The angles of tokens at `positions` for frequencies `inv_freq` `[d/2]`: the product is rounded to f32, its cosine and sine are formed
+    /// in f64 and rounded.
     pub fn new(positions: &[u32], inv_freq: &[f32]) -> Self {
         let half = inv_freq.len();
         let mut table = vec![0.0; positions.len() * 2 * half];
@@ -46,6 +47,7 @@ pub fn backward(dx: &mut Tensor, angles: &Angles) {
 fn turn(x: &mut Tensor, angles: &Angles, sign: f32) {
     let (width, half) = (x.cols(), angles.half);
     assert_eq!(x.rows() * 2 * half, angles.table.len(), "one row of angles a token");
+    assert!(width.is_multiple_of(2 * half), "whole heads of {} in rows of {width}", 2 * half);
     over_rows(x.data_mut(), width, |first, block| {
         turn_rows(block, width, half, &angles.table[first * 2 * half..], sign);
     });

@@ -30,7 +30,7 @@ impl Filters {
 pub struct Choice {
     /// The token.
     pub id: u32,
-    /// log softmax(logits / T)[id], before any filter.
+    /// Its log softmax(logits / T), before any filter.
     pub logprob: f32,
 }
 
@@ -53,7 +53,7 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
         let masses = sums.iter().map(|c| f64::from(c.sum) * (f64::from(c.max) - softmax.max).exp());
         draw_from_all(logits, temperature, &softmax, masses, u)
     } else {
-        draw_from(&candidates(logits, temperature, filters), u)
+        draw_from(&candidates(logits, temperature, filters, &softmax), u)
     };
     Choice { id: id as u32, logprob: softmax.logprob(logits[id] / temperature) }
 }
@@ -61,18 +61,20 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
 /// Inversion in two steps: the chunk whose cumulative mass passes `u`, then the token in it.
 fn draw_from_all(logits: &[f32], temperature: f32, softmax: &Softmax, masses: impl Iterator<Item = f64>, u: f64) -> usize {
     let mut rest = u * softmax.sum;
-    let mut last = 0;
+    // The chunk that is taken, and what `u` still has to pass in it.
+    let mut taken = (0, rest);
     for (c, mass) in masses.enumerate() {
         if mass > 0.0 {
-            last = c;
+            taken = (c, rest);
         }
         if rest < mass {
             break;
         }
         rest -= mass;
     }
+    let (last, mut rest) = taken;
     let chunk = &logits[last * VOCAB_CHUNK..(last * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())];
-    // `rest` may be a rounding error beyond the last chunk's mass: then the last token with any mass is taken.
+    // `rest` may be a rounding error beyond the chunk's mass: then its last token with any mass is taken.
     let mut choice = 0;
     for (i, x) in chunk.iter().enumerate() {
         let mass = (f64::from(x / temperature) - softmax.max).exp();
@@ -87,31 +89,63 @@ fn draw_from_all(logits: &[f32], temperature: f32, softmax: &Softmax, masses: im
     last * VOCAB_CHUNK + choice
 }
 
-/// (token, e^{z - max}) of those that the filters keep, the most likely first.
-fn candidates(logits: &[f32], temperature: f32, filters: Filters) -> Vec<(usize, f64)> {
-    let z = |i: usize| logits[i] / temperature;
-    let order = |a: &usize, b: &usize| z(*b).total_cmp(&z(*a)).then(a.cmp(b));
-    let mut ids: Vec<usize> = (0..logits.len()).collect();
+/// (token, e^{z - max}) of those that the filters keep, the most likely first. `softmax` is the whole row's.
+fn candidates(logits: &[f32], temperature: f32, filters: Filters, softmax: &Softmax) -> Vec<(usize, f64)> {
+    let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let mass = |i: usize| (f64::from(logits[i] / temperature) - softmax.max).exp();
+    let floor = floor(logits.len(), temperature, filters, softmax);
+    let mut ids: Vec<usize> = (0..logits.len()).filter(|i| f64::from(logits[*i]) >= floor).collect();
     if filters.top_k > 0 && filters.top_k < ids.len() {
         ids.select_nth_unstable_by(filters.top_k - 1, order);
         ids.truncate(filters.top_k);
     }
-    ids.sort_unstable_by(order);
-    let max = f64::from(z(ids[0]));
-    let mut kept: Vec<(usize, f64)> = ids.into_iter().map(|i| (i, (f64::from(z(i)) - max).exp())).collect();
-    if filters.top_p < 1.0 {
-        let total: f64 = kept.iter().map(|c| c.1).sum();
-        let mut sum = 0.0;
-        let enough = kept.iter().position(|c| {
-            sum += c.1;
-            sum >= f64::from(filters.top_p) * total
-        });
-        kept.truncate(enough.map_or(kept.len(), |i| i + 1));
-    }
-    if filters.min_p > 0.0 {
-        kept.retain(|c| c.1 >= f64::from(filters.min_p));
+    let enough = match (filters.top_p < 1.0, filters.top_k) {
+        (false, _) => f64::INFINITY,
+        (true, 0) => f64::from(filters.top_p) * softmax.sum,
+        (true, _) => {
+            ids.sort_unstable();
+            f64::from(filters.top_p) * ids.iter().map(|i| mass(*i)).sum::<f64>()
+        }
+    };
+    let mut kept = Vec::new();
+    let mut sum = 0.0;
+    // Sorted piece by piece, each larger than the one before: top-p seldom needs more than the first.
+    let (mut sorted, mut piece) = (0, if enough.is_finite() { 64 } else { ids.len() });
+    while sorted < ids.len() {
+        let rest = &mut ids[sorted..];
+        let n = piece.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n, order);
+        }
+        rest[..n].sort_unstable_by(order);
+        for &id in &rest[..n] {
+            let e = mass(id);
+            if filters.min_p > 0.0 && e < f64::from(filters.min_p) {
+                return kept;
+            }
+            kept.push((id, e));
+            sum += e;
+            if sum >= enough {
+                return kept;
+            }
+        }
+        (sorted, piece) = (sorted + n, piece * 8);
     }
     kept
+}
+
+/// No token with a lower logit can pass the filters, so it need not be sorted. Only what is certain beforehand counts: top-p is a part of
+/// what top-k leaves, so with both of them nothing is; without top-k, the tokens that are less than (1 - p) / V of the whole can together
+/// not have the last 1 - p of it.
+fn floor(vocab: usize, temperature: f32, filters: Filters, softmax: &Softmax) -> f64 {
+    let (top_p, min_p) = (f64::from(filters.top_p), f64::from(filters.min_p));
+    if top_p < 1.0 && filters.top_k > 0 {
+        return f64::NEG_INFINITY;
+    }
+    let of_top_p = if top_p < 1.0 { ((1.0 - top_p) * softmax.sum / vocab as f64).ln().min(0.0) } else { f64::NEG_INFINITY };
+    // With room for rounding; the filters themselves decide exactly.
+    let room = 1e-3 + 1e-6 * softmax.max.abs();
+    (softmax.max + of_top_p.max(min_p.ln()) - room) * f64::from(temperature)
 }
 
 fn draw_from(candidates: &[(usize, f64)], u: f64) -> usize {

@@ -114,9 +114,15 @@ pub struct Saved {
 }
 
 /// Per row: logprob, entropy, and what [`backward`] needs.
+///
+/// # Panics
+/// If a target is not in the vocabulary, or there is not one a row.
 pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32) -> (Vec<f32>, Vec<f32>, Saved) {
     let rows = h.rows();
-    assert_eq!(rows, targets.len());
+    assert_eq!(rows, targets.len(), "one target a row");
+    if let Some(t) = targets.iter().find(|t| **t as usize >= w.n()) {
+        panic!("target {t} in a vocabulary of {}", w.n());
+    }
     let mut softmax = vec![Softmax::EMPTY; rows];
     let mut target_z = vec![0.0f32; rows];
     for_each_chunk(h, w, |range, logits| {

@@ -5,7 +5,9 @@
 //!
 //! Shapes: q, o `[T, H * d]`; k, v `[T, H_kv * d]` before they are written to pages. Keys are taken in tiles of [`TILE`] absolute
 //! positions, tile after tile; inside a tile each score is one chain over d, the sum of exponentials a fixed tree, and each output one chain
-//! over the tile's keys that is then added to the running sum. So a token's numbers depend on its history alone.
+//! over the tile's keys that is then added to the running sum. So a token's numbers depend on its history alone. Slots that nobody wrote,
+//! or that an earlier user of the page left behind, may hold anything, NaN included. (A value that is itself not finite also spoils the
+//! rows up to 15 before it, which take it 0 times.)
 //!
 //! Floor: forward 4 T L H d / 2 operations, backward (with scores recomputed in both passes) 14 T L H d / 2, at the FMA rate.
 

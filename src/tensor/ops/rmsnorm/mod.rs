@@ -4,15 +4,28 @@
 //! The sum of squares runs over 16 lanes and a fixed tree. dw sums the rows of each chunk one after another in f64, and adds the chunks' sums
 //! in order.
 
-use crate::tensor::Tensor;
+pub mod cuda;
+
+use crate::Result;
 use crate::tensor::cpu::parallel::{SharedMut, over_rows, over_units};
 use crate::tensor::cpu::{vector, vectorized};
+use crate::tensor::{Storage, Tensor};
 use std::ops::Range;
 
-/// Returns y `[T, D]` and rstd = 1 / rms(x) `[T]`.
-pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> (Tensor, Tensor) {
+/// Returns y `[T, D]` and rstd = 1 / rms(x) `[T]`, where x is.
+///
+/// # Errors
+/// If the device is out of memory or failed.
+///
+/// # Panics
+/// If the shapes do not fit, or x and w are not in one place.
+pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let (rows, width) = (x.rows(), x.cols());
     assert_eq!(w.shape(), [width], "the weight has the width of the rows");
+    if let Storage::Cuda(buffer) = x.storage() {
+        let (y, rstd) = cuda::forward(buffer.gpu(), buffer, w.buffer(), rows, width, eps)?;
+        return Ok((Tensor::from_device(x.shape(), y), Tensor::from_device(&[rows], rstd)));
+    }
     let mut y = Tensor::zeros(x.shape());
     let mut rstd = Tensor::zeros(&[rows]);
     let stds = SharedMut::new(rstd.data_mut());
@@ -22,7 +35,7 @@ pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> (Tensor, Tensor) {
         let stds = unsafe { stds.slice(first, count) };
         forward_rows(&x.data()[first * width..(first + count) * width], w.data(), eps, block, stds);
     });
-    (y, rstd)
+    Ok((y, rstd))
 }
 
 vectorized! {
@@ -40,8 +53,22 @@ vectorized! {
 
 /// Returns dx and adds to dw:
 /// dx = rstd * (dy w - x rstd^2 mean(dy w x)), dw += sum over tokens of dy x rstd, over `chunks` of rows.
-pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, chunks: &[Range<usize>], dw: Option<&mut [f32]>) -> Tensor {
-    let width = x.cols();
+///
+/// # Errors
+/// If the device is out of memory or failed.
+///
+/// # Panics
+/// If the shapes do not fit, or the tensors are not in one place.
+pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, chunks: &[Range<usize>], dw: Option<&mut Tensor>) -> Result<Tensor> {
+    let (rows, width) = (x.rows(), x.cols());
+    assert!(dy.shape() == x.shape() && w.shape() == [width] && rstd.shape() == [rows], "dy and x are alike");
+    if let Storage::Cuda(buffer) = x.storage() {
+        let gpu = buffer.gpu();
+        let chunks = dw.is_some().then(|| cuda::RowChunks::new(gpu, chunks, 1)).transpose()?;
+        let dw = dw.map(Tensor::buffer_mut).zip(chunks.as_ref());
+        let dx = cuda::backward(gpu, dy.buffer(), buffer, w.buffer(), rstd.buffer(), rows, width, None, dw)?;
+        return Ok(Tensor::from_device(x.shape(), dx));
+    }
     let mut dx = Tensor::zeros(x.shape());
     over_rows(dx.data_mut(), width, |first, block| {
         let count = block.len() / width;
@@ -49,9 +76,9 @@ pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, chunks: &[Ra
         backward_rows(&dy.data()[span.clone()], &x.data()[span], w.data(), &rstd.data()[first..first + count], block);
     });
     if let Some(dw) = dw {
-        weight_gradient(dy, x, rstd, chunks, dw);
+        weight_gradient(dy, x, rstd, chunks, dw.data_mut());
     }
-    dx
+    Ok(dx)
 }
 
 vectorized! {

@@ -1,0 +1,137 @@
+// engine.hpp - one launch under way: its blocks, warps and threads.
+#pragma once
+
+#include <cstdarg>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api.hpp"
+#include "device.hpp"
+#include "fiber.hpp"
+#include "memory.hpp"
+#include "race.hpp"
+#include "schedule.hpp"
+
+namespace emu {
+
+enum class State : uint8_t { Running, Waiting, Done };
+
+struct Warp;
+
+// A CUDA thread.
+struct Thread {
+  Fiber fiber;
+  Block *block = nullptr;
+  Warp *warp = nullptr;
+  uint8_t *stack = nullptr;
+  uint32_t index = 0;  // in its block
+  uint32_t lane = 0;
+  State state = State::Running;
+  const char *waiting_in = nullptr;  // the operation, while it waits
+  uint32_t waiting_pc = 0;
+  uint32_t waiting_mask = 0;
+  void *operand = nullptr;  // of the warp operation it takes part in
+  ThreadClock clock;
+
+  uint32_t who() const;
+};
+
+// A warp operation that some of its lanes have reached.
+struct Collective {
+  const char *name;
+  uint32_t mask, arrived;
+  void (*complete)(Warp &warp, uint32_t mask);
+};
+
+struct Warp {
+  Thread *lanes[32] = {};
+  uint32_t absent = 0;  // lanes that the block's size leaves empty
+  uint32_t exited = 0;
+  std::vector<Collective> open;
+};
+
+struct Block {
+  uint32_t linear = 0;
+  Dim3 index = {};
+  uint32_t live = 0;     // threads that have not ended
+  uint32_t arrived = 0;  // threads that wait in the block's barrier
+  Reduce reduce = Reduce::None;
+  int reduced = 0;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  BlockClock clock;
+  SharedMemory shared;
+};
+
+inline uint32_t Thread::who() const { return block->linear * MAX_THREADS + index; }
+
+class Engine {
+ public:
+  Engine(Device &on, const Launch &shape, const Options &how, void (*entry)(void **), void **arguments);
+
+  // Runs all blocks. False if something was wrong: then the message is in the device's error.
+  bool run(Stats &stats);
+
+  // ---- called from a kernel's threads
+  Thread &current() { return *current_; }
+  bool inside_kernel() const { return current_ != nullptr; }
+  // Lets others run until the thread is woken.
+  void wait(const char *what, uint32_t mask, uint32_t pc);
+  // Lets others run for a while.
+  void give_way();
+  void wake(Thread &thread);
+  // Wakes the others of a warp operation or barrier, in the schedule's order.
+  void wake_all(const std::vector<Thread *> &threads);
+  [[noreturn]] void fail(std::string message);
+
+  // A load or store of a kernel; `aligned`: it is one machine access, which must be aligned to its size.
+  void access(const void *address, size_t bytes, Access access, bool aligned, uint32_t pc);
+
+  // ---- for messages
+  std::string name(const Thread &thread) const { return name(thread.who()); }
+  std::string name(uint32_t who) const;
+  std::string name(const Buffer &buffer) const;
+
+  Device &device;
+  const Launch &launch;
+  const Options &options;
+  Random random;
+  ReadyQueue ready;
+  RaceChecker races;
+  Stats stats = {};
+  uint32_t block_size;
+
+ private:
+  static void fiber_main();
+  void start_block(Block &block, uint32_t linear, uint32_t slot);
+  void end_thread();
+  void switch_away();
+  void access_shared(Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  std::string place_in(const Buffer &buffer, uintptr_t address) const;
+  std::string deadlock() const;
+
+  void (*entry_)(void **);
+  void **arguments_;
+  Fiber main_;
+  Thread *current_ = nullptr;
+  std::vector<std::unique_ptr<Block>> slots_;
+  Buffer *last_buffer_ = nullptr;
+  bool failed_ = false;
+  bool block_ended_ = false;
+};
+
+// The launch under way on this operating-system thread; null outside one. (__thread: never constructed, so never a call to find out.)
+extern __thread Engine *engine;
+
+// A code address as an offset into this library, as messages give it.
+uint32_t relative_pc(const void *return_address);
+#define EMU_CALLER (::emu::relative_pc(__builtin_return_address(0)))
+std::string at(uint32_t pc);
+// Whether the address lies in this library's image: a constant of a kernel.
+bool in_image(uintptr_t address);
+__attribute__((format(printf, 1, 2))) std::string format(const char *text, ...);
+
+}  // namespace emu

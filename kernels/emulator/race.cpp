@@ -1,0 +1,165 @@
+// race.cpp - happens-before clocks and the state of each element of memory.
+#include "race.hpp"
+
+#include <algorithm>
+
+#include "engine.hpp"
+
+namespace emu {
+namespace {
+
+void raise(std::vector<uint32_t> &clocks, const uint32_t *other, size_t n) {
+  if (clocks.size() < n) clocks.resize(n);
+  for (size_t i = 0; i < n; i++) clocks[i] = std::max(clocks[i], other[i]);
+}
+
+// Several threads learn, for themselves and for what they pass on, what any of them knew.
+void share(const std::vector<Thread *> &threads) {
+  KnowledgePtr acquired, fenced;
+  for (const Thread *t : threads) {
+    acquired = join(acquired, t->clock.acquired);
+    fenced = join(fenced, t->clock.fenced);
+  }
+  if (!acquired && !fenced) return;
+  for (Thread *t : threads) {
+    t->clock.acquired = acquired;
+    t->clock.fenced = fenced;
+  }
+}
+
+}  // namespace
+
+KnowledgePtr join(const KnowledgePtr &a, const KnowledgePtr &b) {
+  if (!a || a == b) return b;
+  if (!b) return a;
+  auto both = std::make_shared<Knowledge>(*a);
+  for (const auto &[block, clocks] : *b) raise((*both)[block], clocks.data(), clocks.size());
+  return both;
+}
+
+void RaceChecker::start(Block &block) {
+  const size_t n = block.threads.size();
+  block.clock.matrix.assign(n * n, 0);
+  block.clock.at_barrier.assign(n, 0);
+  block.clock.barriers = 0;
+  for (size_t i = 0; i < n; i++) {
+    block.threads[i].clock = ThreadClock();
+    block.threads[i].clock.known = &block.clock.matrix[i * n];
+  }
+}
+
+bool RaceChecker::ordered(const Thread &thread, const Stamp &stamp) const {
+  if (stamp.who == thread.who()) return true;
+  const uint32_t block = stamp.who / MAX_THREADS, index = stamp.who % MAX_THREADS;
+  if (block == thread.block->linear && (stamp.clock <= thread.block->clock.at_barrier[index] || stamp.clock <= thread.clock.known[index]))
+    return true;
+  if (!thread.clock.acquired) return false;
+  const auto found = thread.clock.acquired->find(block);
+  return found != thread.clock.acquired->end() && index < found->second.size() && stamp.clock <= found->second[index];
+}
+
+const Stamp *RaceChecker::unordered_read(const Cell &cell, const Thread &thread) const {
+  if (cell.far_read.clock && !ordered(thread, cell.far_read)) return &cell.far_read;
+  if (cell.readers) {
+    for (const Stamp &read : reader_sets_[cell.readers - 1].by_thread)
+      if (read.clock && !ordered(thread, read)) return &read;
+    return nullptr;
+  }
+  return cell.read.clock && !ordered(thread, cell.read) ? &cell.read : nullptr;
+}
+
+void RaceChecker::note_read(Cell &cell, Thread &thread, uint32_t pc) {
+  const Stamp stamp{thread.who(), thread.clock.clock, pc};
+  const bool same_block = cell.read.clock && cell.read.who / MAX_THREADS == thread.block->linear;
+  if (cell.read.clock && !same_block) cell.far_read = cell.read;
+  if (cell.readers) {
+    // Reads from before the last barrier are ordered before this one, and so say nothing more than it does.
+    ReaderSet &set = reader_sets_[cell.readers - 1];
+    if (same_block && set.barriers == thread.block->clock.barriers) {
+      set.by_thread[thread.index] = stamp;
+    } else {
+      free_sets_.push_back(cell.readers);
+      cell.readers = 0;
+    }
+  } else if (same_block && !ordered(thread, cell.read)) {
+    cell.readers = new_reader_set(thread);
+    ReaderSet &set = reader_sets_[cell.readers - 1];
+    set.by_thread[cell.read.who % MAX_THREADS] = cell.read;
+    set.by_thread[thread.index] = stamp;
+  }
+  cell.read = stamp;
+}
+
+void RaceChecker::note_write(Cell &cell, Thread &thread, Access access, uint32_t pc) {
+  if (cell.readers) free_sets_.push_back(cell.readers);
+  cell.readers = 0;
+  cell.read = cell.far_read = Stamp();
+  cell.write = {thread.who(), thread.clock.clock, pc};
+  cell.written = true;
+  cell.atomic = access == Access::Atomic;
+}
+
+uint32_t RaceChecker::new_reader_set(const Thread &thread) {
+  uint32_t index;
+  if (free_sets_.empty()) {
+    reader_sets_.emplace_back();
+    index = static_cast<uint32_t>(reader_sets_.size());
+  } else {
+    index = free_sets_.back();
+    free_sets_.pop_back();
+  }
+  ReaderSet &set = reader_sets_[index - 1];
+  set.barriers = thread.block->clock.barriers;
+  set.by_thread.assign(thread.block->threads.size(), Stamp());
+  return index;
+}
+
+void RaceChecker::barrier(Block &block) {
+  std::vector<Thread *> threads;
+  for (Thread &t : block.threads) {
+    block.clock.at_barrier[t.index] = t.clock.clock++;
+    threads.push_back(&t);
+  }
+  block.clock.barriers++;
+  share(threads);
+}
+
+void RaceChecker::warp_barrier(Thread *const *lanes, uint32_t mask) {
+  std::vector<Thread *> threads;
+  for (uint32_t lane = 0; lane < 32; lane++)
+    if (mask >> lane & 1) threads.push_back(lanes[lane]);
+  const size_t n = threads[0]->block->threads.size();
+  std::vector<uint32_t> all(n);
+  for (const Thread *t : threads) raise(all, t->clock.known, n);
+  for (Thread *t : threads) all[t->index] = t->clock.clock++;
+  for (Thread *t : threads) std::copy(all.begin(), all.end(), t->clock.known);
+  share(threads);
+}
+
+void RaceChecker::fence(Thread &thread) {
+  Block &block = *thread.block;
+  auto known = thread.clock.acquired ? std::make_shared<Knowledge>(*thread.clock.acquired) : std::make_shared<Knowledge>();
+  std::vector<uint32_t> &own = (*known)[block.linear];
+  raise(own, block.clock.at_barrier.data(), block.threads.size());
+  raise(own, thread.clock.known, block.threads.size());
+  own[thread.index] = thread.clock.clock++;
+  thread.clock.fenced = join(thread.clock.fenced, known);
+}
+
+void RaceChecker::atomic(Thread &thread, uintptr_t address) {
+  KnowledgePtr &here = published_[address];
+  thread.clock.acquired = join(thread.clock.acquired, here);
+  here = join(here, thread.clock.fenced);
+}
+
+void RaceChecker::race(const char *kind, const Thread &thread, uint32_t pc, const Stamp &earlier, const std::string &place) const {
+  const bool one_block = earlier.who / MAX_THREADS == thread.block->linear;
+  engine_.fail(format("race%s, %s: %s, by %s at %s, and before by %s at %s; nothing orders the two", one_block ? "" : " between blocks", kind,
+                      place.c_str(), engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(earlier.who).c_str(), at(earlier.pc).c_str()));
+}
+
+void RaceChecker::unwritten(const Thread &thread, uint32_t pc, const std::string &place) const {
+  engine_.fail(format("read of memory that was never written: %s, by %s at %s", place.c_str(), engine_.name(thread).c_str(), at(pc).c_str()));
+}
+
+}  // namespace emu

@@ -1,0 +1,110 @@
+// race.hpp - which accesses are ordered, by happens-before.
+//
+// Every thread counts its own steps: its clock goes up at each point where it lets others know what it did (a barrier, __syncwarp, a fence).
+// An access is stamped with the clock of its thread. It is ordered before another thread's step if that thread has been told of a clock at
+// least as high: by a barrier of the block, by a __syncwarp, or, from block to block, by an atomic after a fence. Shuffles and votes move
+// values but order no memory. For each element of memory the last write and the reads since are kept, and a new access must be ordered after
+// those it conflicts with. So a missing barrier is found whatever the schedule, even where the numbers happen to come out right.
+//
+// Limits: of the reads of one element by other blocks only the last is kept.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+struct Thread;
+struct Block;
+class Engine;
+
+constexpr uint32_t MAX_THREADS = 1024;  // of a block
+
+// A step of a thread: who (block * MAX_THREADS + thread), its clock (0: no access), and the code address.
+struct Stamp {
+  uint32_t who = 0, clock = 0, pc = 0;
+};
+
+// What is known of one element of memory.
+struct Cell {
+  Stamp write, read, far_read;  // the last write; a read since; the last read since by another block than `read`'s
+  uint32_t launch = 0;          // stamps of an earlier launch mean nothing: launches are ordered
+  uint32_t readers = 0;         // if not 0, `read`'s block has read with several threads: ReaderSets index + 1
+  bool written = false;         // ever, by the host or a kernel
+  bool atomic = false;          // the last write was an atomic
+};
+
+// For each block, clocks of its threads. Immutable once shared.
+using Knowledge = std::map<uint32_t, std::vector<uint32_t>>;
+using KnowledgePtr = std::shared_ptr<const Knowledge>;
+
+// The union of what two know; either may be null.
+KnowledgePtr join(const KnowledgePtr &a, const KnowledgePtr &b);
+
+// A thread's side of happens-before.
+struct ThreadClock {
+  uint32_t clock = 1;
+  uint32_t *known = nullptr;  // clocks of the block's threads that this thread was told of, beyond the last barrier
+  KnowledgePtr acquired;      // through atomics
+  KnowledgePtr fenced;        // what its next atomic passes on: what was known at the last fence
+};
+
+// A block's side: the matrix behind `known`, and all clocks at the last barrier, which every thread knows.
+struct BlockClock {
+  std::vector<uint32_t> matrix, at_barrier;
+  uint32_t barriers = 0;
+};
+
+enum class Access { Read, Write, Atomic };
+
+class RaceChecker {
+ public:
+  explicit RaceChecker(Engine &engine) : engine_(engine) {}
+
+  // A block is about to start.
+  void start(Block &block);
+
+  // Notes an access to one element; fails if it conflicts with an earlier one. `place` is called for the message only.
+  template <class Place>
+  void touch(Cell &cell, Thread &thread, Access access, uint32_t pc, const Place &place) {
+    if (access != Access::Write && !cell.written) unwritten(thread, pc, place());
+    if (cell.write.clock && !(access == Access::Atomic && cell.atomic) && !ordered(thread, cell.write))
+      race(access == Access::Read ? "read after write" : "write after write", thread, pc, cell.write, place());
+    if (access == Access::Read) return note_read(cell, thread, pc);
+    if (const Stamp *read = unordered_read(cell, thread)) race("write after read", thread, pc, *read, place());
+    note_write(cell, thread, access, pc);
+  }
+
+  // All threads of a block have met.
+  void barrier(Block &block);
+  // The lanes of `mask` have met.
+  void warp_barrier(Thread *const *lanes, uint32_t mask);
+  // What the thread knows from here on may be passed on by its atomics.
+  void fence(Thread &thread);
+  // The thread learns what earlier atomics on this address passed on, and passes on what it knew at its last fence.
+  void atomic(Thread &thread, uintptr_t address);
+
+ private:
+  struct ReaderSet {
+    uint32_t barriers;
+    std::vector<Stamp> by_thread;
+  };
+
+  bool ordered(const Thread &thread, const Stamp &stamp) const;
+  const Stamp *unordered_read(const Cell &cell, const Thread &thread) const;
+  void note_read(Cell &cell, Thread &thread, uint32_t pc);
+  void note_write(Cell &cell, Thread &thread, Access access, uint32_t pc);
+  uint32_t new_reader_set(const Thread &thread);
+  [[noreturn]] void race(const char *kind, const Thread &thread, uint32_t pc, const Stamp &earlier, const std::string &place) const;
+  [[noreturn]] void unwritten(const Thread &thread, uint32_t pc, const std::string &place) const;
+
+  Engine &engine_;
+  std::vector<ReaderSet> reader_sets_;
+  std::vector<uint32_t> free_sets_;
+  std::map<uintptr_t, KnowledgePtr> published_;  // by address of an atomic
+};
+
+}  // namespace emu

@@ -1,0 +1,101 @@
+// sorft.cuh - what every kernel includes first: integer names, the bf16 type, vector loads and fixed-order reductions.
+//
+// The same sources are compiled by two compilers: NVRTC on a machine with a GPU, and a host C++ compiler with SORFT_EMULATOR defined, for the
+// emulator that runs them in tests (kernels/emulator/). So a kernel
+//   * includes no header of the CUDA toolkit (NVRTC brings none) and no standard header;
+//   * is `extern "C" __global__ void __launch_bounds__(N) name(...)`, takes pointers, i32, u32, i64 and f32 only, and is followed by
+//     SORFT_EXPORT(name);
+//   * declares shared memory only by SORFT_SMEM and SORFT_DYN_SMEM, and reads or writes vectors only by load_vec and store_vec;
+//   * keeps inline PTX in ptx.cuh.
+//
+// Products and sums are not contracted into fused multiply-adds behind our back (`--fmad=false`, `-ffp-contract=off`): where one is wanted,
+// the source says fmaf. So the bits of a result are a property of the source, the same in every instantiation and in the emulator.
+#pragma once
+
+#if defined(SORFT_EMULATOR)
+#include "emulator/device.hpp"
+#else
+// Entry points need nothing on a GPU; for the emulator this adds a shim that takes an argument array as cuLaunchKernel does.
+#define SORFT_EXPORT(name)
+// A shared array of n elements.
+#define SORFT_SMEM(T, name, n) __shared__ T name[n]
+// The shared memory whose size the launch gives; once a kernel.
+#define SORFT_DYN_SMEM(T, name)                                      \
+  extern __shared__ __align__(1024) unsigned char sorft_dyn_smem_[]; \
+  T *name = reinterpret_cast<T *>(sorft_dyn_smem_)
+#define SORFT_UNROLL _Pragma("unroll")
+#endif
+
+using i32 = int;
+using i64 = long long;
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+constexpr u32 FULL_WARP = 0xffffffffu;
+
+// ---------------------------------------------------------------------------------------------------------------------------- bf16
+
+// The upper half of an f32. Arithmetic is done in f32; a bf16 is only stored.
+struct bf16 {
+  u16 bits;
+};
+
+// Eight bf16 in one 16-byte access, the widest there is.
+struct alignas(16) bf16x8 {
+  bf16 v[8];
+};
+
+#include "ptx.cuh"
+
+__device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ bf16 to_bf16(float x) { return bf16{(u16)ptx::cvt_bf16x2(x, 0.0f)}; }
+
+// -------------------------------------------------------------------------------------------------------------------- vector access
+
+// One access of sizeof(V) bytes; p must be aligned to that. (The emulator must see the whole width, whatever its compiler makes of it.)
+template <class V, class T>
+__device__ __forceinline__ V load_vec(const T *p) {
+#if defined(SORFT_EMULATOR)
+  V v;
+  emu::load(&v, p, sizeof(V));
+  return v;
+#else
+  return *reinterpret_cast<const V *>(p);
+#endif
+}
+
+template <class V, class T>
+__device__ __forceinline__ void store_vec(T *p, const V &v) {
+#if defined(SORFT_EMULATOR)
+  emu::store(p, &v, sizeof(V));
+#else
+  *reinterpret_cast<V *>(p) = v;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------------------------- reductions
+
+// The sum over a warp, the same tree in every lane: all lanes get the same bits.
+__device__ __forceinline__ float warp_sum(float v) {
+  SORFT_UNROLL
+  for (int mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(FULL_WARP, v, mask);
+  return v;
+}
+
+// The sum over the WARPS warps of a block: warp sums first, then those in a tree of their own. `scratch` holds WARPS floats; it may be used
+// again after the call. Every thread of the block takes part and gets the same bits.
+template <int WARPS>
+__device__ __forceinline__ float block_sum(float v, float *scratch) {
+  static_assert(WARPS <= 32, "one warp sums the warps");
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  v = warp_sum(v);
+  if (lane == 0) scratch[warp] = v;
+  __syncthreads();
+  v = warp_sum(lane < WARPS ? scratch[lane] : 0.0f);
+  __syncthreads();
+  return v;
+}

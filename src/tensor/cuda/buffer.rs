@@ -1,0 +1,183 @@
+//! Device memory with a dtype.
+
+use crate::tensor::cuda::Gpu;
+use crate::{Error, Result};
+use half::bf16;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a device buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// bfloat16: activations and weights.
+    Bf16,
+    /// float32: statistics, gradients of weights, master weights.
+    F32,
+    /// 32-bit unsigned integers: token ids, offsets.
+    U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::Bf16 => 2,
+            DType::F32 | DType::U32 => 4,
+        }
+    }
+
+    /// The element's letter in a kernel's signature (`kernels/emulator/device.hpp`).
+    pub(super) fn letter(self) -> char {
+        match self {
+            DType::Bf16 => 'b',
+            DType::F32 => 'f',
+            DType::U32 => 'u',
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::Bf16 => "bf16",
+            DType::F32 => "f32",
+            DType::U32 => "u32",
+        })
+    }
+}
+
+/// Memory of a [`Gpu`]: `len` elements of one dtype, freed when dropped.
+pub struct Buffer {
+    gpu: Arc<Gpu>,
+    address: u64,
+    len: usize,
+    dtype: DType,
+}
+
+impl Buffer {
+    /// Memory with undefined contents. The emulator reports a kernel that reads them.
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub fn uninit(gpu: &Arc<Gpu>, dtype: DType, len: usize) -> Result<Self> {
+        let bytes = len.checked_mul(dtype.size()).ok_or_else(|| Error::device(format!("a buffer of {len} {dtype} cannot be addressed")))?;
+        let address = gpu.backend().alloc(bytes.max(1), dtype.size())?;
+        Ok(Self { gpu: gpu.clone(), address, len, dtype })
+    }
+
+    /// Memory filled with zeros.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    pub fn zeros(gpu: &Arc<Gpu>, dtype: DType, len: usize) -> Result<Self> {
+        let buffer = Self::uninit(gpu, dtype, len)?;
+        gpu.backend().zero(buffer.address, buffer.bytes())?;
+        Ok(buffer)
+    }
+
+    /// Uploads numbers as bf16 (rounded to nearest, ties to even) or f32.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    ///
+    /// # Panics
+    /// If `dtype` holds integers.
+    pub fn from_f32(gpu: &Arc<Gpu>, dtype: DType, data: &[f32]) -> Result<Self> {
+        let mut buffer = Self::uninit(gpu, dtype, data.len())?;
+        buffer.upload_f32(data)?;
+        Ok(buffer)
+    }
+
+    /// Uploads unsigned integers.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    pub fn from_u32(gpu: &Arc<Gpu>, data: &[u32]) -> Result<Self> {
+        let buffer = Self::uninit(gpu, DType::U32, data.len())?;
+        gpu.backend().upload(buffer.address, bytemuck::cast_slice(data))?;
+        Ok(buffer)
+    }
+
+    /// Replaces the contents, converting as [`Buffer::from_f32`] does.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If the length differs or the buffer holds integers.
+    pub fn upload_f32(&mut self, data: &[f32]) -> Result<()> {
+        assert_eq!(data.len(), self.len, "as many numbers as the buffer holds");
+        match self.dtype {
+            DType::F32 => self.gpu.backend().upload(self.address, bytemuck::cast_slice(data)),
+            DType::Bf16 => {
+                let rounded: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
+                self.gpu.backend().upload(self.address, bytemuck::cast_slice(&rounded))
+            }
+            DType::U32 => panic!("floating-point numbers for a buffer of integers"),
+        }
+    }
+
+    /// Waits for the device and downloads the contents; bf16 is widened, exactly.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds integers.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self.dtype {
+            DType::F32 => {
+                let mut data = vec![0f32; self.len];
+                self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+                Ok(data)
+            }
+            DType::Bf16 => {
+                let mut data = vec![bf16::ZERO; self.len];
+                self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+                Ok(data.into_iter().map(bf16::to_f32).collect())
+            }
+            DType::U32 => panic!("floating-point numbers of a buffer of integers"),
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of bytes.
+    pub fn bytes(&self) -> usize {
+        self.len * self.dtype.size()
+    }
+
+    /// What it holds.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whose memory it is.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.gpu.backend().free(self.address);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} {} on {})", self.len, self.dtype, self.gpu.info().name)
+    }
+}

@@ -1,0 +1,344 @@
+//! The CUDA driver: a device's context, one stream, memory, and loaded modules.
+
+use crate::tensor::cuda::gpu::{Backend, GpuInfo};
+use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::tensor::cuda::module::{self, Source};
+use crate::tensor::cuda::probe::CudaVersion;
+use crate::{Error, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The lowest compute capability: bf16 tensor cores and cp.async (Ampere).
+const LEAST_CAPABILITY: (u32, u32) = (8, 0);
+
+/// Every driver function used here. cudarc panics at the first call of one that the driver lacks, so they are looked for beforehand; the
+/// newest of them came with CUDA 11.2.
+const NEEDED: [&str; 29] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDeviceGetDefaultMemPool",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+    "cuStreamDestroy_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemAllocAsync",
+    "cuMemFreeAsync",
+    "cuMemPoolSetAttribute",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+];
+
+/// Shared memory that a kernel may use without asking for more.
+const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
+
+fn failed(what: &str, error: DriverError) -> Error {
+    let text = |s: std::result::Result<&std::ffi::CStr, DriverError>| s.map_or("unknown".into(), |s| s.to_string_lossy().into_owned());
+    let message = format!("{what}: {} ({})", text(error.error_string()), text(error.error_name()));
+    let e = Error::device(message).caused_by(error);
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => e.hint("the device is out of memory: lower microbatch_tokens, or use another device"),
+        _ => e,
+    }
+}
+
+/// Starts the driver and returns its CUDA version.
+///
+/// # Errors
+/// If there is no driver, it lacks a function, or it does not start.
+pub(super) fn start_driver() -> Result<CudaVersion> {
+    // SAFETY: loads the driver's library, whose initialisers are meant to be run by any program.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::device("no CUDA driver: libcuda was not found").hint("install NVIDIA's driver, or use --device cpu"));
+    }
+    let mut version: c_int = 0;
+    // SAFETY: the library is present (or this would panic); symbols are only looked up, and cuDriverGetVersion, which needs no
+    // initialisation, gets a valid pointer.
+    let missing = unsafe {
+        let library = sys::culib();
+        let missing = NEEDED.iter().find(|name| library.get::<*const c_void>(name.as_bytes()).is_err());
+        if !NEEDED[..2].iter().any(|name| missing == Some(name)) {
+            sys::cuDriverGetVersion(&mut version).result().map_err(|e| failed("cuDriverGetVersion", e))?;
+        }
+        missing
+    };
+    let version = CudaVersion { major: version as u32 / 1000, minor: version as u32 % 1000 / 10 };
+    if let Some(missing) = missing {
+        return Err(Error::device(format!("the CUDA driver (CUDA {version}) is too old: it has no {missing}"))
+            .hint("install a newer driver: CUDA 11.2 is the oldest"));
+    }
+    match result::init() {
+        Ok(()) => Ok(version),
+        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Err(Error::device("there is a CUDA driver but no CUDA device")
+            .hint("use --device cpu; in a container, check that the GPU is passed on")
+            .caused_by(e)),
+        Err(e) => Err(failed("the CUDA driver does not start", e)),
+    }
+}
+
+/// Number of devices. The driver must have been started.
+pub(super) fn device_count() -> Result<usize> {
+    result::device::get_count().map(|n| n.max(0) as usize).map_err(|e| failed("counting the CUDA devices", e))
+}
+
+/// What device `ordinal` is. The driver must have been started.
+pub(super) fn describe(ordinal: usize) -> Result<GpuInfo> {
+    let read = || -> std::result::Result<GpuInfo, DriverError> {
+        let device = result::device::get(ordinal as c_int)?;
+        // SAFETY: a device that the driver has just given.
+        let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map(|v| v.max(0) as usize);
+        use sys::CUdevice_attribute as A;
+        Ok(GpuInfo {
+            ordinal,
+            name: result::device::get_name(device)?,
+            compute_capability: (
+                attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+                attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
+            ),
+            // SAFETY: as above.
+            memory_bytes: unsafe { result::device::total_mem(device) }?,
+            multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        })
+    };
+    read().map_err(|e| failed("reading the device's properties", e).at(format_args!("cuda:{ordinal}")))
+}
+
+/// Whether the kernels run on such a device.
+pub(super) fn check_capability(info: &GpuInfo) -> Result<()> {
+    if info.compute_capability >= LEAST_CAPABILITY {
+        return Ok(());
+    }
+    let ((major, minor), (least, least_minor)) = (info.compute_capability, LEAST_CAPABILITY);
+    let message = format!("{} has compute capability {major}.{minor}; the kernels need {least}.{least_minor} (Ampere) or later", info.name);
+    Err(Error::device(message).at(format_args!("cuda:{}", info.ordinal)).hint("use --device cpu"))
+}
+
+/// An open device.
+pub(super) struct Context {
+    info: GpuInfo,
+    driver: CudaVersion,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Whether memory is allocated and freed in the stream's order, without waiting.
+    pools: bool,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+}
+
+// SAFETY: the driver's handles may be used from any thread; every call makes the context current first, and `loaded` is locked.
+unsafe impl Send for Context {}
+// SAFETY: as above: the driver's functions are thread-safe.
+unsafe impl Sync for Context {}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cuda:{} ({}, CUDA {})", self.info.ordinal, self.info.name, self.driver)
+    }
+}
+
+impl Context {
+    /// Opens device `ordinal`: its primary context and a stream of our own.
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let driver = start_driver()?;
+        let count = device_count()?;
+        if ordinal >= count {
+            let message = if count == 0 {
+                "there is no CUDA device".to_owned()
+            } else {
+                format!("no such device: there are {count}, counted from 0")
+            };
+            return Err(Error::device(message).at(format_args!("cuda:{ordinal}")).hint("`doctor` lists the devices"));
+        }
+        let info = describe(ordinal)?;
+        check_capability(&info)?;
+        let at = |what: &'static str| move |e| failed(what, e).at(format_args!("cuda:{ordinal}"));
+        let device = result::device::get(ordinal as c_int).map_err(at("opening the device"))?;
+        // SAFETY: a device that the driver has just given; released in `drop`.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(at("opening the device's context"))?;
+        let mut this = Self { info, driver, device, context, stream: std::ptr::null_mut(), pools: false, loaded: Mutex::default() };
+        this.bind()?;
+        this.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(at("creating a stream"))?;
+        this.pools = keep_freed_memory(device).map_err(at("setting up the memory pool"))?;
+        Ok(this)
+    }
+
+    pub(super) fn info(&self) -> &GpuInfo {
+        &self.info
+    }
+
+    /// Makes the context current on this thread.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: retained in `open`, released in `drop`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.failed("making the context current", e))
+    }
+
+    fn failed(&self, what: &str, error: DriverError) -> Error {
+        failed(what, error).at(format_args!("cuda:{}", self.info.ordinal))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        // What is in there stays right even if a thread panicked while holding it: entries are complete when they are inserted.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel's function, compiled and loaded at first use.
+    fn function(&self, kernel: Kernel) -> Result<sys::CUfunction> {
+        let mut loaded = self.lock();
+        if let Some(&function) = loaded.functions.get(kernel.name) {
+            return Ok(function);
+        }
+        let module = match loaded.modules.get(kernel.source.file) {
+            Some(&module) => module,
+            None => {
+                let module = self.load(kernel.source)?;
+                loaded.modules.insert(kernel.source.file, module);
+                module
+            }
+        };
+        let name = CString::new(kernel.name).map_err(|_| Error::device("a zero byte in a kernel's name"))?;
+        // SAFETY: the module stays loaded until `drop`.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(|e| self.failed("finding the kernel", e))?;
+        loaded.functions.insert(kernel.name, function);
+        Ok(function)
+    }
+
+    fn load(&self, source: Source) -> Result<sys::CUmodule> {
+        let nvrtc = module::compiler(self.driver.major)?;
+        let architecture = module::architecture(self.info.compute_capability);
+        let compiled = module::compile_cached(&nvrtc, source, &architecture, module::cache_folder().as_deref())?;
+        // SAFETY: a whole CUBIN; the driver copies it.
+        unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }
+            .map_err(|e| self.failed(&format!("loading {} for {architecture}", source.file), e))
+    }
+}
+
+/// Lets the driver's pool keep freed memory instead of giving it back at every synchronisation. False where there are no pools.
+fn keep_freed_memory(device: sys::CUdevice) -> std::result::Result<bool, DriverError> {
+    use sys::CUdevice_attribute as A;
+    // SAFETY: an open device; the attribute is a u64 that the driver reads.
+    unsafe {
+        if result::device::get_attribute(device, A::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+            return Ok(false);
+        }
+        let pool = result::device::get_default_mem_pool(device)?;
+        let mut threshold = u64::MAX;
+        let release = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, release, (&raw mut threshold).cast())?;
+    }
+    Ok(true)
+}
+
+impl Backend for Context {
+    fn alloc(&self, bytes: usize, _grain: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as self; the memory is freed by `free`.
+        let memory = unsafe { if self.pools { result::malloc_async(self.stream, bytes) } else { result::malloc_sync(bytes) } };
+        memory.map_err(|e| self.failed(&format!("allocating {bytes} bytes"), e))
+    }
+
+    fn free(&self, address: u64) {
+        if self.bind().is_err() {
+            return; // the device is lost, and its memory with it
+        }
+        // SAFETY: allocated by `alloc`, freed once, by the buffer that owned it. Launches queued before are in the same stream; freeing
+        // without a pool waits for them. There is nobody to tell of an error, and the next call of the driver gives it again.
+        let _ = unsafe { if self.pools { result::free_async(address, self.stream) } else { result::free_sync(address) } };
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's buffer has room for the bytes, which stay valid until the copy has ended.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(|e| self.failed("uploading", e))?;
+        self.synchronize()
+    }
+
+    fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: as for `upload`.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.map_err(|e| self.failed("downloading", e))?;
+        self.synchronize()
+    }
+
+    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's buffer has that many bytes.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(|e| self.failed("clearing memory", e))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as self.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("running what was queued", e))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], _signature: &str) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel)?;
+        let Geometry { grid, block, shared_bytes } = *geometry;
+        if shared_bytes > DEFAULT_SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a loaded function.
+            unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as c_int) }
+                .map_err(|e| self.failed(&format!("asking for {shared_bytes} bytes of shared memory"), e))?;
+        }
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
+        // SAFETY: a loaded function and our stream; the arguments are as the caller promises.
+        unsafe { result::launch_kernel(function, grid, block, shared_bytes, self.stream, arguments) }
+            .map_err(|e| self.failed("launching", e))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: created by `open` and `load`, and no buffer is left (each holds the Gpu). Errors have nobody to go to.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::stream::destroy(self.stream);
+            }
+            for (_, module) in loaded.modules.drain() {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The device handle.
+
+use crate::Result;
+use crate::tensor::cuda::context::Context;
+use crate::tensor::cuda::emulator::{Emulation, EmulationStats, Emulator};
+use crate::tensor::cuda::launch::{Geometry, Kernel};
+use std::ffi::c_void;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// The N of `cuda:N`.
+    pub ordinal: usize,
+    /// The device's name, as the driver gives it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Device memory in bytes.
+    pub memory_bytes: usize,
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// The most shared memory a block can have, in bytes.
+    pub shared_bytes_per_block: usize,
+}
+
+/// What the driver and the emulator both do. Addresses are those that kernels get.
+pub(super) trait Backend: fmt::Debug + Send + Sync {
+    /// Memory for elements of `grain` bytes, aligned to 256 bytes.
+    fn alloc(&self, bytes: usize, grain: usize) -> Result<u64>;
+    /// Gives memory back once all launches so far have ended.
+    fn free(&self, address: u64);
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+    fn download(&self, bytes: &mut [u8], from: u64) -> Result<()>;
+    fn zero(&self, address: u64, bytes: usize) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
+
+    /// Queues a kernel. `arguments[i]` points to the value of argument i, whose kind `signature` spells (`launch.rs`).
+    ///
+    /// # Safety
+    /// The values have the types that the signature says, and buffers are as large as the kernel takes them to be.
+    unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], signature: &str) -> Result<()>;
+
+    fn emulator(&self) -> Option<&Emulator> {
+        None
+    }
+}
+
+/// A device that runs the kernels.
+#[derive(Debug)]
+pub struct Gpu {
+    info: GpuInfo,
+    backend: Box<dyn Backend>,
+}
+
+impl Gpu {
+    /// Opens the CUDA device `ordinal`.
+    ///
+    /// # Errors
+    /// If there is no driver, the driver is too old, there is no such device, or its compute capability is below 8.0.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let context = Context::open(ordinal)?;
+        Ok(Arc::new(Self { info: context.info().clone(), backend: Box::new(context) }))
+    }
+
+    /// Opens an emulator that runs the kernels on the CPU, slowly, and checks every memory access they make.
+    ///
+    /// # Errors
+    /// If the library cannot be loaded or is of another version.
+    ///
+    /// # Safety
+    /// `library` is the emulator, built from this version's `kernels/emulator/` and kernels.
+    pub unsafe fn emulated(library: &Path, emulation: Emulation) -> Result<Arc<Self>> {
+        // SAFETY: passed on to the caller.
+        let emulator = unsafe { Emulator::load(library, emulation) }?;
+        let info = GpuInfo {
+            ordinal: 0,
+            name: "emulator".to_owned(),
+            compute_capability: (9, 0),
+            memory_bytes: usize::MAX,
+            multiprocessors: 1,
+            shared_bytes_per_block: 227 * 1024,
+        };
+        Ok(Arc::new(Self { info, backend: Box::new(emulator) }))
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &GpuInfo {
+        &self.info
+    }
+
+    /// Waits until everything queued so far has been done.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    pub fn synchronize(&self) -> Result<()> {
+        self.backend.synchronize()
+    }
+
+    /// What the last launch cost, on the emulator; `None` on a real device.
+    pub fn emulation_stats(&self) -> Option<EmulationStats> {
+        self.backend.emulator().map(Emulator::stats)
+    }
+
+    pub(super) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+}

@@ -1,0 +1,167 @@
+//! One kernel launch. Geometry and arguments are given together and checked together, against the shapes that the op states; then they become
+//! the array of pointers that both `cuLaunchKernel` and the emulator take.
+
+use crate::tensor::cuda::{Buffer, DType, Gpu, Source};
+use crate::{Error, Result};
+use std::ffi::c_void;
+
+/// An entry point: the source that holds it, and its name there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The source file.
+    pub source: Source,
+    /// The `extern "C"` name.
+    pub name: &'static str,
+}
+
+/// Threads and shared memory of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared_bytes: u32,
+}
+
+/// The value of one argument, as it lies in memory for the driver.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Pointer(u64),
+    I32(i32),
+    F32(f32),
+}
+
+impl Value {
+    fn as_pointer(&mut self) -> *mut c_void {
+        match self {
+            Value::Pointer(v) => (&raw mut *v).cast(),
+            Value::I32(v) => (&raw mut *v).cast(),
+            Value::F32(v) => (&raw mut *v).cast(),
+        }
+    }
+}
+
+/// A launch under construction: arguments in the kernel's order, then [`Launch::run`].
+///
+/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i` and `f` for scalars) is what the
+/// emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
+#[must_use = "nothing is launched before run()"]
+#[derive(Debug)]
+pub struct Launch<'a> {
+    gpu: &'a Gpu,
+    kernel: Kernel,
+    geometry: [usize; 7],
+    values: Vec<Value>,
+    signature: String,
+    error: Option<Error>,
+}
+
+impl<'a> Launch<'a> {
+    /// A launch of `grid` blocks of `block` threads, with `shared_bytes` of dynamic shared memory a block.
+    pub fn new(gpu: &'a Gpu, kernel: Kernel, grid: [usize; 3], block: [usize; 3], shared_bytes: usize) -> Self {
+        let geometry = [grid[0], grid[1], grid[2], block[0], block[1], block[2], shared_bytes];
+        Self { gpu, kernel, geometry, values: Vec::new(), signature: String::new(), error: None }
+    }
+
+    /// A buffer that the kernel only reads, with at least `len` elements.
+    pub fn input(mut self, name: &str, buffer: &Buffer, dtype: DType, len: usize) -> Self {
+        self.pointer('c', name, Some(buffer), dtype, len);
+        self
+    }
+
+    /// The same, or a null pointer.
+    pub fn optional_input(mut self, name: &str, buffer: Option<&Buffer>, dtype: DType, len: usize) -> Self {
+        self.pointer('c', name, buffer, dtype, len);
+        self
+    }
+
+    /// A buffer that the kernel writes, with at least `len` elements.
+    pub fn output(mut self, name: &str, buffer: &mut Buffer, dtype: DType, len: usize) -> Self {
+        self.pointer('m', name, Some(buffer), dtype, len);
+        self
+    }
+
+    /// The same, or a null pointer.
+    pub fn optional_output(mut self, name: &str, buffer: Option<&mut Buffer>, dtype: DType, len: usize) -> Self {
+        self.pointer('m', name, buffer.map(|b| &*b), dtype, len);
+        self
+    }
+
+    /// A dimension or count, as `i32`.
+    pub fn dim(mut self, name: &str, value: usize) -> Self {
+        match i32::try_from(value) {
+            Ok(v) => self.push('i', None, Value::I32(v)),
+            Err(_) => self.fail(format!("{name} = {value} is more than a kernel's 32-bit dimension holds")),
+        }
+        self
+    }
+
+    /// A number.
+    pub fn f32(mut self, value: f32) -> Self {
+        self.push('f', None, Value::F32(value));
+        self
+    }
+
+    /// Queues the launch.
+    ///
+    /// # Errors
+    /// If an argument does not fit what the op stated, the geometry goes over the device's limits, the kernel cannot be compiled, or the
+    /// device refuses the launch. On the emulator the kernel has run when this returns, and its mistakes are errors.
+    pub fn run(mut self) -> Result<()> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        let geometry = self.checked_geometry()?;
+        let mut arguments: Vec<*mut c_void> = self.values.iter_mut().map(Value::as_pointer).collect();
+        // SAFETY: each pointer is to a value of the type that the signature spells (`push`), alive until the call returns (the driver
+        // copies the values); the op has stated every buffer's size, and `pointer` has checked it.
+        unsafe { self.gpu.backend().launch(self.kernel, &geometry, &mut arguments, &self.signature) }
+            .map_err(|e| e.at(format_args!("kernels/{}: {}", self.kernel.source.file, self.kernel.name)))
+    }
+
+    fn pointer(&mut self, access: char, name: &str, buffer: Option<&Buffer>, dtype: DType, len: usize) {
+        let address = match buffer {
+            None => 0,
+            Some(buffer) if buffer.dtype() != dtype => {
+                return self.fail(format!("{name} holds {} where the kernel takes {dtype}", buffer.dtype()));
+            }
+            Some(buffer) if buffer.len() < len => {
+                return self.fail(format!("{name} holds {} numbers where the kernel takes {len}", buffer.len()));
+            }
+            Some(buffer) if !std::ptr::eq(&**buffer.gpu(), self.gpu) => return self.fail(format!("{name} is memory of another device")),
+            Some(buffer) => buffer.address(),
+        };
+        self.push(access, Some(dtype), Value::Pointer(address));
+    }
+
+    fn push(&mut self, letter: char, element: Option<DType>, value: Value) {
+        if !self.signature.is_empty() {
+            self.signature.push(' ');
+        }
+        self.signature.push(letter);
+        self.signature.extend(element.map(DType::letter));
+        self.values.push(value);
+    }
+
+    fn fail(&mut self, message: String) {
+        let place = format!("kernels/{}: {}", self.kernel.source.file, self.kernel.name);
+        self.error.get_or_insert_with(|| Error::device(message).at(place));
+    }
+
+    /// The geometry in the driver's types, within CUDA's limits and the device's.
+    fn checked_geometry(&self) -> Result<Geometry> {
+        let [gx, gy, gz, bx, by, bz, shared] = self.geometry;
+        let limit = |what: &str, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(value as u32);
+            }
+            let place = format!("kernels/{}: {}", self.kernel.source.file, self.kernel.name);
+            Err(Error::device(format!("launch with {what} = {value}; it can be {least} to {most}")).at(place))
+        };
+        limit("threads of a block", bx.saturating_mul(by).saturating_mul(bz), 1, 1024)?;
+        Ok(Geometry {
+            grid: [limit("grid.x", gx, 1, i32::MAX as usize)?, limit("grid.y", gy, 1, 65535)?, limit("grid.z", gz, 1, 65535)?],
+            block: [limit("block.x", bx, 1, 1024)?, limit("block.y", by, 1, 1024)?, limit("block.z", bz, 1, 64)?],
+            shared_bytes: limit("shared memory in bytes", shared, 0, self.gpu.info().shared_bytes_per_block)?,
+        })
+    }
+}

@@ -1,0 +1,29 @@
+//! Each op of `src/tensor/ops` against an f64 reference written here on its own, its backward pass against f64 gradients, and the bits
+//! that `docs/exactness.md` promises; and the CUDA kernels on the emulator.
+//!
+//! Errors are measured by ||got - want|| / ||want|| over a whole tensor, with `want` in f64. The bounds are a few times what is measured,
+//! so that an accidental loss of precision (a sum in the wrong order, a rounded intermediate) fails.
+
+#[path = "../support/emulator.rs"]
+mod emulator;
+mod support;
+
+mod adamw;
+mod attention;
+mod embedding;
+mod isa;
+mod matmul;
+mod norm;
+mod plan;
+mod residual;
+mod rmsnorm;
+mod rope;
+mod sample;
+mod swiglu;
+mod token_logprob;
+
+mod cuda_checker;
+mod cuda_driver;
+mod cuda_launch;
+mod cuda_rmsnorm;
+mod nvrtc;

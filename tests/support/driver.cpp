@@ -1,0 +1,294 @@
+// driver.cpp - a stand-in for libcuda.so and libnvrtc.so on top of the emulator: just the functions that the program uses, with the checks
+// that matter for using them rightly. So the driver path (contexts, streams, memory, modules, launches, and every way in which a machine
+// lacks something) is tested where there is no GPU. It proves nothing about NVIDIA's driver.
+//
+// SORFT_STANDIN names the machine: `gpu`, `no_device`, `turing` (compute capability 7.5), `cuda11` (a driver older than the compiler),
+// `no_pools` (no stream-ordered allocation), `no_memory`, `no_compiler` (NVRTC fails on everything). Compiled with OLD_DRIVER it lacks a
+// function.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "api.hpp"
+
+namespace {
+
+enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+
+using Entry = void (*)(void **);
+
+struct Function {
+  Entry entry;
+  uint64_t pointers = 0;
+  uint32_t arguments = 0;
+  int shared_limit = 48 * 1024;
+};
+
+// The driver may be called from any thread; the emulator's device by one at a time.
+std::mutex mutex;
+#define ONE_AT_A_TIME std::lock_guard<std::mutex> guard(mutex)
+
+// Handles: what lies there does not matter, that it is the right one does.
+int context_object, stream_object, module_object, pool_object;
+thread_local void *current = nullptr;
+emu::Device *device = nullptr;
+std::set<unsigned long long> allocated;
+bool stream_open = false;
+int modules_open = 0;
+bool lost = false;  // a launch has failed: everything after it fails too
+
+bool machine(const char *name) {
+  const char *set = getenv("SORFT_STANDIN");
+  return set && strcmp(set, name) == 0;
+}
+
+int usable(const void *stream = &stream_object) {
+  if (current != &context_object) return INVALID_CONTEXT;
+  if (stream != &stream_object || !stream_open) return INVALID_VALUE;
+  return lost ? LAUNCH_FAILED : SUCCESS;
+}
+
+int allocate(unsigned long long *out, size_t bytes) {
+  if (bytes == 0) return INVALID_VALUE;
+  if (machine("no_memory")) return OUT_OF_MEMORY;
+  *out = reinterpret_cast<unsigned long long>(emu_alloc(device, bytes, 1));
+  allocated.insert(*out);
+  return SUCCESS;
+}
+
+int release(unsigned long long address) {
+  if (!allocated.erase(address)) return INVALID_VALUE;
+  return emu_free(device, reinterpret_cast<void *>(address)) ? INVALID_VALUE : SUCCESS;
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// ---- the driver
+int cuInit(unsigned) { return machine("no_device") ? NO_DEVICE : SUCCESS; }
+int cuDriverGetVersion(int *version) {
+  *version = machine("cuda11") ? 11040 : 13000;
+  return SUCCESS;
+}
+int cuGetErrorName(int, const char **text) {
+  *text = "CUDA_ERROR_STANDIN";
+  return SUCCESS;
+}
+int cuGetErrorString(int result, const char **text) {
+  *text = result == OUT_OF_MEMORY ? "out of memory" : "stand-in error";
+  return SUCCESS;
+}
+int cuDeviceGetCount(int *count) {
+  *count = 1;
+  return SUCCESS;
+}
+int cuDeviceGet(int *handle, int ordinal) {
+  *handle = 7;
+  return ordinal == 0 ? SUCCESS : INVALID_VALUE;
+}
+int cuDeviceGetName(char *name, int bytes, int) {
+  snprintf(name, static_cast<size_t>(bytes), "Stand-in");
+  return SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int) {
+  *bytes = (size_t)80 << 30;
+  return SUCCESS;
+}
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+  switch (attribute) {
+    case 16: *value = 132; return SUCCESS;                        // multiprocessors
+    case 75: *value = machine("turing") ? 7 : 9; return SUCCESS;  // compute capability
+    case 76: *value = machine("turing") ? 5 : 0; return SUCCESS;
+    case 97: *value = 227 * 1024; return SUCCESS;                     // shared memory of a block, on request
+    case 115: *value = machine("no_pools") ? 0 : 1; return SUCCESS;  // memory pools
+    default: return INVALID_VALUE;
+  }
+}
+int cuDeviceGetDefaultMemPool(void **pool, int) {
+  *pool = &pool_object;
+  return SUCCESS;
+}
+int cuMemPoolSetAttribute(void *pool, int attribute, void *value) {
+  return pool == &pool_object && attribute == 4 && *static_cast<uint64_t *>(value) == UINT64_MAX ? SUCCESS : INVALID_VALUE;
+}
+int cuDevicePrimaryCtxRetain(void **context, int) {
+  ONE_AT_A_TIME;
+  device = emu_open();
+  *context = &context_object;
+  return SUCCESS;
+}
+int cuDevicePrimaryCtxRelease_v2(int) {
+  ONE_AT_A_TIME;
+  // Everything that was opened must have been closed by now.
+  if (!allocated.empty() || stream_open || modules_open) {
+    fprintf(stderr, "stand-in driver: released with %zu allocations, %d streams and %d modules left\n", allocated.size(), stream_open, modules_open);
+    abort();
+  }
+  emu_close(device);
+  fprintf(stderr, "stand-in driver: all released\n");
+  return SUCCESS;
+}
+int cuCtxSetCurrent(void *context) {
+  current = context;
+  return context == &context_object ? SUCCESS : INVALID_CONTEXT;
+}
+int cuStreamCreate(void **stream, unsigned) {
+  ONE_AT_A_TIME;
+  stream_open = true;
+  *stream = &stream_object;
+  return current == &context_object ? SUCCESS : INVALID_CONTEXT;
+}
+int cuStreamSynchronize(void *stream) {
+  ONE_AT_A_TIME;
+  return usable(stream);
+}
+int cuStreamDestroy_v2(void *stream) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  stream_open = false;
+  return result;
+}
+#if !defined(OLD_DRIVER)
+int cuMemAllocAsync(unsigned long long *out, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
+  if (machine("no_pools")) return INVALID_VALUE;
+  const int result = usable(stream);
+  return result ? result : allocate(out, bytes);
+}
+#endif
+int cuMemFreeAsync(unsigned long long address, void *stream) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  const int released = release(address);
+  return result ? result : released;
+}
+int cuMemAlloc_v2(unsigned long long *out, size_t bytes) {
+  ONE_AT_A_TIME;
+  const int result = usable();
+  return result ? result : allocate(out, bytes);
+}
+int cuMemFree_v2(unsigned long long address) {
+  ONE_AT_A_TIME;
+  const int result = usable();
+  return result ? result : release(address);
+}
+int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *host, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  return result ? result : emu_write(device, reinterpret_cast<void *>(to), host, bytes);
+}
+int cuMemcpyDtoHAsync_v2(void *host, unsigned long long from, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  return result ? result : emu_read(device, host, reinterpret_cast<void *>(from), bytes);
+}
+int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  return result || value != 0 ? INVALID_VALUE : emu_zero(device, reinterpret_cast<void *>(to), bytes);
+}
+int cuModuleLoadData(void **module, const void *image) {
+  ONE_AT_A_TIME;
+  if (usable()) return usable();
+  if (memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_IMAGE;
+  modules_open++;
+  *module = &module_object;
+  return SUCCESS;
+}
+int cuModuleUnload(void *module) {
+  ONE_AT_A_TIME;
+  modules_open--;
+  return module == &module_object ? SUCCESS : INVALID_VALUE;
+}
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+  ONE_AT_A_TIME;
+  if (module != &module_object) return INVALID_VALUE;
+  Dl_info self;
+  if (!dladdr(&context_object, &self)) return NOT_FOUND;
+  void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  void *entry = library ? dlsym(library, (std::string(name) + "__emu").c_str()) : nullptr;
+  if (!entry) return NOT_FOUND;
+  const auto spell = reinterpret_cast<const char *(*)()>(dlsym(library, (std::string(name) + "__emu_signature").c_str()));
+  Function *made = new Function{reinterpret_cast<Entry>(entry)};
+  const char *letters = spell();
+  while (*letters) {
+    const size_t length = strcspn(letters, " ");
+    if (length == 2) made->pointers |= (uint64_t)1 << made->arguments;
+    made->arguments++;
+    letters += length + (letters[length] == ' ');
+  }
+  *function = made;
+  return SUCCESS;
+}
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+  if (attribute != 8) return INVALID_VALUE;  // dynamic shared memory
+  static_cast<Function *>(function)->shared_limit = value;
+  return SUCCESS;
+}
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                   void **arguments, void **extra) {
+  ONE_AT_A_TIME;
+  const int result = usable(stream);
+  if (result) return result;
+  const Function &kernel = *static_cast<Function *>(function);
+  if (extra || static_cast<int>(shared) > kernel.shared_limit) return INVALID_VALUE;
+  const emu::Launch launch{{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.pointers};
+  const emu::Options options{0, 0, 0, 0, 1};  // unchecked: a device whose elements' size it does not know cannot tell neighbours apart
+  emu::Stats stats;
+  if (emu_launch(device, kernel.entry, &launch, arguments, &options, &stats)) {
+    fprintf(stderr, "stand-in driver: %s\n", emu_error(device));
+    lost = true;  // as on a device, the launch itself is queued, and fails later
+  }
+  return SUCCESS;
+}
+
+// ---- the compiler: a "CUBIN" that the driver above takes
+int nvrtcVersion(int *major, int *minor) {
+  *major = 13;
+  *minor = 0;
+  return 0;
+}
+int nvrtcGetNumSupportedArchs(int *count) {
+  *count = 2;
+  return 0;
+}
+int nvrtcGetSupportedArchs(int *archs) {
+  archs[0] = 80;
+  archs[1] = 90;
+  return 0;
+}
+const char *nvrtcGetErrorString(int) { return "NVRTC_ERROR_STANDIN"; }
+int nvrtcCreateProgram(void **program, const char *, const char *, int, const char *const *, const char *const *) {
+  *program = &module_object;
+  return 0;
+}
+int nvrtcDestroyProgram(void **program) {
+  *program = nullptr;
+  return 0;
+}
+int nvrtcCompileProgram(void *, int, const char *const *) { return machine("no_compiler") ? 6 : 0; }
+int nvrtcGetProgramLogSize(void *, size_t *bytes) {
+  *bytes = 15;
+  return 0;
+}
+int nvrtcGetProgramLog(void *, char *log) {
+  memcpy(log, "stand-in's log", 15);
+  return 0;
+}
+int nvrtcGetCUBINSize(void *, size_t *bytes) {
+  *bytes = 8;
+  return 0;
+}
+int nvrtcGetCUBIN(void *, char *cubin) {
+  memcpy(cubin, "\x7f" "ELFcode", 8);
+  return 0;
+}
+}
+#pragma GCC visibility pop
