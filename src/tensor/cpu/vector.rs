@@ -133,6 +133,6 @@ mod tests {
     fn dot_handles_odd_lengths() {
         let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(dot(&a, &a), (0..37).map(|i| (i * i) as f32).sum::<f32>());
-        assert_eq!(dot3(&a, &a, &vec![1.0; 37]), dot(&a, &a));
+        assert_eq!(dot3(&a, &a, &[1.0; 37]), dot(&a, &a));
     }
 }
