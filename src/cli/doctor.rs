@@ -1,8 +1,10 @@
 //! `doctor`: what this machine has, and which devices can be used.
 
-use crate::Result;
 use crate::cli::lines;
+use crate::model::hub::cache_dir;
 use crate::tensor::cpu::{Isa, isa};
+use crate::tensor::cuda::probe;
+use crate::{Error, Result};
 use serde::Serialize;
 
 /// What this machine has and which devices can be used.
@@ -22,9 +24,51 @@ struct Report {
     cores: usize,
     kernels: &'static str,
     memory_gib: Option<f64>,
+    cache: String,
+    /// The CUDA version of the driver, or why there is none.
+    cuda_driver: Found,
+    /// The compiler for the CUDA kernels, or why there is none.
+    cuda_compiler: Found,
+    gpus: Vec<GpuLine>,
+}
+
+/// A thing that was looked for.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Found {
+    Yes(String),
+    No(String),
+}
+
+#[derive(Serialize)]
+struct GpuLine {
+    name: String,
+    usable: Found,
+}
+
+fn found<T>(result: &Result<T>, show: impl Fn(&T) -> String) -> Found {
+    match result {
+        Ok(value) => Found::Yes(show(value)),
+        Err(error) => Found::No(first_line(error)),
+    }
+}
+
+/// An error without its hint.
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Found::Yes(what) => f.write_str(what),
+            Found::No(why) => write!(f, "no: {why}"),
+        }
+    }
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let cuda = probe();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         cpu: cpu_name(),
@@ -35,16 +79,30 @@ pub(crate) fn run(args: Args) -> Result<()> {
             Isa::Portable => "portable (slow: this processor has no AVX2 with FMA)",
         },
         memory_gib: memory_gib(),
+        cache: cache_dir().display().to_string(),
+        cuda_driver: found(&cuda.driver, |v| format!("CUDA {v}")),
+        cuda_compiler: found(&cuda.compiler, |c| format!("NVRTC {}.{}, {}", c.version().0, c.version().1, c.path().display())),
+        gpus: cuda
+            .gpus
+            .iter()
+            .map(|g| GpuLine { name: g.info.name.clone(), usable: found(&g.usable, |()| "its kernels can be tested".to_owned()) })
+            .collect(),
     };
     let mut out = lines::Output::new();
     if args.json {
         return out.write(&report);
     }
     let memory = report.memory_gib.map_or("unknown".to_owned(), |g| format!("{g:.1} GiB"));
-    out.text(&format!(
-        "sorft-native {}\n  processor  {}\n  cores      {}\n  memory     {}\n  kernels    {}\n",
-        report.version, report.cpu, report.cores, memory, report.kernels
-    ))
+    let Report { version, cpu, cores, kernels, cache, cuda_driver, cuda_compiler, gpus, .. } = &report;
+    let mut text = format!(
+        "sorft-native {version}\n  processor      {cpu}\n  cores          {cores}\n  memory         {memory}\n  kernels        {kernels}\n  \
+         cache          {cache}\n  CUDA driver    {cuda_driver}\n  CUDA compiler  {cuda_compiler}\n"
+    );
+    for gpu in gpus {
+        text += &format!("  GPU            {}: {}\n", gpu.name, gpu.usable);
+    }
+    text += "  runs on        the CPU (training and sampling use it in this version)\n";
+    out.text(&text)
 }
 
 fn cpu_name() -> String {

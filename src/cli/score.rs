@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Log-probabilities of given texts or token ids.
 ///
-/// Reads lines {"ids": [...]} or {"text": "..."}; writes {"ids", "logprobs"}, where logprobs[i] = log p(ids[i+1] | ids[..=i]).
+/// Reads lines {"ids": [...]} or {"text": "..."}; writes {"ids", "logprobs"}, where `logprobs[i] = log p(ids[i+1] | ids[..=i])`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

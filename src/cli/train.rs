@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// The configuration [default: all settings from --set]
     #[arg(value_name = "CONFIG.toml", conflicts_with = "resume")]
     config: Option<PathBuf>,
-    /// Override a setting (repeatable); stage.N.key=value for the N-th [[stage]]
+    /// Override a setting (repeatable); stage.N.key=value for the N-th stage
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "resume")]
     set: Vec<String>,
     /// The run folder [default: runs/NAME for NAME.toml]

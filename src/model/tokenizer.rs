@@ -132,6 +132,9 @@ pub struct StreamDecoder<'a> {
 enum State {
     /// Byte-level vocabularies: bytes that are not yet whole characters.
     Bytes(Vec<u8>),
+    /// Vocabularies with byte tokens (SentencePiece): byte tokens are held back until another token ends their run. `anchor` is the last
+    /// token given out: decoded before the held back ones it takes upon itself what decoders do to the start of a text.
+    Runs { anchor: Option<u32>, held: Vec<u32> },
     /// Others: everything is decoded again at each token, and what goes beyond the text given out so far is new.
     Again { ids: Vec<u32>, given: String },
 }
@@ -141,6 +144,7 @@ impl<'a> StreamDecoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         let state = match tokenizer.inner.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => State::Bytes(Vec::new()),
+            Some(decoder) if decodes_runs(decoder) => State::Runs { anchor: None, held: Vec::new() },
             _ => State::Again { ids: Vec::new(), given: String::new() },
         };
         Self { tokenizer, state }
@@ -160,10 +164,19 @@ impl<'a> StreamDecoder<'a> {
                 push_bytes(&token, pending);
                 Ok(take_characters(pending))
             }
+            State::Runs { anchor, held } => {
+                held.push(id);
+                if is_byte_token(&token) {
+                    return Ok(String::new());
+                }
+                let text = decode_after(self.tokenizer, *anchor, held)?;
+                held.clear();
+                *anchor = Some(id);
+                Ok(text)
+            }
             State::Again { ids, given } => {
                 ids.push(id);
-                // A byte token (`<0xE2>`) becomes text together with its neighbours only.
-                if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
+                if is_byte_token(&token) {
                     return Ok(String::new());
                 }
                 let whole = self.tokenizer.decode(ids, true)?;
@@ -182,9 +195,41 @@ impl<'a> StreamDecoder<'a> {
     pub fn finish(self) -> Result<String> {
         match self.state {
             State::Bytes(pending) => Ok(String::from_utf8_lossy(&pending).into_owned()),
+            State::Runs { anchor, held } => decode_after(self.tokenizer, anchor, &held),
             State::Again { ids, mut given } => Ok(take_new(&self.tokenizer.decode(&ids, true)?, &mut given)),
         }
     }
+}
+
+/// A token that becomes text together with its neighbours only: `<0xE2>`.
+fn is_byte_token(token: &str) -> bool {
+    token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
+}
+
+/// The text of `ids` behind the token `anchor`.
+fn decode_after(tokenizer: &Tokenizer, anchor: Option<u32>, ids: &[u32]) -> Result<String> {
+    let Some(anchor) = anchor else { return tokenizer.decode(ids, true) };
+    let all: Vec<u32> = [&[anchor], ids].concat();
+    Ok(take_new(&tokenizer.decode(&all, true)?, &mut tokenizer.decode(&[anchor], true)?))
+}
+
+/// Whether a decoder turns each token, or run of byte tokens, into text by itself, but for at most one character that it takes from the
+/// start of the whole.
+fn decodes_runs(decoder: &DecoderWrapper) -> bool {
+    use serde_json::Value;
+    let Ok(json) = serde_json::to_value(decoder) else { return false };
+    let parts = match json["type"].as_str() {
+        Some("Sequence") => json["decoders"].as_array().cloned().unwrap_or_default(),
+        _ => vec![json],
+    };
+    let at_most = |part: &Value, field: &str, n: u64| part[field].as_u64().is_some_and(|x| x <= n);
+    !parts.is_empty()
+        && parts.iter().all(|part| match part["type"].as_str() {
+            Some("ByteFallback" | "Fuse" | "Metaspace") => true,
+            Some("Replace") => part["pattern"]["String"].is_string(),
+            Some("Strip") => at_most(part, "start", 1) && at_most(part, "stop", 0),
+            _ => false,
+        })
 }
 
 /// What `whole` has beyond `given`, which is brought up to it.
@@ -372,6 +417,17 @@ mod tests {
         #[test]
         fn the_same_with_byte_tokens(ids in proptest::collection::vec(prop_oneof![0u32..270, 190u32..230, 258u32..265], 0..40)) {
             let t = tokenizer(&small_spm());
+            prop_assert!(matches!(StreamDecoder::new(&t).state, State::Runs { .. }), "runs");
+            prop_assert_eq!(streamed(&t, &ids), t.decode(&ids, true).unwrap());
+        }
+
+        /// A decoder that changes the end of a text: everything is decoded again.
+        #[test]
+        fn the_same_with_a_decoder_of_no_known_kind(ids in proptest::collection::vec(prop_oneof![0u32..270, 258u32..265], 0..40)) {
+            let mut json = small_spm();
+            json["decoder"] = json!(null);
+            let t = tokenizer(&json);
+            prop_assert!(matches!(StreamDecoder::new(&t).state, State::Again { .. }), "again");
             prop_assert_eq!(streamed(&t, &ids), t.decode(&ids, true).unwrap());
         }
 

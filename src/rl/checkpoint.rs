@@ -137,8 +137,8 @@ pub fn save(
     keep: usize,
 ) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    remove_leftovers(dir)?;
     let temporary = dir.join(format!("{TEMPORARY}{}", state.step));
-    remove(&temporary)?;
     let written = write_folder(&temporary, state, params, data);
     if written.is_err() {
         // Give the space back; the error of the write is the one to report.
@@ -184,6 +184,17 @@ fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
         _ => Ok(()),
     }
+}
+
+/// Removes what a killed run was writing: a large half of a checkpoint that nobody will finish.
+fn remove_leftovers(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("read", dir, e))? {
+        let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(TEMPORARY)) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoints in a folder by step, the oldest first; a missing folder has none.
@@ -427,6 +438,8 @@ mod tests {
     #[test]
     fn old_ones_are_removed_and_a_failed_write_leaves_the_last() {
         let dir = tempfile::tempdir().unwrap();
+        // Left behind by a run that was killed while it wrote.
+        fs::create_dir(dir.path().join(".tmp-12")).unwrap();
         for step in [1, 2, 3, 20] {
             save(dir.path(), &state(step), &params(), &mut numbers, 2).unwrap();
         }

@@ -5,7 +5,7 @@
 
 use crate::emulator::{self, KernelText};
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source, probe};
-use sorft_native::tensor::ops::rmsnorm_cuda::{self, RowChunks};
+use sorft_native::tensor::ops::rmsnorm::cuda::{self as rmsnorm_cuda, RowChunks};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn run_on(machine: &str, folder: &Path, case: &str) -> Output {
         .env(MACHINE, machine)
         .env("LD_LIBRARY_PATH", folder)
         .env("SORFT_NVRTC_PATH", folder.join("libcuda.so"))
-        .env("SORFT_CACHE_DIR", folder.join("cache"))
+        .env("SORFT_CACHE", folder.join("cache"))
         .output()
         .expect("this binary runs")
 }

@@ -1,16 +1,17 @@
-//! RMSNorm's kernels on the emulator, under every schedule, against a reference in f64 on the same bf16 inputs.
+//! RMSNorm's kernels against a reference in f64 on the same bf16 inputs: on the emulator under every schedule, and on a GPU where there is one.
 
 use crate::cuda_checker::modes;
 use crate::emulator::{self, KernelText};
 use half::bf16;
 use sorft_native::tensor::Tensor;
-use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
+use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source, probe};
 use sorft_native::tensor::ops::rmsnorm::{
     self,
     cuda::{self as rmsnorm_cuda, RowChunks},
 };
 use sorft_native::tensor::philox::Philox;
 use sorft_native::tensor::plan::{Plan, Tree};
+use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -159,26 +160,59 @@ fn forward_and_backward_match_f64_under_every_schedule() {
     }
 }
 
+/// The device of this machine; none, with a word about it, where there is none and none is required.
+fn real_gpu() -> Option<Arc<Gpu>> {
+    let probe = probe();
+    if let Some(ordinal) = probe.first_usable() {
+        return Some(Gpu::open(ordinal).expect("a usable device opens"));
+    }
+    assert!(std::env::var_os("SORFT_REQUIRE_GPU").is_none(), "SORFT_REQUIRE_GPU is set, but: {probe:?}");
+    // Not eprintln!, which the test harness would keep to itself.
+    let _ =
+        writeln!(std::io::stderr(), "SKIPPED: RMSNorm did not run on a GPU, there is none (with SORFT_REQUIRE_GPU set, this is a failure)");
+    None
+}
+
+#[test]
+fn forward_and_backward_match_f64_on_the_gpu() {
+    let Some(gpu) = real_gpu() else { return };
+    for (rows, cols) in [(3, 7), (17, 64), (9, 129), (5, 513), (1000, 576), (600, 4096)] {
+        let case = Case::new(rows, cols, vec![0..rows.div_ceil(2), rows.div_ceil(2)..rows]);
+        let once = || {
+            let mut dw = constant(&gpu, cols, 0.25);
+            let got = run(&gpu, &case, &mut dw);
+            (got, download(dw.buffer()))
+        };
+        let (got, dw) = once();
+        compare(&case, &got, &dw, 0.25);
+        assert_eq!((got, dw), once(), "the same bits again");
+    }
+    cut_between_trees(&gpu);
+}
+
 /// exactness.md: cutting a batch between two trees changes no bit of an activation, an input gradient or a weight gradient.
 #[test]
 fn cutting_the_batch_between_trees_changes_no_bit() {
+    cut_between_trees(&emulator::gpu(Emulation::default()));
+}
+
+fn cut_between_trees(gpu: &Arc<Gpu>) {
     let lengths = [600, 37, 5];
     let tree = |n: usize| Tree::sequence(&vec![1; n], &vec![true; n]);
     let plan = Plan::for_trees(&lengths.map(tree));
     let case = Case::new(plan.num_tokens(), 24, plan.grad_chunks.clone());
-    let gpu = emulator::gpu(Emulation::default());
 
-    let mut dw = constant(&gpu, case.cols, 0.0);
-    let whole = run(&gpu, &case, &mut dw);
+    let mut dw = constant(gpu, case.cols, 0.0);
+    let whole = run(gpu, &case, &mut dw);
     let dw = download(dw.buffer());
 
     for cut in [1, 2] {
-        let mut dw_cut = constant(&gpu, case.cols, 0.0);
+        let mut dw_cut = constant(gpu, case.cols, 0.0);
         let mut outcomes = Vec::new();
         for trees in [0..cut, cut..lengths.len()] {
             let rows = plan.trees[trees.start].tokens.start..plan.trees[trees.end - 1].tokens.end;
             let own = Plan::for_trees(&lengths[trees].iter().map(|&n| tree(n)).collect::<Vec<_>>());
-            outcomes.push(run(&gpu, &case.part(rows, own.grad_chunks), &mut dw_cut));
+            outcomes.push(run(gpu, &case.part(rows, own.grad_chunks), &mut dw_cut));
         }
         let join = |part: fn(&Outcome) -> &Vec<f32>| outcomes.iter().flat_map(|o| part(o).iter().copied()).collect::<Vec<_>>();
         assert_eq!(whole, Outcome { y: join(|o| &o.y), rstd: join(|o| &o.rstd), dx: join(|o| &o.dx) });

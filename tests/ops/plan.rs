@@ -50,10 +50,9 @@ proptest! {
             pages[page as usize][slot as usize] = row;
         }
         for c in &plan.copies {
-            for slot in 0..c.slots as usize {
-                prop_assert_eq!(pages[c.to as usize][slot], usize::MAX, "a copy does not overwrite");
-                pages[c.to as usize][slot] = pages[c.from as usize][slot];
-            }
+            let (from, slots) = (pages[c.from as usize], c.slots as usize);
+            prop_assert!(pages[c.to as usize][..slots].iter().all(|row| *row == usize::MAX), "a copy does not overwrite");
+            pages[c.to as usize][..slots].copy_from_slice(&from[..slots]);
         }
         for (segment, path) in plan.segments.iter().zip(&paths) {
             prop_assert_eq!(segment.end(), path.len());

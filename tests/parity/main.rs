@@ -5,6 +5,7 @@
 
 mod compare;
 mod fixture;
+mod objectives;
 
 use compare::{Report, max_error, max_relative, relative_error, sketch};
 use fixture::{Fixture, Line, Steps};

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -27,6 +28,10 @@ struct Function {
   uint32_t arguments = 0;
   int shared_limit = 48 * 1024;
 };
+
+// The driver may be called from any thread; the emulator's device by one at a time.
+std::mutex mutex;
+#define ONE_AT_A_TIME std::lock_guard<std::mutex> guard(mutex)
 
 // Handles: what lies there does not matter, that it is the right one does.
 int context_object, stream_object, module_object, pool_object;
@@ -114,11 +119,13 @@ int cuMemPoolSetAttribute(void *pool, int attribute, void *value) {
   return pool == &pool_object && attribute == 4 && *static_cast<uint64_t *>(value) == UINT64_MAX ? SUCCESS : INVALID_VALUE;
 }
 int cuDevicePrimaryCtxRetain(void **context, int) {
+  ONE_AT_A_TIME;
   device = emu_open();
   *context = &context_object;
   return SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
+  ONE_AT_A_TIME;
   // Everything that was opened must have been closed by now.
   if (!allocated.empty() || stream_open || modules_open) {
     fprintf(stderr, "stand-in driver: released with %zu allocations, %d streams and %d modules left\n", allocated.size(), stream_open, modules_open);
@@ -133,49 +140,62 @@ int cuCtxSetCurrent(void *context) {
   return context == &context_object ? SUCCESS : INVALID_CONTEXT;
 }
 int cuStreamCreate(void **stream, unsigned) {
+  ONE_AT_A_TIME;
   stream_open = true;
   *stream = &stream_object;
   return current == &context_object ? SUCCESS : INVALID_CONTEXT;
 }
-int cuStreamSynchronize(void *stream) { return usable(stream); }
+int cuStreamSynchronize(void *stream) {
+  ONE_AT_A_TIME;
+  return usable(stream);
+}
 int cuStreamDestroy_v2(void *stream) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   stream_open = false;
   return result;
 }
 #if !defined(OLD_DRIVER)
 int cuMemAllocAsync(unsigned long long *out, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
   if (machine("no_pools")) return INVALID_VALUE;
   const int result = usable(stream);
   return result ? result : allocate(out, bytes);
 }
 #endif
 int cuMemFreeAsync(unsigned long long address, void *stream) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   const int released = release(address);
   return result ? result : released;
 }
 int cuMemAlloc_v2(unsigned long long *out, size_t bytes) {
+  ONE_AT_A_TIME;
   const int result = usable();
   return result ? result : allocate(out, bytes);
 }
 int cuMemFree_v2(unsigned long long address) {
+  ONE_AT_A_TIME;
   const int result = usable();
   return result ? result : release(address);
 }
 int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *host, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   return result ? result : emu_write(device, reinterpret_cast<void *>(to), host, bytes);
 }
 int cuMemcpyDtoHAsync_v2(void *host, unsigned long long from, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   return result ? result : emu_read(device, host, reinterpret_cast<void *>(from), bytes);
 }
 int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   return result || value != 0 ? INVALID_VALUE : emu_zero(device, reinterpret_cast<void *>(to), bytes);
 }
 int cuModuleLoadData(void **module, const void *image) {
+  ONE_AT_A_TIME;
   if (usable()) return usable();
   if (memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_IMAGE;
   modules_open++;
@@ -183,10 +203,12 @@ int cuModuleLoadData(void **module, const void *image) {
   return SUCCESS;
 }
 int cuModuleUnload(void *module) {
+  ONE_AT_A_TIME;
   modules_open--;
   return module == &module_object ? SUCCESS : INVALID_VALUE;
 }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
+  ONE_AT_A_TIME;
   if (module != &module_object) return INVALID_VALUE;
   Dl_info self;
   if (!dladdr(&context_object, &self)) return NOT_FOUND;
@@ -212,6 +234,7 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                    void **arguments, void **extra) {
+  ONE_AT_A_TIME;
   const int result = usable(stream);
   if (result) return result;
   const Function &kernel = *static_cast<Function *>(function);

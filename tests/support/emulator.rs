@@ -84,7 +84,7 @@ struct Unit<'a> {
 
 struct Build {
     compiler: cc::Tool,
-    /// The compiler and every header: what all objects depend on.
+    /// The compiler with its options (CXXFLAGS among them) and every header: what all objects depend on.
     common: String,
     sources: PathBuf,
     folder: PathBuf,
@@ -103,7 +103,7 @@ impl Build {
         let version = compiler.to_command().arg("--version").output().unwrap_or_else(|e| missing(&e)).stdout;
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
         let headers = [folder_texts(&sources, ".cuh"), folder_texts(&sources.join("emulator"), ".hpp")].concat();
-        let common = format!("{}{headers:?}", String::from_utf8_lossy(&version));
+        let common = format!("{:?}{:?}{}{headers:?}", compiler.path(), compiler.args(), String::from_utf8_lossy(&version));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
         std::fs::create_dir_all(&folder).expect("a folder under the target folder");
         Self { compiler, common, sources, folder }

@@ -23,6 +23,8 @@ pub struct Series {
     pub band: Vec<(f64, f64, f64)>,
     /// Mark each point (few points, such as evaluations) instead of smoothing them.
     pub marked: bool,
+    /// Draw the points as they are: the line is not noisy.
+    pub plain: bool,
 }
 
 /// A chart.
@@ -83,7 +85,7 @@ impl Chart {
             let _ = write!(svg, "<line class=\"stage\" x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{:.1}\"/>", HEIGHT - BOTTOM);
         }
         for (i, s) in series.iter().enumerate() {
-            s.draw(i % 4 + 1, &x, &y, &mut svg);
+            s.draw(i % 4 + 1, &self.boundaries, &x, &y, &mut svg);
         }
         svg.push_str("</svg>");
         let legend: String = series
@@ -121,14 +123,7 @@ impl Series {
         self.points.iter().map(|p| p.1).chain(self.band.iter().flat_map(|b| [b.1, b.2]))
     }
 
-    /// A centred moving average over about a twelfth of the line.
-    fn smoothed(&self) -> Vec<(f64, f64)> {
-        let half = (self.points.len() / 24).max(1);
-        let window = |i: usize| &self.points[i.saturating_sub(half)..(i + half + 1).min(self.points.len())];
-        (0..self.points.len()).map(|i| (self.points[i].0, window(i).iter().map(|p| p.1).sum::<f64>() / window(i).len() as f64)).collect()
-    }
-
-    fn draw(&self, class: usize, x: &Axis, y: &Axis, out: &mut String) {
+    fn draw(&self, class: usize, boundaries: &[f64], x: &Axis, y: &Axis, out: &mut String) {
         if self.band.len() > 1 {
             let up = self.band.iter().map(|b| (b.0, b.2));
             let down = self.band.iter().rev().map(|b| (b.0, b.1));
@@ -145,13 +140,24 @@ impl Series {
                 let tip = format!("step {px}: {}", short(*py));
                 let _ = write!(out, "<circle class=\"dot c{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3.2\"><title>{tip}</title></circle>");
             }
-        } else if self.points.len() < 24 {
-            let _ = write!(out, "<path class=\"line c{class}\" d=\"{}\"/>", path(self.points.iter().copied(), x, y));
-        } else {
-            let _ = write!(out, "<path class=\"raw c{class}\" d=\"{}\"/>", path(self.points.iter().copied(), x, y));
-            let _ = write!(out, "<path class=\"line c{class}\" d=\"{}\"/>", path(self.smoothed().into_iter(), x, y));
+            return;
+        }
+        // What one stage ends with says nothing of what the next begins with: no line goes across.
+        for part in self.points.chunk_by(|a, b| !boundaries.iter().any(|at| (a.0..b.0).contains(at))) {
+            let line = if self.plain || part.len() < 24 { part.to_vec() } else { smoothed(part) };
+            if line != part {
+                let _ = write!(out, "<path class=\"raw c{class}\" d=\"{}\"/>", path(part.iter().copied(), x, y));
+            }
+            let _ = write!(out, "<path class=\"line c{class}\" d=\"{}\"/>", path(line.into_iter(), x, y));
         }
     }
+}
+
+/// A centred moving average over about a twelfth of the line.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let half = (points.len() / 24).max(1);
+    let window = |i: usize| &points[i.saturating_sub(half)..(i + half + 1).min(points.len())];
+    (0..points.len()).map(|i| (points[i].0, window(i).iter().map(|p| p.1).sum::<f64>() / window(i).len() as f64)).collect()
 }
 
 fn path(points: impl Iterator<Item = (f64, f64)>, x: &Axis, y: &Axis) -> String {

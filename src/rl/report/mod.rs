@@ -84,7 +84,7 @@ impl Run {
     fn evaluation_series(&self, key: &str, name: &str) -> Series {
         let points = self.evaluations.iter().filter_map(|(step, e)| Some((*step as f64, e[key].as_f64()?))).collect();
         let band = |(step, e): &(u64, Value)| Some((*step as f64, e["interval"][key][0].as_f64()?, e["interval"][key][1].as_f64()?));
-        Series { name: name.into(), points, band: self.evaluations.iter().filter_map(band).collect(), marked: true }
+        Series { name: name.into(), points, band: self.evaluations.iter().filter_map(band).collect(), marked: true, plain: false }
     }
 }
 
@@ -128,7 +128,10 @@ fn charts(run: &Run) -> Vec<Chart> {
         single(run, "KL to the reference", "nats a token, k3 estimate", "kl", positive),
         single(run, "Entropy", "nats a token", "entropy", positive),
         single(run, "Gradient norm", "before clipping", "grad_norm", positive),
-        single(run, "Learning rate", "", "lr", positive),
+        Chart {
+            series: vec![Series { points: run.curve("lr"), plain: true, ..Series::default() }],
+            ..single(run, "Learning rate", "", "lr", positive)
+        },
         single(run, "Groups without a signal", "share of groups whose rewards are all equal", "flat_groups", unit),
     ];
     all.retain(|c| !c.is_empty());
@@ -142,8 +145,13 @@ fn course(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     (!points.is_empty()).then(|| (mean(&points[..n]), mean(&points[points.len() - n..])))
 }
 
+/// A number of three decimals, or as [`short`] has it where those would hide it.
+fn three(v: f64) -> String {
+    if v != 0.0 && v.abs() < 1e-2 { short(v) } else { short((v * 1e3).round() / 1e3) }
+}
+
 fn tile(out: &mut String, label: &str, value: &str, note: &str) {
-    let _ = write!(out, "<div class=\"tile\"><small>{}</small><b>{value}</b> <i>{}</i></div>", escape(label), escape(note));
+    let _ = write!(out, "<div class=\"tile\"><small>{}</small><b>{value}</b><small>{}</small></div>", escape(label), escape(note));
 }
 
 fn tiles(run: &Run) -> String {
@@ -151,7 +159,7 @@ fn tiles(run: &Run) -> String {
     let skipped = run.steps.iter().filter(|s| s["skipped"] == Value::Bool(true)).count();
     let note = if skipped > 0 { format!("{skipped} skipped") } else { String::new() };
     tile(&mut out, "Steps", &run.steps.len().to_string(), &note);
-    let arrow = |a: f64, b: f64| format!("{} <i>&rarr;</i> {}", short(a), short(b));
+    let arrow = |a: f64, b: f64| format!("{} <i>&rarr;</i> {}", three(a), three(b));
     if let (Some((_, first)), Some((_, last))) = (run.evaluations.first(), run.evaluations.last()) {
         for (key, label) in [("fbeta", "Held-out F-beta"), ("valid", "Held-out valid"), ("answers", "Held-out elements named")] {
             if let (Some(a), Some(b)) = (first[key].as_f64(), last[key].as_f64()) {
@@ -198,7 +206,7 @@ fn evaluations(run: &Run) -> String {
         }
         out += "</tr>";
     }
-    out + "</table></div><p class=\"lead\">Small figures: 95 % bootstrap intervals, clustered by repository.</p>"
+    out + "</table></div><p class=\"note\">Small figures: 95 % bootstrap intervals, clustered by repository.</p>"
 }
 
 fn render(run: &Run, samples: &str) -> String {
@@ -209,7 +217,10 @@ fn render(run: &Run, samples: &str) -> String {
         }
         _ => vec![text("algorithm")],
     };
-    let mut lead = vec![format!("<code>{}</code>", escape(&text("model"))), escape(&stages.join(", then ").to_uppercase())];
+    let mut lead = vec![
+        format!("<code>{}</code>", escape(&text("model"))),
+        escape(&stages.iter().map(|s| s.to_uppercase()).collect::<Vec<_>>().join(", then ")),
+    ];
     lead.extend(run.setting("seed").map(|s| format!("seed {s}")));
     let charts: String = charts(run).iter().map(Chart::render).collect();
     let boundary = if run.boundaries().is_empty() { "" } else { " A dashed line is the end of a stage." };

@@ -51,7 +51,8 @@ impl RunLog {
             OpenOptions::new().append(true).create(true).open(&path).map_err(|e| Error::io("open", &path, e))
         };
         let tensorboard = dir.join("tensorboard");
-        let events = EventWriter::create(&tensorboard, now()).map_err(|e| Error::io("write", &tensorboard, e))?;
+        let events =
+            EventWriter::create(&tensorboard, now(), step.map_or(0, |s| s + 1)).map_err(|e| Error::io("write", &tensorboard, e))?;
         Ok(Self { dir: dir.to_owned(), metrics: append(METRICS)?, timing: append(TIMING)?, events })
     }
 

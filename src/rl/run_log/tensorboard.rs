@@ -1,7 +1,8 @@
 //! TensorBoard event files, written by hand: TFRecord framing around protocol-buffer `Event` messages with scalar summaries.
 //!
 //! A record is `u64 length | u32 masked CRC-32C of the length | data | u32 masked CRC-32C of the data`, little-endian. An event is
-//! `{1: double wall_time, 2: int64 step, 3: string file_version | 5: Summary {1: Value {1: string tag, 2: float simple_value}}}`.
+//! `{1: double wall_time, 2: int64 step, 3: string file_version | 5: Summary {1: Value {1: string tag, 2: float simple_value}} |
+//! 7: SessionLog {1: status}}`.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,8 +15,9 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Begins a new event file in `dir`; `wall_time` in seconds since 1970 names it.
-    pub fn create(dir: &Path, wall_time: f64) -> std::io::Result<Self> {
+    /// Begins a new event file in `dir`; `wall_time` in seconds since 1970 names it. `first_step` is the first that it will hold: what
+    /// earlier files say of that step and later ones, TensorBoard then drops.
+    pub fn create(dir: &Path, wall_time: f64, first_step: u64) -> std::io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         // A resumed run writes a file of its own; the second part keeps two runs of one second apart.
         let name = format!("events.out.tfevents.{}.{:06}.sorft-native", wall_time as u64, (wall_time.fract() * 1e6) as u32);
@@ -24,6 +26,13 @@ impl EventWriter {
         put_double(&mut event, 1, wall_time);
         put_bytes(&mut event, 3, b"brain.Event:2");
         writer.record(&event)?;
+        let mut start = Vec::new();
+        put_double(&mut start, 1, wall_time);
+        put_varint(&mut start, 2 << 3);
+        put_varint(&mut start, first_step);
+        // SessionLog with status START (1).
+        put_bytes(&mut start, 7, &[1 << 3, 1]);
+        writer.record(&start)?;
         Ok(writer)
     }
 
@@ -100,7 +109,7 @@ mod tests {
     #[test]
     fn records_are_framed_and_events_encoded() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(dir.path(), 1.5).unwrap();
+        let mut writer = EventWriter::create(dir.path(), 1.5, 7).unwrap();
         writer.scalars(2.0, 300, &[("loss".into(), 0.25)]).unwrap();
         let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         let bytes = std::fs::read(path).unwrap();
@@ -119,6 +128,7 @@ mod tests {
         expected.extend(b"loss");
         expected.push(0x15);
         expected.extend(0.25f32.to_le_bytes());
-        assert_eq!(records, [&records[0][..], &expected[..]]);
+        assert_eq!(records[1][9..], [0x10, 7, 0x3A, 2, 0x08, 1]);
+        assert_eq!(records[2..], [&expected[..]]);
     }
 }

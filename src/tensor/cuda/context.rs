@@ -1,5 +1,6 @@
 //! The CUDA driver: a device's context, one stream, memory, and loaded modules.
 
+use crate::tensor::cuda::Nvrtc;
 use crate::tensor::cuda::gpu::{Backend, GpuInfo};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
 use crate::tensor::cuda::module::{self, Source};
@@ -147,6 +148,8 @@ pub(super) struct Context {
 
 #[derive(Default)]
 struct Loaded {
+    /// Loaded with the first module: a program that runs no kernel needs no compiler.
+    compiler: Option<Nvrtc>,
     modules: HashMap<&'static str, sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
 }
@@ -216,7 +219,11 @@ impl Context {
         let module = match loaded.modules.get(kernel.source.file) {
             Some(&module) => module,
             None => {
-                let module = self.load(kernel.source)?;
+                let compiler = match loaded.compiler.take() {
+                    Some(compiler) => compiler,
+                    None => module::compiler(self.driver.major)?,
+                };
+                let module = self.load(loaded.compiler.insert(compiler), kernel.source)?;
                 loaded.modules.insert(kernel.source.file, module);
                 module
             }
@@ -228,10 +235,9 @@ impl Context {
         Ok(function)
     }
 
-    fn load(&self, source: Source) -> Result<sys::CUmodule> {
-        let nvrtc = module::compiler(self.driver.major)?;
+    fn load(&self, nvrtc: &Nvrtc, source: Source) -> Result<sys::CUmodule> {
         let architecture = module::architecture(self.info.compute_capability);
-        let compiled = module::compile_cached(&nvrtc, source, &architecture, module::cache_folder().as_deref())?;
+        let compiled = module::compile_cached(nvrtc, source, &architecture, module::cache_folder().as_deref())?;
         // SAFETY: a whole CUBIN; the driver copies it.
         unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }
             .map_err(|e| self.failed(&format!("loading {} for {architecture}", source.file), e))

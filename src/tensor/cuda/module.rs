@@ -114,10 +114,10 @@ fn write_cached(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Where compiled kernels are kept: `$SORFT_CACHE_DIR/kernels`, else under `$XDG_CACHE_HOME`, else under `~/.cache`.
+/// Where compiled kernels are kept: `$SORFT_CACHE/kernels`, else under `$XDG_CACHE_HOME`, else under `~/.cache`.
 pub(super) fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = set("SORFT_CACHE_DIR")
+    let base = set("SORFT_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("sorft-native")))
         .or_else(|| Some(set("HOME")?.join(".cache").join("sorft-native")))?;
     Some(base.join("kernels"))

@@ -30,7 +30,7 @@ impl Filters {
 pub struct Choice {
     /// The token.
     pub id: u32,
-    /// log softmax(logits / T)[id], before any filter.
+    /// Its log softmax(logits / T), before any filter.
     pub logprob: f32,
 }
 
