@@ -316,8 +316,8 @@ mod tests {
         tn_into(&dy, &x, &chunks, &mut whole);
         let mut parts = PanelMatrix::zeros(n, k);
         for c in chunks {
-            let own = [0..c.len()];
-            tn_into(&dy[c.start * n..c.end * n], &x[c.start * k..c.end * k], &own, &mut parts);
+            let own = 0..c.len();
+            tn_into(&dy[c.start * n..c.end * n], &x[c.start * k..c.end * k], std::slice::from_ref(&own), &mut parts);
         }
         assert_eq!(whole.data(), parts.data());
     }
