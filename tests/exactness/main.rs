@@ -2,6 +2,7 @@
 
 mod gradients;
 mod sampling;
+mod shared_prefix;
 
 #[path = "../support/tiny.rs"]
 mod tiny;
