@@ -167,8 +167,10 @@ fn tiles(run: &Run) -> String {
             }
         }
     }
+    // The losses of two stages are different numbers.
+    let one_loss = run.boundaries().is_empty();
     for (path, label) in [("reward_mean", "Reward"), ("loss", "Loss"), ("answer_tokens_mean", "Answer length")] {
-        if let Some((a, b)) = course(&run.curve(path)) {
+        if let Some((a, b)) = course(&run.curve(path)).filter(|_| path != "loss" || one_loss) {
             tile(&mut out, label, &arrow(a, b), "first and last tenth");
         }
     }
