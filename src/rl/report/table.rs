@@ -38,8 +38,10 @@ pub(super) fn render(run: &Run, dir: &Path) -> Result<String> {
     let mut rows: Vec<Row> = evaluations.iter().map(|(name, records)| Row { name: name.clone(), values: means(records) }).collect();
     let measured = rows.len();
     rows.extend(baselines(run, first)?);
-    let mut out = format!("held-out file localisation, {} tasks of {} repositories [95 % interval]\n\n", first.len(), clusters(first));
-    let header = COLUMNS.iter().fold(format!("{:<16}", ""), |line, (_, title)| line + &format!("{title:>13}"));
+    let (tasks, repositories) = (first.len(), clusters(first));
+    let ending = if repositories == 1 { "y" } else { "ies" };
+    let mut out = format!("held-out file localisation, {tasks} tasks of {repositories} repositor{ending} [95 % interval]\n\n");
+    let header = COLUMNS.iter().fold(format!("{:<16}", ""), |line, (_, title)| line + &format!("{title:>14}"));
     writeln!(out, "{}", header.trim_end()).ok();
     for (i, row) in rows.iter().enumerate() {
         if i == measured {
@@ -60,7 +62,7 @@ fn cell(v: &Interval, key: &str) -> String {
         "answers" => format!("{:.1}", v.mean),
         _ => format!("{:.0} [{:.0},{:.0}]", 100.0 * v.mean, 100.0 * v.low, 100.0 * v.high),
     };
-    format!("{text:>13}")
+    format!("{text:>14}")
 }
 
 /// The evaluations before training and at the end of each stage, by name.
