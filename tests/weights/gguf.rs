@@ -103,6 +103,30 @@ fn rows_of_quantised_q_and_k_are_put_back() {
     assert_eq!(files.weights.read(name, &[64, 64]).unwrap(), original);
 }
 
+/// Biases of q and k are in the file's row order too; Llama's `attention_bias` means all four projections.
+#[test]
+fn biases_of_a_llama() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = make::gguf("llama");
+    let mut expected = make::tensors("llama");
+    for layer in 0..2 {
+        for (own, hf, rows, heads) in
+            [("attn_q", "q_proj", 64, 4), ("attn_k", "k_proj", 32, 2), ("attn_v", "v_proj", 32, 0), ("attn_output", "o_proj", 64, 0)]
+        {
+            let name = format!("model.layers.{layer}.self_attn.{hf}.bias");
+            let data = make::numbers(&name, rows);
+            let stored = if heads > 0 { make::permuted(&data, rows, heads) } else { data.clone() };
+            file.tensors.push((format!("blk.{layer}.{own}.bias"), vec![rows as u64], 0, make::encode("F32", &stored)));
+            expected.insert(name, (vec![rows], data));
+        }
+    }
+    let files = make::open(&write(&dir, &file));
+    assert!(files.config.qkv_bias && files.config.o_bias && !files.config.mlp_bias);
+    make::assert_weights(&files, &expected);
+    file.tensors.retain(|t| !t.0.contains("attn_output.bias"));
+    assert!(make::refusal(&write(&dir, &file)).contains("there is no tensor `model.layers.0.self_attn.o_proj.bias`"));
+}
+
 fn llama3_freqs(factor: f32) -> Vec<f32> {
     (0..8)
         .map(|i| {

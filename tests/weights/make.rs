@@ -252,7 +252,7 @@ fn push_value(out: &mut Vec<u8>, value: &Meta) {
 }
 
 /// The rows of q and k as llama.cpp's converter orders them: reshape to heads x 2 x half, swap the last two.
-fn permuted(data: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+pub fn permuted(data: &[f32], rows: usize, heads: usize) -> Vec<f32> {
     let (cols, head_dim) = (data.len() / rows, rows / heads);
     let half = head_dim / 2;
     let order = (0..heads).flat_map(|h| (0..half).flat_map(move |j| [h * head_dim + j, h * head_dim + half + j]));

@@ -13,17 +13,20 @@ pub(super) fn decode_rows(len: usize, cols: usize, decode: impl Fn(usize, &mut [
         return Ok(out);
     }
     let rows_per_task = (TASK_ELEMENTS / cols).max(1);
-    let bad = out
-        .par_chunks_mut(rows_per_task * cols)
-        .enumerate()
-        .filter_map(|(task, chunk)| {
-            for (i, row) in chunk.chunks_mut(cols).enumerate() {
-                decode(task * rows_per_task + i, row);
-            }
-            let at = first_non_finite(chunk)?;
-            Some((task * rows_per_task * cols + at, chunk[at]))
-        })
-        .min_by_key(|(index, _)| *index);
+    let task_len = rows_per_task * cols;
+    let fill = |task: usize, chunk: &mut [f32]| {
+        for (i, row) in chunk.chunks_mut(cols).enumerate() {
+            decode(task * rows_per_task + i, row);
+        }
+        let at = first_non_finite(chunk)?;
+        Some((task * task_len + at, chunk[at]))
+    };
+    let bad = if len <= task_len {
+        // Norms and biases: not worth waking other threads.
+        fill(0, &mut out)
+    } else {
+        out.par_chunks_mut(task_len).enumerate().filter_map(|(task, chunk)| fill(task, chunk)).min_by_key(|(index, _)| *index)
+    };
     match bad {
         Some(bad) => Err(bad),
         None => Ok(out),
