@@ -19,7 +19,7 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(super) device: DeviceArgs,
     /// Also time this model: prefill, decode alone and at batch 16, a training step
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
@@ -62,6 +62,16 @@ impl Bench {
 
     /// Times `work`: `amount` units of `unit` a call (10^9 of them where the unit begins with G).
     fn run(&mut self, name: &str, unit: &'static str, amount: f64, work: &mut dyn FnMut()) -> Result<()> {
+        let floor = match unit {
+            "GFLOP/s" => Some(self.peaks.0),
+            "GB/s" => Some(self.peaks.1),
+            _ => None,
+        };
+        self.run_timed(name, unit, amount, floor, &mut || seconds_of(&mut *work))
+    }
+
+    /// The same for work that takes its own time, in seconds, and knows its own floor.
+    fn run_timed(&mut self, name: &str, unit: &'static str, amount: f64, floor: Option<f64>, work: &mut dyn FnMut() -> f64) -> Result<()> {
         if interrupt::pressed() {
             return Err(Error::interrupted());
         }
@@ -70,11 +80,6 @@ impl Bench {
         }
         let seconds = median_seconds(self.budget, work);
         let scale = if unit.starts_with('G') { 1e9 } else { 1.0 };
-        let floor = match unit {
-            "GFLOP/s" => Some(self.peaks.0),
-            "GB/s" => Some(self.peaks.1),
-            _ => None,
-        };
         self.row(Row { name: name.to_owned(), seconds, unit, rate: amount / seconds / scale, floor })
     }
 
@@ -96,15 +101,19 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// The median time of a call: one call to warm up, then calls for about `budget` seconds, at least three.
-fn median_seconds(budget: f64, work: &mut dyn FnMut()) -> f64 {
+fn seconds_of(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// The median of what `work` says it took: one call to warm up, then calls for about `budget` seconds, at least three.
+fn median_seconds(budget: f64, work: &mut dyn FnMut() -> f64) -> f64 {
     work();
     let begin = Instant::now();
     let mut times = Vec::new();
     while times.len() < 3 || (begin.elapsed().as_secs_f64() < budget && times.len() < 10_000) {
-        let start = Instant::now();
-        work();
-        times.push(start.elapsed().as_secs_f64());
+        times.push(work());
     }
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]

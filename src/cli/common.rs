@@ -31,17 +31,8 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Sets the number of threads and opens the device.
+    /// Opens the device.
     pub fn open(&self) -> Result<Device> {
-        if let Some(threads) = self.threads {
-            if threads == 0 {
-                return Err(Error::usage("--threads takes a number of at least 1"));
-            }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .map_err(|e| Error::device(format!("cannot start {threads} threads: {e}")))?;
-        }
         match self.device.as_str() {
             "auto" | "cpu" => Ok(Device::Cpu),
             other if other == "cuda" || other.starts_with("cuda:") => {
@@ -66,13 +57,32 @@ impl ModelArgs {
     }
 }
 
+/// Calls `f` on one of `threads` worker threads (one per core where `None`). A parallel section that a worker starts costs no more than a
+/// look at the other workers' queues; one started from outside wakes a worker and waits for it, some 300 times a decoded token.
+pub(crate) fn on_workers(threads: Option<usize>, f: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    if threads == Some(0) {
+        return Err(Error::usage("--threads takes a number of at least 1"));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0))
+        .stack_size(WORKER_STACK)
+        .build_global()
+        .map_err(|e| Error::device(format!("cannot start the worker threads: {e}")))?;
+    rayon::scope(|_| f())
+}
+
+/// Bytes of a worker's stack: what a main thread has.
+const WORKER_STACK: usize = 8 << 20;
+
 /// Tells the allocator to keep large freed blocks: activations of one size come and go at every step, and giving them back to the system
 /// each time costs a page fault for every 4 kB.
 pub(crate) fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets two numbers of the allocator; it is called before any thread is started.
+    // SAFETY: mallopt only sets numbers of the allocator; it is called before any thread is started.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        // The arenas of other threads give memory back whatever the threshold says.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }

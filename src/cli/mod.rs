@@ -15,6 +15,7 @@ mod sample;
 mod score;
 mod train;
 
+use crate::Result;
 use clap::{Parser, Subcommand};
 
 /// Trains a code model to resolve issues from a repository's own history, and samples from it.
@@ -37,6 +38,32 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
+            Command::Data(args) => data::run(args),
+            Command::Train(args) => train::run(args),
+            Command::Sample(args) => sample::run(args),
+            Command::Score(args) => score::run(args),
+            Command::Reward(args) => reward::run(args),
+            Command::Report(args) => report::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Doctor(args) => doctor::run(args),
+        }
+    }
+
+    /// Where the command computes, if it does.
+    fn device(&self) -> Option<&common::DeviceArgs> {
+        match self {
+            Command::Train(args) => Some(&args.device),
+            Command::Sample(args) => Some(&args.model.device),
+            Command::Score(args) => Some(&args.model.device),
+            Command::Bench(args) => Some(&args.device),
+            Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,
+        }
+    }
+}
+
 /// Runs the program and returns its exit status.
 pub fn run() -> u8 {
     common::keep_freed_memory();
@@ -48,17 +75,8 @@ pub fn run() -> u8 {
             return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
-    let outcome = match cli.command {
-        Command::Data(args) => data::run(args),
-        Command::Train(args) => train::run(args),
-        Command::Sample(args) => sample::run(args),
-        Command::Score(args) => score::run(args),
-        Command::Reward(args) => reward::run(args),
-        Command::Report(args) => report::run(args),
-        Command::Bench(args) => bench::run(args),
-        Command::Doctor(args) => doctor::run(args),
-    };
-    match outcome {
+    let threads = cli.command.device().and_then(|d| d.threads);
+    match common::on_workers(threads, || cli.command.run()) {
         Ok(()) => 0,
         Err(error) if lines::is_closed_pipe(&error) => 0,
         Err(error) => {

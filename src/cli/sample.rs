@@ -19,7 +19,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// The prompt [default: read from stdin]
     #[arg(long, conflicts_with_all = ["prompt_file", "input"], value_name = "TEXT")]
     prompt: Option<String>,

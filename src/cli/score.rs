@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// JSON lines [default: stdin]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(super) device: DeviceArgs,
 }
 
 impl Args {

@@ -3,8 +3,10 @@
 use crate::model::transformer::ParamInfo;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::PanelMatrix;
+use crate::tensor::cpu::parallel::ELEMENTS;
 use crate::tensor::ops::embedding::SparseRows;
 use crate::tensor::ops::norm;
+use rayon::prelude::*;
 
 /// Index of a tensor in the model's list.
 pub(crate) type ParamId = usize;
@@ -145,7 +147,9 @@ impl Gradients {
 
     /// Sets every gradient to zero.
     pub fn zero(&mut self) {
-        self.slots.iter_mut().flatten().for_each(|s| s.flat_mut().fill(0.0));
+        for slot in self.slots.iter_mut().flatten() {
+            slot.flat_mut().par_chunks_mut(ELEMENTS).for_each(|part| part.fill(0.0));
+        }
         if let Some((_, rows)) = &mut self.embedding {
             rows.clear();
         }

@@ -9,6 +9,7 @@ use crate::model::rope::inverse_frequencies;
 use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::ops::attention::{Heads, KvLayer};
+use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{embedding, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
 use crate::tensor::{Device, Tensor};
@@ -209,7 +210,7 @@ impl Transformer {
         }
         let h = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0;
         let (sources, targets) = predictions(plan);
-        let (logprob, entropy, _) = token_logprob::forward(&gather(&h, &sources), self.head_matrix(), &targets, temperature);
+        let (logprob, entropy, _) = token_logprob::forward(&gather(&h, &sources), self.head_matrix(), &targets, temperature, Keep::Nothing);
         Ok(TokenStats { logprob, entropy })
     }
 
@@ -231,7 +232,7 @@ impl Transformer {
         let (h, rstd) = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?;
         let (sources, targets) = predictions(plan);
         let predicting = gather(&h, &sources);
-        let (logprob, entropy, head) = token_logprob::forward(&predicting, self.head_matrix(), &targets, temperature);
+        let (logprob, entropy, head) = token_logprob::forward(&predicting, self.head_matrix(), &targets, temperature, Keep::ForBackward);
         Ok((TokenStats { logprob, entropy }, Saved { blocks, last: x, rstd, predicting, head, temperature }))
     }
 
@@ -244,7 +245,7 @@ impl Transformer {
         }
         let (w, head) = (self.head_matrix(), grads.matrix_mut(self.head));
         let (h, t) = (&saved.predicting, saved.temperature);
-        let d_predicting = token_logprob::backward(h, w, &targets, t, &saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
+        let d_predicting = token_logprob::backward(h, w, &targets, t, saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
         let d_hidden = scatter(&d_predicting, &sources, plan.num_tokens());
         let norm = self.params.vector(self.final_norm);
         let mut dx = rmsnorm::backward(&d_hidden, &saved.last, norm, &saved.rstd, &plan.grad_chunks, grads.vector_mut(self.final_norm))?;

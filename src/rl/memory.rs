@@ -6,7 +6,8 @@ use crate::model::lora::LoraConfig;
 use crate::rl::config::{Algorithm, Config, Reference, Stage};
 use crate::rl::dataset::Dataset;
 use crate::rl::trainer::Examples;
-use crate::tensor::plan::TILE;
+use crate::tensor::ops::token_logprob::KEPT_LOGITS;
+use crate::tensor::plan::{TILE, VOCAB_CHUNK};
 use std::fmt;
 
 /// Bytes of a number.
@@ -169,7 +170,9 @@ fn activations(c: &ModelConfig, stage: &Stage, dataset: &Dataset) -> Row {
     let block = tokens * (2 * d + 2 * q + 2 * ffn + raw + 2 * c.num_heads + 2) + pages;
     let working = tokens * (3 * ffn + 4 * d + 2 * q);
     let kept = if stage.activation_checkpointing { c.num_layers * tokens * d + block } else { c.num_layers * block };
-    let numbers = kept + working + targets * 2 * d;
+    // The head keeps few logits, and works on one chunk of the vocabulary where there are many.
+    let logits = if targets * c.vocab_size <= KEPT_LOGITS { targets * c.vocab_size } else { targets * VOCAB_CHUNK.min(c.vocab_size) };
+    let numbers = kept + working + logits + targets * 2 * d;
     let how = if stage.activation_checkpointing { ", recomputed block by block" } else { "" };
     row(
         "activations",

@@ -3,7 +3,7 @@
 use crate::support::{bits, close, inner, is_gradient, normal, rows, same_on_any_threads, tensor, wide};
 use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cpu::PanelMatrix;
-use sorft_native::tensor::ops::token_logprob::{self as head, softmax_of_row};
+use sorft_native::tensor::ops::token_logprob::{self as head, Keep, softmax_of_row};
 
 /// (rows, D, V): one row, a vocabulary of less than one chunk of 2048, just over one, several; D beyond one contraction chunk.
 const SHAPES: [(usize, usize, usize); 6] = [(1, 3, 5), (4, 16, 2048), (3, 40, 2049), (15, 33, 5003), (2, 600, 301), (1, 1, 1)];
@@ -91,7 +91,7 @@ fn forward_and_backward_equal_f64() {
             let c = case(t, d, v);
             let (h, wide_t) = (wide(c.h.data()), f64::from(temperature));
             let name = |what: &str| format!("{what} of [{t}, {d}], vocabulary {v}, temperature {temperature}");
-            let (logprob, ent, saved) = head::forward(&c.h, &c.w, &c.targets, temperature);
+            let (logprob, ent, saved) = head::forward(&c.h, &c.w, &c.targets, temperature, Keep::ForBackward);
             let ln_p = log_softmax(&h, &c.rows, d, wide_t);
             let want: Vec<f64> = ln_p.iter().zip(&c.targets).map(|(l, t)| l[*t as usize]).collect();
             close(&name("logprob"), &logprob, &want, BOUND);
@@ -104,12 +104,13 @@ fn forward_and_backward_equal_f64() {
                 let mut dw = PanelMatrix::from_rows(v, d, &start);
                 let d_entropy = with_entropy.then_some(&c.d_entropy[..]);
                 let chunks = [0..t / 2, t / 2..t];
-                let dh = head::backward(&c.h, &c.w, &c.targets, temperature, &saved, &c.d_logprob, d_entropy, &chunks, Some(&mut dw));
+                let dh =
+                    head::backward(&c.h, &c.w, &c.targets, temperature, saved.clone(), &c.d_logprob, d_entropy, &chunks, Some(&mut dw));
                 let (want_dh, want_dw) = backward(&c, &h, &c.rows, wide_t, with_entropy);
                 close(&name("dh"), dh.data(), &want_dh, BOUND_GRADIENT);
                 let want_dw: Vec<f64> = want_dw.iter().zip(&start).map(|(a, b)| a + f64::from(*b)).collect();
                 close(&name("dW +="), &dw.to_rows(), &want_dw, BOUND_GRADIENT);
-                let frozen = head::backward(&c.h, &c.w, &c.targets, temperature, &saved, &c.d_logprob, d_entropy, &chunks, None);
+                let frozen = head::backward(&c.h, &c.w, &c.targets, temperature, saved.clone(), &c.d_logprob, d_entropy, &chunks, None);
                 assert!(bits(frozen.data()) == bits(dh.data()), "a frozen head gives the same dh");
             }
         }
@@ -124,10 +125,10 @@ fn sharp_distributions_stay_finite() {
     w[2500 * d] = 300.0;
     w[7 * d] = -300.0;
     let (h, w) = (Tensor::from_vec(&[2, d], vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]), PanelMatrix::from_rows(v, d, &w));
-    let (logprob, entropy, saved) = head::forward(&h, &w, &[2500, 7], 1.0);
+    let (logprob, entropy, saved) = head::forward(&h, &w, &[2500, 7], 1.0, Keep::ForBackward);
     assert_eq!((logprob[0], logprob[1]), (0.0, -600.0));
     assert!(entropy.iter().all(|e| e.abs() < 1e-30));
-    let dh = head::backward(&h, &w, &[2500, 7], 1.0, &saved, &[1.0, 1.0], Some(&[1.0, 1.0]), std::slice::from_ref(&(0..2)), None);
+    let dh = head::backward(&h, &w, &[2500, 7], 1.0, saved.clone(), &[1.0, 1.0], Some(&[1.0, 1.0]), std::slice::from_ref(&(0..2)), None);
     assert!(dh.data()[..4].iter().all(|x| x.abs() < 1e-6), "{:?}", dh.data());
     assert!((dh.data()[4] + 600.0).abs() < 1e-3);
 }
@@ -136,7 +137,7 @@ fn sharp_distributions_stay_finite() {
 #[should_panic(expected = "target 5 in a vocabulary of 5")]
 fn a_target_beyond_the_vocabulary_is_refused() {
     let c = case(1, 3, 5);
-    head::forward(&c.h, &c.w, &[5], 1.0);
+    head::forward(&c.h, &c.w, &[5], 1.0, Keep::ForBackward);
 }
 
 /// The sampler's way (a whole row of logits) and training's (chunk by chunk, other rows beside it) give the same bits.
@@ -144,7 +145,7 @@ fn a_target_beyond_the_vocabulary_is_refused() {
 fn sampling_and_training_agree() {
     let c = case(15, 33, 5003);
     for temperature in [1.0f32, 0.7] {
-        let (logprob, entropy, _) = head::forward(&c.h, &c.w, &c.targets, temperature);
+        let (logprob, entropy, _) = head::forward(&c.h, &c.w, &c.targets, temperature, Keep::ForBackward);
         let logits = head::logits(&c.h, &c.w);
         for (r, target) in c.targets.iter().enumerate() {
             let softmax = softmax_of_row(logits.row(r), temperature);
@@ -158,25 +159,26 @@ fn sampling_and_training_agree() {
 fn bits_do_not_depend_on_other_rows_micro_batches_or_threads() {
     let (t, d, v) = (15, 40, 2500);
     let c = case(t, d, v);
-    let run = |span: std::ops::Range<usize>, chunks: &[std::ops::Range<usize>], dw: &mut PanelMatrix| {
+    let run = |span: std::ops::Range<usize>, chunks: &[std::ops::Range<usize>], keep: Keep, dw: &mut PanelMatrix| {
         let (h, targets) = (rows(&c.h, span.clone()), &c.targets[span.clone()]);
-        let (logprob, entropy, saved) = head::forward(&h, &c.w, targets, 0.9);
+        let (logprob, entropy, saved) = head::forward(&h, &c.w, targets, 0.9, keep);
         let (a, b) = (&c.d_logprob[span.clone()], &c.d_entropy[span]);
-        let dh = head::backward(&h, &c.w, targets, 0.9, &saved, a, Some(b), chunks, Some(dw));
+        let dh = head::backward(&h, &c.w, targets, 0.9, saved, a, Some(b), chunks, Some(dw));
         (logprob, entropy, dh)
     };
     let mut dw = PanelMatrix::zeros(v, d);
-    let (logprob, entropy, dh) = run(0..t, &[0..6, 6..7, 7..15], &mut dw);
+    let (logprob, entropy, dh) = run(0..t, &[0..6, 6..7, 7..15], Keep::ForBackward, &mut dw);
     let mut parts = PanelMatrix::zeros(v, d);
     for (span, chunks) in [(0..7, vec![0..6, 6..7]), (7..15, vec![0..8])] {
-        let (l, e, h) = run(span.clone(), &chunks, &mut parts);
+        // Logits that were not kept are computed again.
+        let (l, e, h) = run(span.clone(), &chunks, Keep::Nothing, &mut parts);
         assert!(bits(&l) == bits(&logprob[span.clone()]) && bits(&e) == bits(&entropy[span.clone()]));
         assert!(bits(h.data()) == bits(rows(&dh, span).data()));
     }
     assert!(bits(dw.data()) == bits(parts.data()));
     same_on_any_threads("head", || {
         let mut dw = PanelMatrix::zeros(v, d);
-        let (logprob, entropy, dh) = run(0..t, &[0..6, 6..7, 7..15], &mut dw);
+        let (logprob, entropy, dh) = run(0..t, &[0..6, 6..7, 7..15], Keep::ForBackward, &mut dw);
         [&logprob, &entropy, dh.data(), dw.data()].concat()
     });
 }
@@ -185,10 +187,10 @@ fn bits_do_not_depend_on_other_rows_micro_batches_or_threads() {
 fn no_predictions_are_no_work() {
     let c = case(1, 3, 5);
     let none = Tensor::zeros(&[0, 3]);
-    let (logprob, entropy, saved) = head::forward(&none, &c.w, &[], 1.0);
+    let (logprob, entropy, saved) = head::forward(&none, &c.w, &[], 1.0, Keep::ForBackward);
     assert!(logprob.is_empty() && entropy.is_empty());
     let mut dw = PanelMatrix::zeros(5, 3);
-    let dh = head::backward(&none, &c.w, &[], 1.0, &saved, &[], None, &[], Some(&mut dw));
+    let dh = head::backward(&none, &c.w, &[], 1.0, saved.clone(), &[], None, &[], Some(&mut dw));
     assert_eq!(dh.shape(), [0, 3]);
     assert!(dw.data().iter().all(|x| *x == 0.0));
 }

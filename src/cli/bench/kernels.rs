@@ -1,11 +1,12 @@
 //! The ops on the shapes of a small model.
 
-use super::{Bench, median_seconds};
+use super::{Bench, median_seconds, seconds_of};
 use crate::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::kernel::{Tile, kernel, max_rows};
 use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
+use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{adamw, rmsnorm, swiglu, token_logprob};
 use crate::tensor::philox::Philox;
 use crate::tensor::plan::{Plan, Tree};
@@ -24,7 +25,7 @@ pub(super) fn peak_gflops(budget: f64) -> f64 {
     const K: usize = 96;
     let (threads, rows) = (rayon::current_num_threads(), max_rows());
     let (a, b) = (random(&[K, rows]), random(&[K, 32]));
-    let seconds = median_seconds(budget, &mut || {
+    let round = || {
         (0..threads).into_par_iter().for_each(|_| {
             let mut c = vec![0.0; rows * 32];
             let tile = Tile {
@@ -43,16 +44,18 @@ pub(super) fn peak_gflops(budget: f64) -> f64 {
                 unsafe { kernel(rows)(std::hint::black_box(&tile)) };
             }
         });
-    });
+    };
+    let seconds = median_seconds(budget, &mut || seconds_of(round));
     (threads * ROUNDS * 2 * K * rows * 32) as f64 / seconds / 1e9
 }
 
 /// GB/s of reading 512 MiB, over all threads.
 pub(super) fn read_rate(budget: f64) -> f64 {
     let data = vec![1.0f32; 128 << 20];
-    let seconds = median_seconds(budget, &mut || {
+    let read = || {
         std::hint::black_box(data.par_chunks(1 << 16).map(sum).sum::<f32>());
-    });
+    };
+    let seconds = median_seconds(budget, &mut || seconds_of(read));
     (data.len() * 4) as f64 / seconds / 1e9
 }
 
@@ -86,10 +89,10 @@ fn matmul(bench: &mut Bench) -> Result<()> {
         let flops = (2 * t * k * n) as f64;
         let (x, dy) = (random(&[t, k]), random(&[t, n]));
         let mut w = PanelMatrix::from_rows(n, k, random(&[n, k]).data());
-        let (mut y, mut dx) = (vec![0.0; t * n], vec![0.0; t * k]);
+        let mut y = vec![0.0; t * n];
         bench.run(&name("forward"), "GFLOP/s", flops, &mut || gemm::nt(x.data(), w.view(), &mut y, false))?;
         if t > 16 {
-            bench.run(&name("dx"), "GFLOP/s", flops, &mut || gemm::nn(dy.data(), w.view(), &mut dx, false))?;
+            bench.run(&name("dx"), "GFLOP/s", flops, &mut || drop(gemm::nn(dy.data(), w.view())))?;
             let chunks: Vec<_> = (0..t).step_by(512).map(|a| a..(a + 512).min(t)).collect();
             bench.run(&name("dw"), "GFLOP/s", flops, &mut || gemm::tn_into(dy.data(), x.data(), &chunks, &mut w))?;
         }
@@ -168,12 +171,13 @@ fn head(bench: &mut Bench) -> Result<()> {
     let mut w = PanelMatrix::from_rows(v, d, random(&[v, d]).data());
     let targets: Vec<u32> = (0..r as u32).map(|i| i * 90).collect();
     let flops = (2 * r * d * v) as f64;
-    bench.run("token_logprob forward 512x49152", "GFLOP/s", flops, &mut || drop(token_logprob::forward(&h, &w, &targets, 1.0)))?;
-    let (_, _, saved) = token_logprob::forward(&h, &w, &targets, 1.0);
+    let forward = |keep| token_logprob::forward(&h, &w, &targets, 1.0, keep);
+    bench.run("token_logprob forward 512x49152", "GFLOP/s", flops, &mut || drop(forward(Keep::Nothing)))?;
     let mut dw = PanelMatrix::zeros(v, d);
     let seeds = vec![0.01; r];
-    bench.run("token_logprob backward 512x49152", "GFLOP/s", 3.0 * flops, &mut || {
-        token_logprob::backward(&h, &w, &targets, 1.0, &saved, &seeds, None, std::slice::from_ref(&(0..r)), Some(&mut dw));
+    bench.run("token_logprob forward, backward", "GFLOP/s", 3.0 * flops, &mut || {
+        let (_, _, saved) = forward(Keep::ForBackward);
+        token_logprob::backward(&h, &w, &targets, 1.0, saved, &seeds, None, std::slice::from_ref(&(0..r)), Some(&mut dw));
     })?;
     w.data_mut()[0] = 0.0;
     Ok(())

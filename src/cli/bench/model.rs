@@ -1,32 +1,50 @@
 //! A whole model: the figures that are compared with other programs.
 
-use super::Bench;
+use super::{Bench, kernels};
 use crate::Result;
-use crate::model::generate::{SamplingParams, generate};
+use crate::model::generate::{Event, SamplingParams, generate};
 use crate::model::optimizer::{AdamW, AdamWConfig};
 use crate::model::transformer::{Adapter, Transformer};
 use crate::model::weights;
 use crate::tensor::Device;
 use crate::tensor::philox::Philox;
 use crate::tensor::plan::{Plan, Tree};
+use std::time::Instant;
 
 /// Tokens of a prefill and of a training step.
 const LENGTH: usize = 512;
-/// Tokens decoded a call, after a prompt of as many.
+/// Tokens decoded a call, after a prompt of [`PROMPT`].
 const DECODED: usize = 64;
+/// Tokens of the prompt that decoding goes on from.
+const PROMPT: usize = 128;
 
 pub(super) fn run(bench: &mut Bench, spec: &str) -> Result<()> {
     let mut model = Transformer::load(&weights::open(spec)?, &Device::Cpu)?;
     let random = Philox::new(1, 1);
     let vocab = model.config().vocab_size as f64;
     let ids: Vec<u32> = (0..LENGTH).map(|i| (random.uniform(i as u64, 0) * vocab) as u32).collect();
-    let prompt = ids[..DECODED].to_vec();
+    let prompt = ids[..PROMPT].to_vec();
     let mut failure = None;
-    for batch in [1, 16] {
-        let params = SamplingParams { n: batch, max_new_tokens: DECODED, ..Default::default() };
-        let amount = (batch * DECODED) as f64;
-        bench.run(&format!("model decode, batch {batch}"), "tokens/s", amount, &mut || {
-            failure = generate(&model, None, std::slice::from_ref(&prompt), &params, batch, &mut |_| true).err();
+    for (name, batch) in [("model decode alone", 1), ("model decode at batch 16", 16)] {
+        if !bench.wants(name) {
+            continue;
+        }
+        let params = SamplingParams { n: batch, max_new_tokens: DECODED + 1, ..Default::default() };
+        // Every token reads all weights once: the floor, at the rate that memory has just now.
+        let bytes: usize = model.base_params().iter().map(|p| 4 * p.shape.iter().product::<usize>()).sum();
+        let floor = batch as f64 * kernels::read_rate(0.5) * 1e9 / bytes as f64;
+        bench.run_timed(name, "tokens/s", (batch * DECODED) as f64, Some(floor), &mut || {
+            let (mut first, mut last) = (None, Instant::now());
+            let mut watch = |event: Event<'_>| {
+                if let Event::Progress(tokens) = event {
+                    last = Instant::now();
+                    // The prompt and the first token of each sample are not counted.
+                    first = first.or((tokens == batch).then_some(last));
+                }
+                true
+            };
+            failure = generate(&model, None, std::slice::from_ref(&prompt), &params, batch, &mut watch).err();
+            first.map_or(0.0, |first| (last - first).as_secs_f64())
         })?;
     }
     // Only the last token is predicted, as in the prefill of generation.

@@ -7,7 +7,7 @@
 
 use crate::tensor::cpu::kernel::{Kernel, Tile, kernel, max_rows};
 use crate::tensor::cpu::panels::{PANEL, PanelMatrix, PanelView};
-use crate::tensor::cpu::parallel::{SharedMut, over_units};
+use crate::tensor::cpu::parallel::{SharedMut, over_units, written};
 use crate::tensor::plan::K_CHUNK;
 use std::ops::Range;
 
@@ -28,29 +28,38 @@ impl Blocks {
     }
 }
 
+/// Numbers of a row that are packed before the next row's.
+const PIECE: usize = 128;
+
 /// `out[block][k][row in block] = at(row, k)`: the left operand as the micro-kernel reads it.
 fn pack_left(rows: usize, k: usize, source: &[f32], row_stride: usize, k_stride: usize) -> Vec<f32> {
     let blocks = Blocks::new(rows);
-    let mut packed = vec![0.0; rows * k];
-    let out = SharedMut::new(&mut packed);
-    over_units(blocks.count, |b| {
-        let (from, mr, _) = blocks.get(b);
-        // SAFETY: each block of rows has its own range.
-        let block = unsafe { out.slice(from * k, mr * k) };
-        if k_stride == 1 {
-            for i in 0..mr {
-                let row = &source[(from + i) * row_stride..][..k];
-                for (j, &x) in row.iter().enumerate() {
-                    block[j * mr + i] = x;
+    let pack = |out: SharedMut<f32>| {
+        over_units(blocks.count, |b| {
+            let (from, mr, _) = blocks.get(b);
+            let block = out.pointer(from * k);
+            if k_stride == 1 {
+                // Piece by piece, so that what is written with a stride stays in the first cache.
+                for j in (0..k).step_by(PIECE) {
+                    for i in 0..mr {
+                        let row = &source[(from + i) * row_stride..][j..k.min(j + PIECE)];
+                        for (line, &x) in row.iter().enumerate() {
+                            // SAFETY: the block is mr x k numbers from `from * k` on, and no other unit's.
+                            unsafe { block.add((j + line) * mr + i).write(x) };
+                        }
+                    }
+                }
+            } else {
+                for j in 0..k {
+                    let line = &source[from * row_stride + j * k_stride..][..mr];
+                    // SAFETY: as above.
+                    unsafe { block.add(j * mr).copy_from_nonoverlapping(line.as_ptr(), mr) };
                 }
             }
-        } else {
-            for (j, line) in block.chunks_exact_mut(mr).enumerate() {
-                line.copy_from_slice(&source[from * row_stride + j * k_stride..][..mr]);
-            }
-        }
-    });
-    packed
+        });
+    };
+    // SAFETY: the blocks cover all rows, and each is written whole.
+    unsafe { written(rows * k, pack) }
 }
 
 /// The fixed grid of chunks over a contraction of length `k`.
@@ -80,19 +89,38 @@ fn group(blocks: usize, groups: usize, g: usize) -> Range<usize> {
 /// # Panics
 /// If the sizes do not fit.
 pub fn nt(x: &[f32], w: PanelView<'_>, out: &mut [f32], add: bool) {
-    nt_many(x, &mut [(w, out)], add);
+    let rows = rows_of(x, w.k);
+    assert_eq!(out.len(), rows * w.n, "x [{rows}, {}], W [{}, {}]", w.k, w.n, w.k);
+    nt_shared(x, rows, &[(w, SharedMut::new(out))], add);
 }
 
-/// [`nt`] of the same `x` with several matrices, in one go: their panels are shared out among the threads together.
+/// `x W'` for several matrices, in one go: x is packed once, and the panels are shared out among the threads together.
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: bool) {
-    let k = products.first().map_or(0, |(w, _)| w.k);
-    let rows = x.len().checked_div(k).unwrap_or(0);
-    for (w, out) in products.iter() {
-        assert_eq!((w.k, x.len(), out.len()), (k, rows * k, rows * w.n), "x [{rows}, {k}], W [{}, {}]", w.n, w.k);
+pub fn nt_many<const N: usize>(x: &[f32], weights: [PanelView<'_>; N]) -> [Vec<f32>; N] {
+    let rows = weights.first().map_or(0, |w| rows_of(x, w.k));
+    let mut out = weights.map(|w| Vec::with_capacity(rows * w.n));
+    let products: Vec<_> = weights.iter().zip(&mut out).map(|(w, y)| (*w, SharedMut::spare(y))).collect();
+    nt_shared(x, rows, &products, false);
+    for (w, y) in weights.iter().zip(&mut out) {
+        // SAFETY: the product has written all of its rows x n outputs.
+        unsafe { y.set_len(rows * w.n) };
     }
+    out
+}
+
+/// How many rows of `k` numbers `x` has.
+fn rows_of(x: &[f32], k: usize) -> usize {
+    let rows = x.len().checked_div(k).unwrap_or(0);
+    assert_eq!(x.len(), rows * k, "x [{rows}, {k}]");
+    rows
+}
+
+/// Writes every output of every product (adds to it if `add`).
+fn nt_shared(x: &[f32], rows: usize, products: &[(PanelView<'_>, SharedMut<f32>)], add: bool) {
+    let k = products.first().map_or(0, |(w, _)| w.k);
+    assert!(products.iter().all(|(w, _)| w.k == k), "matrices of one width");
     if rows == 0 {
         return;
     }
@@ -100,8 +128,8 @@ pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: boo
     let per_unit = panels_per_unit(products.iter().map(|(w, _)| w.n.div_ceil(PANEL)).sum());
     let mut units = Vec::new();
     for (w, out) in products {
-        let (panels, out) = (w.n.div_ceil(PANEL), SharedMut::new(out));
-        units.extend((0..panels).step_by(per_unit).map(|from| (*w, out, from..(from + per_unit).min(panels))));
+        let panels = w.n.div_ceil(PANEL);
+        units.extend((0..panels).step_by(per_unit).map(|from| (*w, *out, from..(from + per_unit).min(panels))));
     }
     let groups = row_groups(units.len(), left.blocks.count);
     over_units(units.len() * groups, |unit| {
@@ -109,6 +137,9 @@ pub fn nt_many(x: &[f32], products: &mut [(PanelView<'_>, &mut [f32])], add: boo
         left.times_panels(*w, out, panels.clone(), group(left.blocks.count, groups, unit % groups), add);
     });
 }
+
+/// Up to how many blocks of rows a product is taken to wait for memory.
+const STREAMED: usize = 2;
 
 /// The packed left operand of [`nt`].
 struct Left {
@@ -120,41 +151,68 @@ struct Left {
 impl Left {
     /// The product of some blocks of rows with some panels of a matrix: a part of `out` that no other unit writes.
     fn times_panels(&self, w: PanelView<'_>, out: &SharedMut<f32>, panels: Range<usize>, blocks: Range<usize>, add: bool) {
-        let (n, k) = (w.n, self.k);
-        for chunk in k_chunks(k) {
-            for p in panels.clone() {
-                let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
-                for b in blocks.clone() {
-                    let (from, mr, run) = self.blocks.get(b);
-                    let a = &self.packed[from * k + chunk.start * mr..from * k + chunk.end * mr];
-                    let tile = Tile {
-                        k: chunk.len(),
-                        a: a.as_ptr(),
-                        lda: mr,
-                        b: panel.as_ptr(),
-                        ldb: PANEL,
-                        c: out.pointer(from * n + p * PANEL),
-                        ldc: n,
-                        lanes: PANEL.min(n - p * PANEL),
-                        add: add || chunk.start > 0,
-                    };
-                    // SAFETY: `a` and `panel` were sliced to the tile's extents; rows x lanes at `c` lie in `out`, and no other unit has
-                    // this panel's columns.
-                    unsafe { run(&tile) };
-                }
+        let k = self.k;
+        if self.blocks.count <= STREAMED {
+            // Few rows wait for memory: each panel is read from end to end.
+            for p in panels {
+                k_chunks(k).for_each(|chunk| self.times_chunk(w, out, p, chunk, blocks.clone(), add));
             }
+        } else {
+            // Many rows: a chunk of them stays in the second cache for all panels.
+            for chunk in k_chunks(k) {
+                panels.clone().for_each(|p| self.times_chunk(w, out, p, chunk.clone(), blocks.clone(), add));
+            }
+        }
+    }
+
+    /// A chunk of the contraction, for panel `p` and some blocks of rows.
+    fn times_chunk(&self, w: PanelView<'_>, out: &SharedMut<f32>, p: usize, chunk: Range<usize>, blocks: Range<usize>, add: bool) {
+        let (n, k) = (w.n, self.k);
+        let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
+        for b in blocks {
+            let (from, mr, run) = self.blocks.get(b);
+            let a = &self.packed[from * k + chunk.start * mr..from * k + chunk.end * mr];
+            let tile = Tile {
+                k: chunk.len(),
+                a: a.as_ptr(),
+                lda: mr,
+                b: panel.as_ptr(),
+                ldb: PANEL,
+                c: out.pointer(from * n + p * PANEL),
+                ldc: n,
+                lanes: PANEL.min(n - p * PANEL),
+                add: add || chunk.start > 0,
+            };
+            // SAFETY: `a` and `panel` were sliced to the tile's extents; rows x lanes at `c` lie in `out`, and no other unit has
+            // this panel's columns.
+            unsafe { run(&tile) };
         }
     }
 }
 
-/// `dx [T, K] (+)= dy [T, N] W`, `W [N, K]` in panels.
+/// `dx [T, K] += dy [T, N] W`, `W [N, K]` in panels.
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
+pub fn nn_add(dy: &[f32], w: PanelView<'_>, dx: &mut [f32]) {
+    let rows = rows_of(dy, w.n);
+    assert_eq!(dx.len(), rows * w.k, "dy [{rows}, {}], W [{}, {}]", w.n, w.n, w.k);
+    nn_shared(dy, rows, w, SharedMut::new(dx), true);
+}
+
+/// `dy [T, N] W`, `W [N, K]` in panels.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn nn(dy: &[f32], w: PanelView<'_>) -> Vec<f32> {
+    let rows = rows_of(dy, w.n);
+    // SAFETY: the product writes all of its rows x k outputs.
+    unsafe { written(rows * w.k, |dx| nn_shared(dy, rows, w, dx, false)) }
+}
+
+/// Writes every output (adds to it if `add`).
+fn nn_shared(dy: &[f32], rows: usize, w: PanelView<'_>, out: SharedMut<f32>, add: bool) {
     let (n, k) = (w.n, w.k);
-    let rows = dy.len().checked_div(n).unwrap_or(0);
-    assert_eq!((dy.len(), dx.len()), (rows * n, rows * k), "dy [{rows}, {n}], W [{n}, {k}]");
     if rows == 0 {
         return;
     }
@@ -162,7 +220,6 @@ pub fn nn(dy: &[f32], w: PanelView<'_>, dx: &mut [f32], add: bool) {
     let blocks = Blocks::new(rows);
     let columns = k.div_ceil(PANEL);
     let groups = row_groups(columns, blocks.count);
-    let out = SharedMut::new(dx);
     over_units(columns * groups, |unit| {
         let (column, own) = (unit / groups, group(blocks.count, groups, unit % groups));
         let lanes = PANEL.min(k - column * PANEL);
@@ -280,8 +337,7 @@ mod tests {
             nt(&x, panels.view(), &mut y, false);
             let want: Vec<f64> = (0..t * n).map(|i| (0..k).map(|j| f64::from(x[i / n * k + j]) * f(i % n * k + j)).sum()).collect();
             close(&y, &want);
-            let mut dx = vec![0.0; t * k];
-            nn(&dy, panels.view(), &mut dx, false);
+            let dx = nn(&dy, panels.view());
             let want: Vec<f64> = (0..t * k).map(|i| (0..n).map(|j| f64::from(dy[i / k * n + j]) * f(j * k + i % k)).sum()).collect();
             close(&dx, &want);
             let mut dw = PanelMatrix::zeros(n, k);

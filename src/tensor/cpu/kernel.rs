@@ -33,11 +33,11 @@ pub(crate) fn max_rows() -> usize {
     }
 }
 
-/// With few rows a product waits for memory, and the weights are fetched ahead: this many numbers (3 kB).
+/// With few rows a product waits for memory, and the weights are fetched ahead: this many numbers (16 kB).
 #[cfg(target_arch = "x86_64")]
-const PREFETCH: usize = 768;
+const PREFETCH: usize = 4096;
 #[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 8;
 
 macro_rules! table {
     ($f:ident: $($n:literal)*) => { [$($f::<$n> as Kernel),*] };

@@ -39,7 +39,7 @@ impl std::fmt::Debug for PanelMatrix {
 impl PanelMatrix {
     /// A matrix of zeros.
     pub fn zeros(n: usize, k: usize) -> Self {
-        Self { n, k, data: AlignedVec::zeros(n.div_ceil(PANEL) * k * PANEL) }
+        Self { n, k, data: AlignedVec::lasting(n.div_ceil(PANEL) * k * PANEL) }
     }
 
     /// Packs a row-major matrix.

@@ -22,6 +22,18 @@ pub fn over_units(n: usize, f: impl Fn(usize) + Sync + Send) {
     (0..n).into_par_iter().for_each(f);
 }
 
+/// A vector of `len` numbers that `write` sets: what filling it with zeros first would cost is saved.
+///
+/// # Safety
+/// `write` must write every number, through [`SharedMut::pointer`], and read none before.
+pub unsafe fn written(len: usize, write: impl FnOnce(SharedMut<f32>)) -> Vec<f32> {
+    let mut out = Vec::with_capacity(len);
+    write(SharedMut(out.as_mut_ptr(), len));
+    // SAFETY: the capacity is there, and `write` has written all of it.
+    unsafe { out.set_len(len) };
+    out
+}
+
 /// A pointer that work units write through, each to its own part.
 #[derive(Clone, Copy)]
 pub struct SharedMut<T>(*mut T, usize);
@@ -35,6 +47,11 @@ impl<T> SharedMut<T> {
     /// Shares `data` among work units.
     pub fn new(data: &mut [T]) -> Self {
         Self(data.as_mut_ptr(), data.len())
+    }
+
+    /// Shares what `out` has room for, none of it written yet: to be written through [`SharedMut::pointer`].
+    pub fn spare(out: &mut Vec<T>) -> Self {
+        Self(out.as_mut_ptr(), out.capacity())
     }
 
     /// Elements `start..start + len`.

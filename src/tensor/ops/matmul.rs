@@ -9,17 +9,14 @@ use std::ops::Range;
 
 /// y = x W'.
 pub fn forward(x: &Tensor, w: &PanelMatrix) -> Tensor {
-    let mut y = Tensor::zeros(&[x.rows(), w.n()]);
-    gemm::nt(x.data(), w.view(), y.data_mut(), false);
+    let [y] = forward_many(x, [w]);
     y
 }
 
 /// Several products of the same x, in one go; the same bits as [`forward`] one by one.
 pub fn forward_many<const N: usize>(x: &Tensor, weights: [&PanelMatrix; N]) -> [Tensor; N] {
-    let mut out = weights.map(|w| Tensor::zeros(&[x.rows(), w.n()]));
-    let mut products: Vec<_> = weights.iter().zip(&mut out).map(|(w, y)| (w.view(), y.data_mut())).collect();
-    gemm::nt_many(x.data(), &mut products, false);
-    out
+    let mut out = gemm::nt_many(x.data(), weights.map(|w| w.view()));
+    std::array::from_fn(|i| Tensor::from_vec(&[x.rows(), weights[i].n()], std::mem::take(&mut out[i])))
 }
 
 /// y += x W'.
@@ -29,14 +26,12 @@ pub fn forward_add(x: &Tensor, w: &PanelMatrix, y: &mut Tensor) {
 
 /// dx = dy W.
 pub fn backward_input(dy: &Tensor, w: &PanelMatrix) -> Tensor {
-    let mut dx = Tensor::zeros(&[dy.rows(), w.k()]);
-    gemm::nn(dy.data(), w.view(), dx.data_mut(), false);
-    dx
+    Tensor::from_vec(&[dy.rows(), w.k()], gemm::nn(dy.data(), w.view()))
 }
 
 /// dx += dy W.
 pub fn backward_input_add(dy: &Tensor, w: &PanelMatrix, dx: &mut Tensor) {
-    gemm::nn(dy.data(), w.view(), dx.data_mut(), true);
+    gemm::nn_add(dy.data(), w.view(), dx.data_mut());
 }
 
 /// dW += dy' x, summed over `chunks` of tokens.

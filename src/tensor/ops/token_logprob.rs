@@ -1,4 +1,4 @@
-//! The fused head: linear + log-softmax + gather + entropy, in chunks of the vocabulary. The logits of a batch are never stored.
+//! The fused head: linear + log-softmax + gather + entropy, in chunks of the vocabulary. The logits of a large batch are never stored.
 //!
 //! With z = h W' / T (T the temperature), lse = ln sum_j e^{z_j} and p_j = e^{z_j - lse}: logprob = z_target - lse and
 //! entropy = -sum_j p_j ln p_j. Shapes: h `[R, D]` (one row a prediction), W `[V, D]` in panels, targets `[R]`.
@@ -102,22 +102,34 @@ pub fn softmax_of_row(logits: &[f32], temperature: f32) -> Softmax {
 
 /// logits `[R, V]` = h W', for sampling.
 pub fn logits(h: &Tensor, w: &PanelMatrix) -> Tensor {
-    let mut out = Tensor::zeros(&[h.rows(), w.n()]);
-    gemm::nt(h.data(), w.view(), out.data_mut(), false);
-    out
+    crate::tensor::ops::matmul::forward(h, w)
 }
 
-/// What the backward pass needs of each row.
-#[derive(Debug, Default)]
+/// What the backward pass needs.
+#[derive(Clone, Debug, Default)]
 pub struct Saved {
     softmax: Vec<Softmax>,
+    /// The logits of each chunk of the vocabulary, `[R, chunk]`, where there are at most [`KEPT_LOGITS`] in all.
+    logits: Option<Vec<Vec<f32>>>,
+}
+
+/// Up to how many logits (256 MiB) stay in memory for the backward pass, which computes larger ones again: the same bits, a quarter more work.
+pub const KEPT_LOGITS: usize = 64 << 20;
+
+/// Whether the backward pass follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It does: what it needs is kept.
+    ForBackward,
+    /// It does not.
+    Nothing,
 }
 
 /// Per row: logprob, entropy, and what [`backward`] needs.
 ///
 /// # Panics
 /// If a target is not in the vocabulary, or there is not one a row.
-pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32) -> (Vec<f32>, Vec<f32>, Saved) {
+pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32, keep: Keep) -> (Vec<f32>, Vec<f32>, Saved) {
     let rows = h.rows();
     assert_eq!(rows, targets.len(), "one target a row");
     if let Some(t) = targets.iter().find(|t| **t as usize >= w.n()) {
@@ -125,8 +137,10 @@ pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32) -
     }
     let mut softmax = vec![Softmax::EMPTY; rows];
     let mut target_z = vec![0.0f32; rows];
-    for_each_chunk(h, w, |range, logits| {
+    let mut kept = (keep == Keep::ForBackward && rows * w.n() <= KEPT_LOGITS).then(Vec::new);
+    for range in vocabulary_chunks(w) {
         let n = range.len();
+        let [logits] = gemm::nt_many(h.data(), [w.rows_view(range.start, range.end)]);
         let (softmax, target_z) = (SharedMut::new(&mut softmax), SharedMut::new(&mut target_z));
         over_units(rows, |r| {
             let row = &logits[r * n..(r + 1) * n];
@@ -137,33 +151,30 @@ pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32) -
                 *z = row[offset] / temperature;
             }
         });
-    });
+        if let Some(kept) = &mut kept {
+            kept.push(logits);
+        }
+    }
     let logprob = softmax.iter().zip(&target_z).map(|(s, z)| s.logprob(*z)).collect();
     let entropy = softmax.iter().map(Softmax::entropy).collect();
-    (logprob, entropy, Saved { softmax })
+    (logprob, entropy, Saved { softmax, logits: kept })
 }
 
-/// Calls `f(vocabulary range, logits [R, range])` for one chunk of the vocabulary after another.
-fn for_each_chunk(h: &Tensor, w: &PanelMatrix, mut f: impl FnMut(Range<usize>, &mut [f32])) {
-    let rows = h.rows();
-    let mut logits = vec![0.0; rows * VOCAB_CHUNK.min(w.n())];
-    for from in (0..w.n()).step_by(VOCAB_CHUNK) {
-        let range = from..(from + VOCAB_CHUNK).min(w.n());
-        let logits = &mut logits[..rows * range.len()];
-        gemm::nt(h.data(), w.rows_view(range.start, range.end), logits, false);
-        f(range, logits);
-    }
+/// The fixed grid of chunks over a vocabulary.
+fn vocabulary_chunks(w: &PanelMatrix) -> impl Iterator<Item = Range<usize>> + use<> {
+    let n = w.n();
+    (0..n).step_by(VOCAB_CHUNK).map(move |from| from..(from + VOCAB_CHUNK).min(n))
 }
 
-/// Returns dh `[R, D]` and adds to dW, for given d loss / d logprob and d loss / d entropy `[R]`; the logits are computed again, chunk by
-/// chunk: dz_j = (d_logprob ([j = target] - p_j) - d_entropy p_j (ln p_j + entropy)) / T. Rows are summed into dW over `chunks`.
+/// Returns dh `[R, D]` and adds to dW, for given d loss / d logprob and d loss / d entropy `[R]`:
+/// dz_j = (d_logprob ([j = target] - p_j) - d_entropy p_j (ln p_j + entropy)) / T. Rows are summed into dW over `chunks`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     h: &Tensor,
     w: &PanelMatrix,
     targets: &[u32],
     temperature: f32,
-    saved: &Saved,
+    saved: Saved,
     d_logprob: &[f32],
     d_entropy: Option<&[f32]>,
     chunks: &[Range<usize>],
@@ -171,9 +182,15 @@ pub fn backward(
 ) -> Tensor {
     let rows = h.rows();
     let mut dh = Tensor::zeros(h.shape());
-    for_each_chunk(h, w, |range, logits| {
+    let mut kept = saved.logits.map(Vec::into_iter);
+    for range in vocabulary_chunks(w) {
         let n = range.len();
-        let shared = SharedMut::new(logits);
+        let panels = w.rows_view(range.start, range.end);
+        let mut logits = kept.as_mut().and_then(Iterator::next).unwrap_or_else(|| {
+            let [again] = gemm::nt_many(h.data(), [panels]);
+            again
+        });
+        let shared = SharedMut::new(&mut logits);
         over_units(rows, |r| {
             // SAFETY: each unit has its own row.
             let row = unsafe { shared.slice(r * n, n) };
@@ -192,11 +209,11 @@ pub fn backward(
                 row[offset] += seeds.logprob;
             }
         });
-        gemm::nn(logits, w.rows_view(range.start, range.end), dh.data_mut(), true);
+        gemm::nn_add(&logits, panels, dh.data_mut());
         if let Some(dw) = dw.as_deref_mut() {
-            gemm::tn(logits, h.data(), n, w.k(), chunks, dw.rows_mut(range.start, range.end));
+            gemm::tn(&logits, h.data(), n, w.k(), chunks, dw.rows_mut(range.start, range.end));
         }
-    });
+    }
     dh
 }
 

@@ -10,12 +10,15 @@ use crate::tensor::cpu::aligned::AlignedVec;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
 use crate::tensor::cpu::{vector, vectorized};
 use crate::tensor::plan::{Plan, TILE};
+use rayon::prelude::*;
 
 /// Returns dq `[T, H * d]`, dk and dv `[T, H_kv * d]` (with respect to rotated queries and keys).
 pub fn backward(d_o: &Tensor, q: &Tensor, o: &Tensor, saved: &Saved, kv: &KvLayer, plan: &Plan, scale: f32) -> (Tensor, Tensor, Tensor) {
-    let pass = Pass { d_o: d_o.data(), q: q.data(), delta: deltas(d_o, o, kv.heads), saved, kv, turned: Turned::new(kv, plan), scale };
-    let dq = pass.queries(plan);
-    let (dk, dv) = pass.keys_and_values(plan);
+    let pass = Pass { delta: deltas(d_o, o, kv.heads), saved, kv, turned: Turned::new(kv, plan), scale };
+    let units = Unit::all(&plan.segments, kv.heads);
+    let rows: Vec<Rows> = units.par_iter().map(|unit| Rows::new(unit, q.data(), d_o.data(), kv.stride())).collect();
+    let dq = pass.queries(plan, &units, &rows);
+    let (dk, dv) = pass.keys_and_values(plan, &units, &rows);
     (dq, dk, dv)
 }
 
@@ -63,8 +66,6 @@ impl Turned {
 }
 
 struct Pass<'a> {
-    d_o: &'a [f32],
-    q: &'a [f32],
     delta: Vec<f32>,
     saved: &'a Saved,
     kv: &'a KvLayer,
@@ -72,61 +73,71 @@ struct Pass<'a> {
     scale: f32,
 }
 
-/// A unit's rows, gathered: `[pairs, stride]` and transposed `[d][pairs]`.
+/// A unit's rows, gathered for both passes: `[pairs, stride]` and transposed `[d][pairs]`.
 struct Rows {
     q: Vec<f32>,
     d_o: Vec<f32>,
     q_turned: Vec<f32>,
     d_o_turned: Vec<f32>,
-    /// p and ds of one tile, `[pairs, TILE]`.
+}
+
+impl Rows {
+    fn new(unit: &Unit<'_>, q: &[f32], d_o: &[f32], stride: usize) -> Self {
+        let (d, pairs) = (unit.heads.head_dim, unit.pairs());
+        let (q, d_o) = (unit.gather(q, stride), unit.gather(d_o, stride));
+        let (mut q_turned, mut d_o_turned) = (vec![0.0; pairs * d], vec![0.0; pairs * d]);
+        transpose(&q, pairs, d, stride, &mut q_turned);
+        transpose(&d_o, pairs, d, stride, &mut d_o_turned);
+        Self { q, d_o, q_turned, d_o_turned }
+    }
+}
+
+/// p and ds of a unit's pairs against one tile, `[pairs, TILE]`.
+struct Scores {
     p: Vec<f32>,
     ds: Vec<f32>,
 }
 
-impl Pass<'_> {
-    fn rows(&self, unit: &Unit<'_>) -> Rows {
-        let (d, stride, pairs) = (unit.heads.head_dim, self.kv.stride(), unit.pairs());
-        let (q, d_o) = (unit.gather(self.q, stride), unit.gather(self.d_o, stride));
-        let (mut q_turned, mut d_o_turned) = (vec![0.0; pairs * d], vec![0.0; pairs * d]);
-        transpose(&q, pairs, d, stride, &mut q_turned);
-        transpose(&d_o, pairs, d, stride, &mut d_o_turned);
-        Rows { q, d_o, q_turned, d_o_turned, p: vec![0.0; pairs * TILE], ds: vec![0.0; pairs * TILE] }
+impl Scores {
+    fn new(pairs: usize) -> Self {
+        Self { p: vec![0.0; pairs * TILE], ds: vec![0.0; pairs * TILE] }
     }
+}
 
+impl Pass<'_> {
     /// p and ds of a unit's pairs against one tile.
-    fn tile(&self, unit: &Unit<'_>, rows: &mut Rows, tile: usize) {
+    fn tile(&self, unit: &Unit<'_>, rows: &Rows, tile: usize, out: &mut Scores) {
         let (d, pairs) = (unit.heads.head_dim, unit.pairs());
         let page = unit.segment.pages[tile];
         let index = page as usize * unit.heads.num_kv_heads + unit.kv_head;
         let keys = self.kv.keys(page, unit.kv_head);
         let values = &self.turned.values[index * d * TILE..][..d * TILE];
-        Small { m: pairs, columns: TILE, k: d, a: &rows.q_turned, lda: pairs, b: keys, ldb: TILE, add: false }.run(&mut rows.p, TILE);
-        Small { m: pairs, columns: TILE, k: d, a: &rows.d_o_turned, lda: pairs, b: values, ldb: TILE, add: false }.run(&mut rows.ds, TILE);
+        Small { m: pairs, columns: TILE, k: d, a: &rows.q_turned, lda: pairs, b: keys, ldb: TILE, add: false }.run(&mut out.p, TILE);
+        Small { m: pairs, columns: TILE, k: d, a: &rows.d_o_turned, lda: pairs, b: values, ldb: TILE, add: false }.run(&mut out.ds, TILE);
         for i in 0..pairs {
             let (row, head) = unit.pair(i);
             let at = row * unit.heads.num_heads + head;
             let span = i * TILE..(i + 1) * TILE;
             let state = (self.saved.max[at], self.saved.inv_sum[at], self.delta[at]);
-            score_gradients(&mut rows.p[span.clone()], &mut rows.ds[span], unit.bound(i, tile), self.scale, state);
+            score_gradients(&mut out.p[span.clone()], &mut out.ds[span], unit.bound(i, tile), self.scale, state);
         }
     }
 
-    fn queries(&self, plan: &Plan) -> Tensor {
+    fn queries(&self, plan: &Plan, units: &[Unit<'_>], rows: &[Rows]) -> Tensor {
         let heads = self.kv.heads;
         let (d, stride) = (heads.head_dim, self.kv.stride());
-        let units = Unit::all(&plan.segments, heads);
         let mut dq = Tensor::zeros(&[plan.num_tokens(), heads.num_heads * d]);
         let out = SharedMut::new(dq.data_mut());
         over_units(units.len(), |u| {
             let unit = &units[u];
             let pairs = unit.pairs();
-            let mut rows = self.rows(unit);
+            let mut scores = Scores::new(pairs);
             let mut acc = vec![0.0; pairs * d];
             let mut ds_turned = vec![0.0; pairs * TILE];
             for tile in 0..unit.tiles() {
                 let keys = unit.bound(pairs - 1, tile);
-                self.tile(unit, &mut rows, tile);
-                transpose(&rows.ds, pairs, keys, TILE, &mut ds_turned);
+                self.tile(unit, &rows[u], tile, &mut scores);
+                transpose(&scores.ds, pairs, keys, TILE, &mut ds_turned);
                 let index = unit.segment.pages[tile] as usize * heads.num_kv_heads + unit.kv_head;
                 let b = &self.turned.keys[index * TILE * stride..][..TILE * stride];
                 Small { m: pairs, columns: d, k: keys, a: &ds_turned, lda: pairs, b, ldb: stride, add: true }.run(&mut acc, d);
@@ -140,25 +151,28 @@ impl Pass<'_> {
         dq
     }
 
-    fn keys_and_values(&self, plan: &Plan) -> (Tensor, Tensor) {
+    fn keys_and_values(&self, plan: &Plan, units: &[Unit<'_>], rows: &[Rows]) -> (Tensor, Tensor) {
         let heads = self.kv.heads;
         let (stride, kv_heads) = (self.kv.stride(), heads.num_kv_heads);
         let size = TILE * stride;
         let mut dk_pages = AlignedVec::zeros(plan.num_pages * kv_heads * size);
         let mut dv_pages = AlignedVec::zeros(plan.num_pages * kv_heads * size);
         let viewers = viewers(plan);
+        let blocks_before = plan.segments.iter().scan(0, |sum, s| Some(std::mem::replace(sum, *sum + s.tokens.len().div_ceil(ROWS))));
+        let first_unit: Vec<usize> = blocks_before.map(|blocks| blocks * kv_heads).collect();
         let (dk, dv) = (SharedMut::new(&mut dk_pages), SharedMut::new(&mut dv_pages));
         over_units(plan.num_pages * kv_heads, |i| {
             let (page, kv_head) = (i / kv_heads, i % kv_heads);
             // SAFETY: each unit has its own page and head.
             let (dk, dv) = unsafe { (dk.slice(i * size, size), dv.slice(i * size, size)) };
+            let mut scores = Scores::new(ROWS * heads.group());
             for &(segment, tile) in &viewers[page] {
-                let segment = &plan.segments[segment];
+                let first = plan.segments[segment].start;
                 // Rows are cut on the segment's own grid, so a row before the tile may come along: it sees nothing of it.
-                let first = (tile * TILE).saturating_sub(segment.start) / ROWS * ROWS;
-                for from in (first..segment.tokens.len()).step_by(ROWS) {
-                    let unit = Unit { segment, kv_head, from, rows: ROWS.min(segment.tokens.len() - from), heads };
-                    self.page_gradients(&unit, tile, dk, dv);
+                let blocks = (tile * TILE).saturating_sub(first) / ROWS..plan.segments[segment].tokens.len().div_ceil(ROWS);
+                for block in blocks {
+                    let u = first_unit[segment] + block * kv_heads + kv_head;
+                    self.page_gradients(&units[u], &rows[u], tile, &mut scores, dk, dv);
                 }
             }
         });
@@ -177,13 +191,12 @@ impl Pass<'_> {
         (self.per_token(plan, &dk_pages), self.per_token(plan, &dv_pages))
     }
 
-    fn page_gradients(&self, unit: &Unit<'_>, tile: usize, dk: &mut [f32], dv: &mut [f32]) {
+    fn page_gradients(&self, unit: &Unit<'_>, rows: &Rows, tile: usize, scores: &mut Scores, dk: &mut [f32], dv: &mut [f32]) {
         let (stride, pairs) = (self.kv.stride(), unit.pairs());
         let keys = unit.bound(pairs - 1, tile);
-        let mut rows = self.rows(unit);
-        self.tile(unit, &mut rows, tile);
-        Small { m: keys, columns: stride, k: pairs, a: &rows.p, lda: TILE, b: &rows.d_o, ldb: stride, add: true }.run(dv, stride);
-        Small { m: keys, columns: stride, k: pairs, a: &rows.ds, lda: TILE, b: &rows.q, ldb: stride, add: true }.run(dk, stride);
+        self.tile(unit, rows, tile, scores);
+        Small { m: keys, columns: stride, k: pairs, a: &scores.p, lda: TILE, b: &rows.d_o, ldb: stride, add: true }.run(dv, stride);
+        Small { m: keys, columns: stride, k: pairs, a: &scores.ds, lda: TILE, b: &rows.q, ldb: stride, add: true }.run(dk, stride);
     }
 
     fn per_token(&self, plan: &Plan, pages: &[f32]) -> Tensor {
