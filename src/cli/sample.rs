@@ -92,7 +92,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         min_p: args.min_p,
         stop: args.stop.clone(),
         seed: args.seed,
-        step: 0,
+        ..SamplingParams::default()
     };
     params.check().map_err(|e| Error::usage(format!("--{}", e.to_string().replace('_', "-"))))?;
     interrupt::listen()?;

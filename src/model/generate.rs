@@ -35,6 +35,8 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token: answers of one length, for measurements.
+    pub ignore_eos: bool,
     /// All randomness follows from (seed, step, the prompt's ids, sample index, position).
     pub seed: u64,
     /// The training step, or 0.
@@ -43,7 +45,18 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { n: 1, max_new_tokens: 256, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, stop: Vec::new(), seed: 0, step: 0 }
+        Self {
+            n: 1,
+            max_new_tokens: 256,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            stop: Vec::new(),
+            ignore_eos: false,
+            seed: 0,
+            step: 0,
+        }
     }
 }
 
@@ -321,7 +334,7 @@ impl Engine<'_> {
             let (prompt, index) = (s.completion.prompt_index, s.completion.index);
             let id = *s.completion.ids.last().expect("a fresh token");
             let (piece, stopped) = s.text.push(id)?;
-            if self.model.config().eos_token_ids.contains(&id) {
+            if !self.params.ignore_eos && self.model.config().eos_token_ids.contains(&id) {
                 (s.finished, s.completion.finish_reason) = (true, FinishReason::Eos);
             } else if stopped {
                 (s.finished, s.completion.finish_reason) = (true, FinishReason::Stop);
