@@ -21,49 +21,9 @@
 
 namespace rmsnorm {
 
-constexpr int VEC = 8;        // columns of one 16-byte access
 constexpr int WARP_ROWS = 4;  // rows of a block whose teams are warps
 constexpr int BLOCK = 256;    // threads of a block whose team is the block
 constexpr int PARTS = 8;      // row sums of a chunk that are formed side by side for dw
-
-// Eight neighbouring columns in f32; columns past the end are zero.
-struct Vec {
-  float v[VEC];
-};
-
-// `whole`: every row starts at a multiple of 16 bytes (cols % VEC == 0).
-__device__ __forceinline__ Vec load(const bf16 *row, int first, int cols, bool whole) {
-  Vec r;
-  if (whole) {
-    const bf16x8 packed = load_vec<bf16x8>(row + first);
-    SORFT_UNROLL
-    for (int j = 0; j < VEC; j++) r.v[j] = to_f32(packed.v[j]);
-  } else {
-    SORFT_UNROLL
-    for (int j = 0; j < VEC; j++) r.v[j] = first + j < cols ? to_f32(row[first + j]) : 0.0f;
-  }
-  return r;
-}
-
-// Rounds v to bf16, stores it, and leaves the rounded values in v.
-__device__ __forceinline__ void store(bf16 *row, Vec &v, int first, int cols, bool whole) {
-  bf16x8 packed;
-  SORFT_UNROLL
-  for (int j = 0; j < VEC; j += 2) {
-    const u32 pair = ptx::cvt_bf16x2(v.v[j], v.v[j + 1]);
-    packed.v[j].bits = (u16)pair;
-    packed.v[j + 1].bits = (u16)(pair >> 16);
-  }
-  SORFT_UNROLL
-  for (int j = 0; j < VEC; j++) v.v[j] = to_f32(packed.v[j]);
-  if (whole) {
-    store_vec(row + first, packed);
-  } else {
-    SORFT_UNROLL
-    for (int j = 0; j < VEC; j++)
-      if (first + j < cols) row[first + j] = packed.v[j];
-  }
-}
 
 // The threads that share one row, and which row it is. A whole team has the same `live`; teams of warps past the last row idle.
 template <int TEAM>
@@ -93,12 +53,12 @@ __device__ __forceinline__ void forward(bf16 *y, float *rstd, bf16 *h, const bf1
   const i64 base = team.row * cols;
   float sum = 0.0f;
   for (int c = team.rank * VEC; c < cols; c += TEAM * VEC) {
-    Vec v = load(x + base, c, cols, whole);
+    Vec8 v = load8(x + base, c, cols, whole);
     if (residual) {
-      const Vec r = load(residual + base, c, cols, whole);
+      const Vec8 r = load8(residual + base, c, cols, whole);
       SORFT_UNROLL
       for (int j = 0; j < VEC; j++) v.v[j] += r.v[j];
-      store(h + base, v, c, cols, whole);
+      store8(h + base, v, c, cols, whole);
     }
     SORFT_UNROLL
     for (int j = 0; j < VEC; j++) sum = fmaf(v.v[j], v.v[j], sum);
@@ -107,11 +67,11 @@ __device__ __forceinline__ void forward(bf16 *y, float *rstd, bf16 *h, const bf1
   if (team.rank == 0) rstd[team.row] = r;
   const bf16 *normed = residual ? h : x;  // a thread reads back only what it wrote itself
   for (int c = team.rank * VEC; c < cols; c += TEAM * VEC) {
-    Vec v = load(normed + base, c, cols, whole);
-    const Vec g = load(w, c, cols, whole);
+    Vec8 v = load8(normed + base, c, cols, whole);
+    const Vec8 g = load8(w, c, cols, whole);
     SORFT_UNROLL
     for (int j = 0; j < VEC; j++) v.v[j] = v.v[j] * r * g.v[j];
-    store(y + base, v, c, cols, whole);
+    store8(y + base, v, c, cols, whole);
   }
 }
 
@@ -125,23 +85,23 @@ __device__ __forceinline__ void backward_dx(bf16 *dx, const bf16 *dy, const bf16
   const i64 base = team.row * cols;
   float sum = 0.0f;
   for (int c = team.rank * VEC; c < cols; c += TEAM * VEC) {
-    const Vec g = load(dy + base, c, cols, whole), s = load(w, c, cols, whole), v = load(h + base, c, cols, whole);
+    const Vec8 g = load8(dy + base, c, cols, whole), s = load8(w, c, cols, whole), v = load8(h + base, c, cols, whole);
     SORFT_UNROLL
     for (int j = 0; j < VEC; j++) sum = fmaf(g.v[j] * s.v[j], v.v[j], sum);
   }
   const float mean = team.sum(sum, scratch) / (float)cols;
   const float r = rstd[team.row], k = r * r * mean;
   for (int c = team.rank * VEC; c < cols; c += TEAM * VEC) {
-    const Vec g = load(dy + base, c, cols, whole), s = load(w, c, cols, whole), v = load(h + base, c, cols, whole);
-    Vec d;
+    const Vec8 g = load8(dy + base, c, cols, whole), s = load8(w, c, cols, whole), v = load8(h + base, c, cols, whole);
+    Vec8 d;
     SORFT_UNROLL
     for (int j = 0; j < VEC; j++) d.v[j] = r * (g.v[j] * s.v[j] - v.v[j] * k);
     if (d_residual) {
-      const Vec q = load(d_residual + base, c, cols, whole);
+      const Vec8 q = load8(d_residual + base, c, cols, whole);
       SORFT_UNROLL
       for (int j = 0; j < VEC; j++) d.v[j] = to_f32(to_bf16(d.v[j])) + q.v[j];
     }
-    store(dx + base, d, c, cols, whole);
+    store8(dx + base, d, c, cols, whole);
   }
 }
 
@@ -190,10 +150,10 @@ rmsnorm_bwd_dw_partial_bf16(float *__restrict__ partial, const bf16 *__restrict_
   const int first = (int)blockIdx.x * COLUMNS + local;
   const bool whole = cols % VEC == 0;
   const i64 chunk = blockIdx.y, end = bounds[chunk + 1];
-  Vec sum = {};
+  Vec8 sum = {};
   if (first < cols) {
     for (i64 row = (i64)bounds[chunk] + part; row < end; row += PARTS) {
-      const Vec g = load(dy + row * cols, first, cols, whole), v = load(h + row * cols, first, cols, whole);
+      const Vec8 g = load8(dy + row * cols, first, cols, whole), v = load8(h + row * cols, first, cols, whole);
       const float r = rstd[row];
       SORFT_UNROLL
       for (int j = 0; j < VEC; j++) sum.v[j] = fmaf(g.v[j], v.v[j] * r, sum.v[j]);

@@ -77,6 +77,75 @@ __device__ __forceinline__ void store_vec(T *p, const V &v) {
 #endif
 }
 
+// Eight neighbouring columns of a row in f32; columns past the row's end are zero.
+constexpr int VEC = 8;
+struct Vec8 {
+  float v[VEC];
+};
+
+// Columns first..first + 8 of a row of `cols` bf16. `whole`: the row starts at a multiple of 16 bytes and cols % 8 == 0.
+__device__ __forceinline__ Vec8 load8(const bf16 *row, int first, int cols, bool whole) {
+  Vec8 r;
+  if (whole) {
+    const bf16x8 packed = load_vec<bf16x8>(row + first);
+    SORFT_UNROLL
+    for (int j = 0; j < VEC; j++) r.v[j] = to_f32(packed.v[j]);
+  } else {
+    SORFT_UNROLL
+    for (int j = 0; j < VEC; j++) r.v[j] = first + j < cols ? to_f32(row[first + j]) : 0.0f;
+  }
+  return r;
+}
+
+// Rounds v to bf16, stores it, and leaves the rounded values in v.
+__device__ __forceinline__ void store8(bf16 *row, Vec8 &v, int first, int cols, bool whole) {
+  bf16x8 packed;
+  SORFT_UNROLL
+  for (int j = 0; j < VEC; j += 2) {
+    const u32 pair = ptx::cvt_bf16x2(v.v[j], v.v[j + 1]);
+    packed.v[j].bits = (u16)pair;
+    packed.v[j + 1].bits = (u16)(pair >> 16);
+  }
+  SORFT_UNROLL
+  for (int j = 0; j < VEC; j++) v.v[j] = to_f32(packed.v[j]);
+  if (whole) {
+    store_vec(row + first, packed);
+  } else {
+    SORFT_UNROLL
+    for (int j = 0; j < VEC; j++)
+      if (first + j < cols) row[first + j] = packed.v[j];
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------------------- functions
+
+// e^x with a relative error below 2 units in the last place, the bits of the processor's side (src/tensor/cpu/vector.rs): x = n ln 2 + r, a
+// polynomial of degree 7 for e^r, 2^n through the exponent. 0 below -86.6, infinite above 88.72, NaN for NaN.
+__device__ __forceinline__ float exp_f32(float x) {
+  const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits of the mantissa
+  const float clamped = x < -86.6f ? -86.6f : x > 88.72f ? 88.72f : x;
+  const float t = fmaf(clamped, 1.44269504f, round);
+  const float n = t - round;
+  const float r = fmaf(n, -1.4286068e-6f, fmaf(n, -0.69314575f, clamped));
+  float p = 1.0f / 5040.0f;
+  p = fmaf(p, r, 1.0f / 720.0f);
+  p = fmaf(p, r, 1.0f / 120.0f);
+  p = fmaf(p, r, 1.0f / 24.0f);
+  p = fmaf(p, r, 1.0f / 6.0f);
+  p = fmaf(p, r, 0.5f);
+  p = fmaf(p, r, 1.0f);
+  p = fmaf(p, r, 1.0f);
+  // 2^n as 2^(n-1) * 2, so that n = 128 does not overflow the exponent field.
+  const float half = __uint_as_float((__float_as_uint(t) - __float_as_uint(round) + 126u) << 23);
+  const float e = p * half * 2.0f;
+  if (x < -86.6f) return 0.0f;
+  if (x > 88.72f) return __uint_as_float(0x7f800000u);
+  return x == x ? e : x;
+}
+
+// 1 / (1 + e^-x).
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+
 // ------------------------------------------------------------------------------------------------------------------------- reductions
 
 // The sum over a warp, the same tree in every lane: all lanes get the same bits.

@@ -71,6 +71,14 @@ pub(crate) fn on_workers(threads: Option<usize>, f: impl FnOnce() -> Result<()> 
     rayon::scope(|_| f())
 }
 
+/// Refuses a `SORFT_ISA` that asks for nothing known: it would silently be the best one.
+pub(crate) fn check_environment() -> Result<()> {
+    match std::env::var("SORFT_ISA").as_deref() {
+        Err(_) | Ok("portable" | "avx2" | "avx512") => Ok(()),
+        Ok(other) => Err(Error::usage(format!("SORFT_ISA={other}: expected portable, avx2 or avx512"))),
+    }
+}
+
 /// Bytes of a worker's stack: what a main thread has.
 const WORKER_STACK: usize = 8 << 20;
 

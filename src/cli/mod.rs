@@ -76,7 +76,7 @@ pub fn run() -> u8 {
         }
     };
     let threads = cli.command.device().and_then(|d| d.threads);
-    match common::on_workers(threads, || cli.command.run()) {
+    match common::check_environment().and_then(|()| common::on_workers(threads, || cli.command.run())) {
         Ok(()) => 0,
         Err(error) if lines::is_closed_pipe(&error) => 0,
         Err(error) => {

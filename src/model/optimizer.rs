@@ -43,6 +43,9 @@ impl AdamW {
     /// One step with learning rate `lr`; `step` counts from 1. Returns the gradient's norm before clipping. A gradient whose norm is not
     /// finite changes nothing; the caller sees it in the returned norm.
     pub fn step(&mut self, model: &mut Transformer, grads: &mut Gradients, lr: f64, step: u64) -> Result<f64> {
+        if step == 0 {
+            return Err(Error::input("AdamW's bias correction counts steps from 1").at("step"));
+        }
         let norm = grads.norm();
         if !norm.is_finite() {
             return Ok(norm);

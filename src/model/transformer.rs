@@ -170,6 +170,13 @@ impl Transformer {
         self.params.matrix(self.head)
     }
 
+    fn check_temperature(temperature: f32) -> Result<()> {
+        if temperature > 0.0 && temperature.is_finite() {
+            return Ok(());
+        }
+        Err(Error::input(format!("log-probabilities at temperature {temperature}: expected a number above 0")).at("temperature"))
+    }
+
     fn check(&self, plan: &Plan) -> Result<()> {
         if let Some(id) = plan.ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::input(format!("token id {id} is outside the model's vocabulary of {}", self.config.vocab_size)));
@@ -203,6 +210,7 @@ impl Transformer {
     /// Log-probabilities and entropies of a plan's predictions, nothing saved. Equal bit for bit to [`Transformer::forward`]'s.
     pub fn evaluate(&self, plan: &Plan, temperature: f32, adapter: Adapter) -> Result<TokenStats> {
         self.check(plan)?;
+        Self::check_temperature(temperature)?;
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for block in &self.blocks {
@@ -217,6 +225,7 @@ impl Transformer {
     /// The same, with what the backward pass needs. `checkpointing`: save only each block's input and compute the rest again.
     pub fn forward(&self, plan: &Plan, temperature: f32, checkpointing: bool) -> Result<(TokenStats, Saved)> {
         self.check(plan)?;
+        Self::check_temperature(temperature)?;
         let pass = self.pass(plan, Adapter::On);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         let mut blocks = Vec::with_capacity(self.blocks.len());

@@ -14,7 +14,7 @@ use std::ops::Range;
 pub const TILE: usize = 64;
 
 /// Matrix products sum their contraction in chunks of this many terms: in order inside a chunk, chunk sums added in order.
-pub const K_CHUNK: usize = 512;
+pub const K_CHUNK: usize = 64;
 
 /// The head works on this many rows of the vocabulary at a time.
 pub const VOCAB_CHUNK: usize = 2048;

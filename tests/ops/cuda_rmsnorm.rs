@@ -161,7 +161,7 @@ fn forward_and_backward_match_f64_under_every_schedule() {
 }
 
 /// The device of this machine; none, with a word about it, where there is none and none is required.
-fn real_gpu() -> Option<Arc<Gpu>> {
+pub fn real_gpu() -> Option<Arc<Gpu>> {
     let probe = probe();
     if let Some(ordinal) = probe.first_usable() {
         return Some(Gpu::open(ordinal).expect("a usable device opens"));
@@ -169,7 +169,7 @@ fn real_gpu() -> Option<Arc<Gpu>> {
     assert!(std::env::var_os("SORFT_REQUIRE_GPU").is_none(), "SORFT_REQUIRE_GPU is set, but: {probe:?}");
     // Not eprintln!, which the test harness would keep to itself.
     let _ =
-        writeln!(std::io::stderr(), "SKIPPED: RMSNorm did not run on a GPU, there is none (with SORFT_REQUIRE_GPU set, this is a failure)");
+        writeln!(std::io::stderr(), "SKIPPED: kernels did not run on a GPU, there is none (with SORFT_REQUIRE_GPU set, this is a failure)");
     None
 }
 

@@ -24,6 +24,7 @@ mod token_logprob;
 
 mod cuda_checker;
 mod cuda_driver;
+mod cuda_elementwise;
 mod cuda_launch;
 mod cuda_rmsnorm;
 mod nvrtc;

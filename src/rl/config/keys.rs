@@ -119,7 +119,7 @@ pub static KEYS: &[Key] = &[
     stage("optim.weight_decay", Kind::Number(0.0, ANY), "0.0", "Decoupled weight decay, on matrices."),
     stage("optim.decay_norms_and_biases", Kind::Bool, "false", "Weight decay on norms and biases as well."),
     stage("optim.betas", Kind::Betas, "[0.9, 0.999]", "Decay rates of AdamW's moments."),
-    stage("optim.eps", Kind::Number(0.0, 1.0), "1e-8", "Added to the root of the second moment."),
+    stage("optim.eps", Kind::Number(1e-20, 1.0), "1e-8", "Added to the root of the second moment."),
     stage("optim.max_grad_norm", Kind::Number(0.0, ANY), "1.0", "Gradients are scaled down to this 2-norm over all tensors; 0 for no clipping."),
     run("lora.rank", Kind::Integer(0), "0", "Rank of a fresh LoRA adapter; 0 trains all parameters."),
     run("lora.alpha", Kind::Number(0.0, ANY), "16.0", "The adapter's scale is alpha / rank."),

@@ -34,9 +34,11 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The table that sums up the run, as text: its evaluations of file localisation beside BM25, with intervals. Empty if there are none.
-pub fn summary(dir: &Path) -> Result<String> {
-    table::render(&read(dir)?, dir)
+/// The table that sums up runs of the same stages on one or several held-out sets, as text: their evaluations of file localisation beside
+/// BM25, with intervals. Empty if there are none.
+pub fn summary(dirs: &[&Path]) -> Result<String> {
+    let runs = dirs.iter().map(|dir| Ok((read(dir)?, *dir))).collect::<Result<Vec<_>>>()?;
+    table::render(&runs)
 }
 
 fn read(dir: &Path) -> Result<Run> {
@@ -79,6 +81,15 @@ impl Run {
         let table: toml::Table = self.config.parse().ok()?;
         let found = name.split('.').try_fold(&toml::Value::Table(table), |v, key| v.get(key)).cloned()?;
         serde_json::to_value(found).ok()
+    }
+
+    /// A setting that names files.
+    fn paths(&self, name: &str) -> Vec<PathBuf> {
+        match self.setting(name) {
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(PathBuf::from).collect(),
+            Some(Value::String(path)) => vec![PathBuf::from(path)],
+            _ => Vec::new(),
+        }
     }
 
     fn evaluation_series(&self, key: &str, name: &str) -> Series {

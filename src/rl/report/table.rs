@@ -9,7 +9,7 @@ use crate::rl::dataset::read_tasks;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The columns: a part's name in the records, and its title.
 const COLUMNS: [(&str, &str); 6] =
@@ -28,19 +28,21 @@ struct Record {
     candidates: Vec<String>,
 }
 
-/// One evaluation's records, by task id.
-type Records = BTreeMap<String, Record>;
+/// One evaluation's records, by run and task id.
+type Records = BTreeMap<(usize, String), Record>;
 
-/// The table as text, at most 80 columns wide where intervals allow; empty if the run has no evaluations of file localisation.
-pub(super) fn render(run: &Run, dir: &Path) -> Result<String> {
-    let evaluations = stages(run, dir);
+/// The table as text, at most 80 columns wide where intervals allow; empty if there are no evaluations of file localisation. Several runs
+/// (folds, seeds) are taken together, stage by stage.
+pub(super) fn render(runs: &[(Run, &Path)]) -> Result<String> {
+    let evaluations = together(runs);
     let Some((_, first)) = evaluations.first() else { return Ok(String::new()) };
     let mut rows: Vec<Row> = evaluations.iter().map(|(name, records)| Row { name: name.clone(), values: means(records) }).collect();
     let measured = rows.len();
-    rows.extend(baselines(run, first)?);
+    rows.extend(baselines(runs, first)?);
     let (tasks, repositories) = (first.len(), clusters(first));
     let ending = if repositories == 1 { "y" } else { "ies" };
-    let mut out = format!("held-out file localisation, {tasks} tasks of {repositories} repositor{ending} [95 % interval]\n\n");
+    let of = if runs.len() == 1 { String::new() } else { format!(", {} runs together", runs.len()) };
+    let mut out = format!("held-out file localisation, {tasks} tasks of {repositories} repositor{ending}{of} [95 % interval]\n\n");
     let header = COLUMNS.iter().fold(format!("{:<16}", ""), |line, (_, title)| line + &format!("{title:>14}"));
     writeln!(out, "{}", header.trim_end()).ok();
     for (i, row) in rows.iter().enumerate() {
@@ -65,8 +67,23 @@ fn cell(v: &Interval, key: &str) -> String {
     format!("{text:>14}")
 }
 
-/// The evaluations before training and at the end of each stage, by name.
-fn stages(run: &Run, dir: &Path) -> Vec<(String, Records)> {
+/// The evaluations of all runs, in the order of their stages.
+fn together(runs: &[(Run, &Path)]) -> Vec<(String, Records)> {
+    let mut all: Vec<(String, Records)> = Vec::new();
+    for (i, (run, dir)) in runs.iter().enumerate() {
+        for (name, records) in stages(run, dir) {
+            let place = all.iter().position(|(n, _)| *n == name).unwrap_or_else(|| {
+                all.push((name, Records::new()));
+                all.len() - 1
+            });
+            all[place].1.extend(records.into_iter().map(|(id, record)| ((i, id), record)));
+        }
+    }
+    all
+}
+
+/// The evaluations of a run before training and at the end of each stage, by name.
+fn stages(run: &Run, dir: &Path) -> Vec<(String, BTreeMap<String, Record>)> {
     let mut ends: Vec<(u64, String)> = vec![(0, "before".to_owned())];
     for line in &run.steps {
         let (Some(step), Some(stage)) = (line["step"].as_u64(), line["stage"].as_u64()) else { continue };
@@ -81,7 +98,7 @@ fn stages(run: &Run, dir: &Path) -> Vec<(String, Records)> {
 }
 
 /// The records of one evaluation, if it was made.
-fn read(path: &Path) -> Option<Records> {
+fn read(path: &Path) -> Option<BTreeMap<String, Record>> {
     let text = std::fs::read_to_string(path).ok()?;
     let record = |line: &str| -> Option<(String, Record)> {
         let v: Value = serde_json::from_str(line).ok()?;
@@ -119,17 +136,19 @@ fn difference(before: &(String, Records), after: &(String, Records)) -> String {
 }
 
 /// BM25 on the same tasks: the best one, and as many as gave it its best F-beta.
-fn baselines(run: &Run, records: &Records) -> Result<Vec<Row>> {
-    let paths: Vec<PathBuf> = match run.setting("data.heldout") {
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(PathBuf::from).collect(),
-        Some(Value::String(path)) => vec![PathBuf::from(path)],
-        _ => Vec::new(),
-    };
-    // The files may have moved since: a table without a baseline is better than none.
-    let Ok(tasks) = read_tasks(&paths) else { return Ok(Vec::new()) };
-    let tasks: Vec<_> = tasks.into_iter().filter(|t| records.contains_key(&t.instance_id)).collect();
+fn baselines(runs: &[(Run, &Path)], records: &Records) -> Result<Vec<Row>> {
+    let (mut tasks, mut shown) = (Vec::new(), Vec::new());
+    for (i, (run, _)) in runs.iter().enumerate() {
+        // The files may have moved since: a table without a baseline is better than none.
+        let Ok(heldout) = read_tasks(&run.paths("data.heldout")) else { return Ok(Vec::new()) };
+        for task in heldout {
+            if let Some(record) = records.get(&(i, task.instance_id.clone())) {
+                shown.push(record.candidates.clone());
+                tasks.push(task);
+            }
+        }
+    }
     // From the very lists that the prompts showed: a prompt that had to leave paths out made the choice easier.
-    let shown: Vec<Vec<String>> = tasks.iter().map(|t| records[&t.instance_id].candidates.clone()).collect();
     let shown = shown.iter().all(|c| !c.is_empty()).then_some(shown.as_slice());
     let repositories: Vec<&str> = tasks.iter().map(|t| t.repo.as_str()).collect();
     let mut rows = Vec::new();

@@ -62,9 +62,13 @@ fn pack_left(rows: usize, k: usize, source: &[f32], row_stride: usize, k_stride:
     unsafe { written(rows * k, pack) }
 }
 
-/// The fixed grid of chunks over a contraction of length `k`.
-fn k_chunks(k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    (0..k).step_by(K_CHUNK).map(move |a| a..(a + K_CHUNK).min(k))
+/// Steps of a contraction whose operands are worked on together, so that they stay in the cache: whole chunks.
+const K_BLOCK: usize = 8 * K_CHUNK;
+
+/// `range` cut every `step`.
+fn cut(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(step).map(move |a| a..(a + step).min(end))
 }
 
 /// How many panels one work unit takes: enough units for every thread to have several, few enough for a unit to be worth its start.
@@ -155,37 +159,39 @@ impl Left {
         if self.blocks.count <= STREAMED {
             // Few rows wait for memory: each panel is read from end to end.
             for p in panels {
-                k_chunks(k).for_each(|chunk| self.times_chunk(w, out, p, chunk, blocks.clone(), add));
+                cut(0..k, K_BLOCK).for_each(|part| self.times_part(w, out, p, part, blocks.clone(), add));
             }
         } else {
-            // Many rows: a chunk of them stays in the second cache for all panels.
-            for chunk in k_chunks(k) {
-                panels.clone().for_each(|p| self.times_chunk(w, out, p, chunk.clone(), blocks.clone(), add));
+            // Many rows: a part of them stays in the second cache for all panels.
+            for part in cut(0..k, K_BLOCK) {
+                panels.clone().for_each(|p| self.times_part(w, out, p, part.clone(), blocks.clone(), add));
             }
         }
     }
 
-    /// A chunk of the contraction, for panel `p` and some blocks of rows.
-    fn times_chunk(&self, w: PanelView<'_>, out: &SharedMut<f32>, p: usize, chunk: Range<usize>, blocks: Range<usize>, add: bool) {
+    /// A part of the contraction, for panel `p` and some blocks of rows.
+    fn times_part(&self, w: PanelView<'_>, out: &SharedMut<f32>, p: usize, part: Range<usize>, blocks: Range<usize>, add: bool) {
         let (n, k) = (w.n, self.k);
-        let panel = &w.data[(p * k + chunk.start) * PANEL..(p * k + chunk.end) * PANEL];
+        let panel = &w.data[p * k * PANEL..(p + 1) * k * PANEL];
         for b in blocks {
             let (from, mr, run) = self.blocks.get(b);
-            let a = &self.packed[from * k + chunk.start * mr..from * k + chunk.end * mr];
-            let tile = Tile {
-                k: chunk.len(),
-                a: a.as_ptr(),
-                lda: mr,
-                b: panel.as_ptr(),
-                ldb: PANEL,
-                c: out.pointer(from * n + p * PANEL),
-                ldc: n,
-                lanes: PANEL.min(n - p * PANEL),
-                add: add || chunk.start > 0,
-            };
-            // SAFETY: `a` and `panel` were sliced to the tile's extents; rows x lanes at `c` lie in `out`, and no other unit has
-            // this panel's columns.
-            unsafe { run(&tile) };
+            let a = &self.packed[from * k..(from + mr) * k];
+            for chunk in cut(part.clone(), K_CHUNK) {
+                let tile = Tile {
+                    k: chunk.len(),
+                    a: a[chunk.start * mr..chunk.end * mr].as_ptr(),
+                    lda: mr,
+                    b: panel[chunk.start * PANEL..chunk.end * PANEL].as_ptr(),
+                    ldb: PANEL,
+                    c: out.pointer(from * n + p * PANEL),
+                    ldc: n,
+                    lanes: PANEL.min(n - p * PANEL),
+                    add: add || chunk.start > 0,
+                };
+                // SAFETY: `a` and `panel` were sliced to the tile's extents; rows x lanes at `c` lie in `out`, and no other unit has
+                // this panel's columns.
+                unsafe { run(&tile) };
+            }
         }
     }
 }
@@ -223,34 +229,36 @@ fn nn_shared(dy: &[f32], rows: usize, w: PanelView<'_>, out: SharedMut<f32>, add
     over_units(columns * groups, |unit| {
         let (column, own) = (unit / groups, group(blocks.count, groups, unit % groups));
         let lanes = PANEL.min(k - column * PANEL);
-        let mut right = vec![0.0; K_CHUNK.min(n) * PANEL];
-        for chunk in k_chunks(n) {
-            transpose_columns(w, column, chunk.clone(), &mut right);
+        let mut right = vec![0.0; K_BLOCK.min(n) * PANEL];
+        for part in cut(0..n, K_BLOCK) {
+            transpose_columns(w, column, part.clone(), &mut right);
             for b in own.clone() {
                 let (from, mr, run) = blocks.get(b);
-                let a = &left[from * n + chunk.start * mr..from * n + chunk.end * mr];
-                let tile = Tile {
-                    k: chunk.len(),
-                    a: a.as_ptr(),
-                    lda: mr,
-                    b: right.as_ptr(),
-                    ldb: PANEL,
-                    c: out.pointer(from * k + column * PANEL),
-                    ldc: k,
-                    lanes,
-                    add: add || chunk.start > 0,
-                };
-                // SAFETY: `a` and `right` hold the chunk; rows x lanes at `c` lie in `dx`, and no other unit has these rows and columns.
-                unsafe { run(&tile) };
+                let a = &left[from * n..(from + mr) * n];
+                for chunk in cut(part.clone(), K_CHUNK) {
+                    let tile = Tile {
+                        k: chunk.len(),
+                        a: a[chunk.start * mr..chunk.end * mr].as_ptr(),
+                        lda: mr,
+                        b: right[(chunk.start - part.start) * PANEL..(chunk.end - part.start) * PANEL].as_ptr(),
+                        ldb: PANEL,
+                        c: out.pointer(from * k + column * PANEL),
+                        ldc: k,
+                        lanes,
+                        add: add || chunk.start > 0,
+                    };
+                    // SAFETY: `a` and `right` hold the chunk; rows x lanes at `c` lie in `dx`, and no other unit has these rows and columns.
+                    unsafe { run(&tile) };
+                }
             }
         }
     });
 }
 
-/// `out[i][j] = W[chunk.start + i][column * 32 + j]`: 32 input columns of some output rows, row-major (zero beyond the last column).
-fn transpose_columns(w: PanelView<'_>, column: usize, chunk: Range<usize>, out: &mut [f32]) {
+/// `out[i][j] = W[part.start + i][column * 32 + j]`: 32 input columns of some output rows, row-major (zero beyond the last column).
+fn transpose_columns(w: PanelView<'_>, column: usize, part: Range<usize>, out: &mut [f32]) {
     let lanes = PANEL.min(w.k - column * PANEL);
-    for (rows, p) in out.chunks_mut(PANEL * PANEL).zip(chunk.start / PANEL..chunk.end.div_ceil(PANEL)) {
+    for (rows, p) in out.chunks_mut(PANEL * PANEL).zip(part.start / PANEL..part.end.div_ceil(PANEL)) {
         let block = &w.data[(p * w.k + column * PANEL) * PANEL..][..lanes * PANEL];
         for (i, row) in rows.chunks_exact_mut(PANEL).enumerate() {
             for (j, x) in row[..lanes].iter_mut().enumerate() {

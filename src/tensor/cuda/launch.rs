@@ -27,6 +27,7 @@ pub(super) struct Geometry {
 enum Value {
     Pointer(u64),
     I32(i32),
+    I64(i64),
     F32(f32),
 }
 
@@ -35,6 +36,7 @@ impl Value {
         match self {
             Value::Pointer(v) => (&raw mut *v).cast(),
             Value::I32(v) => (&raw mut *v).cast(),
+            Value::I64(v) => (&raw mut *v).cast(),
             Value::F32(v) => (&raw mut *v).cast(),
         }
     }
@@ -42,7 +44,7 @@ impl Value {
 
 /// A launch under construction: arguments in the kernel's order, then [`Launch::run`].
 ///
-/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i` and `f` for scalars) is what the
+/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars) is what the
 /// emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
 #[must_use = "nothing is launched before run()"]
 #[derive(Debug)]
@@ -92,6 +94,12 @@ impl<'a> Launch<'a> {
             Ok(v) => self.push('i', None, Value::I32(v)),
             Err(_) => self.fail(format!("{name} = {value} is more than a kernel's 32-bit dimension holds")),
         }
+        self
+    }
+
+    /// A count that may go beyond 32 bits, as `i64`.
+    pub fn count(mut self, value: usize) -> Self {
+        self.push('l', None, Value::I64(i64::try_from(value).expect("no memory holds more")));
         self
     }
 

@@ -31,9 +31,15 @@ const HEADERS: [(&str, &str); 2] =
 impl Source {
     /// RMSNorm, forward and backward.
     pub const RMSNORM: Source = Source { file: "rmsnorm.cu", text: include_str!("../../../kernels/rmsnorm.cu") };
+    /// Rotary position embedding, both ways.
+    pub const ROPE: Source = Source { file: "rope.cu", text: include_str!("../../../kernels/rope.cu") };
+    /// SwiGLU, forward and backward.
+    pub const SWIGLU: Source = Source { file: "swiglu.cu", text: include_str!("../../../kernels/swiglu.cu") };
+    /// The AdamW step.
+    pub const ADAMW: Source = Source { file: "adamw.cu", text: include_str!("../../../kernels/adamw.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 1] = [Source::RMSNORM];
+    pub const ALL: [Source; 4] = [Source::RMSNORM, Source::ROPE, Source::SWIGLU, Source::ADAMW];
 }
 
 /// Machine code of one source for one architecture.

@@ -3,6 +3,8 @@
 //! p -= lr wd p; m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps),
 //! where g is the gradient times the clip scale. Gradients, weights and moments share one layout, so the op never looks at shapes.
 
+pub mod cuda;
+
 use crate::tensor::cpu::parallel::{ELEMENTS, SharedMut, over_units};
 use crate::tensor::cpu::vectorized;
 

@@ -3,6 +3,8 @@
 //! For a head x `[d]` at position p, with angle a_i = p * f_i (formed in f32, as transformers forms it):
 //! y_i = x_i cos a_i - x_{i+d/2} sin a_i and y_{i+d/2} = x_{i+d/2} cos a_i + x_i sin a_i. The backward pass turns the other way.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::over_rows;
 use crate::tensor::cpu::vectorized;

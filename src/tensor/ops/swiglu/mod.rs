@@ -1,5 +1,7 @@
 //! SwiGLU (Shazeer 2020): y = silu(gate) * up with silu(g) = g / (1 + e^-g), element by element. All `[T, F]`.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{ELEMENTS, SharedMut, over_rows, over_units};
 use crate::tensor::cpu::{vector, vectorized};

@@ -1,0 +1,118 @@
+//! The kernels that work element by element. Each does what the processor's op does, in the same order, on inputs that bf16 holds: so the
+//! expected numbers are the processor's, rounded once, and every bit is compared; on the emulator under every schedule, and on a GPU where
+//! there is one.
+
+use crate::cuda_checker::modes;
+use crate::cuda_rmsnorm::real_gpu;
+use crate::emulator;
+use crate::support::{bits, normal};
+use half::bf16;
+use sorft_native::tensor::Tensor;
+use sorft_native::tensor::cuda::{Buffer, DType, Gpu};
+use sorft_native::tensor::ops::{adamw, rope, swiglu};
+use std::sync::Arc;
+
+/// Sizes around a vector of 8, a block's 2048 and 1024, and none at all.
+const SIZES: [usize; 8] = [0, 1, 7, 8, 1023, 1025, 2048, 2051];
+
+fn round(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
+}
+
+fn upload(gpu: &Arc<Gpu>, data: &[f32]) -> Buffer {
+    Buffer::from_f32(gpu, DType::Bf16, data).expect("uploaded")
+}
+
+fn download(buffer: &Buffer) -> Vec<f32> {
+    buffer.to_f32().expect("downloaded")
+}
+
+/// Runs a check on every emulated device, and on a real one.
+fn on_all_devices(check: impl Fn(&Arc<Gpu>)) {
+    modes().into_iter().map(emulator::gpu).chain(real_gpu()).for_each(|gpu| check(&gpu));
+}
+
+#[test]
+fn swiglu_has_the_processor_s_bits() {
+    on_all_devices(|gpu| {
+        for n in SIZES {
+            // Large gates too, where e^-g leaves f32's range.
+            let gate = round(&normal(n, 1).iter().map(|x| x * 40.0).collect::<Vec<_>>());
+            let (up, dy) = (round(&normal(n, 2)), round(&normal(n, 3)));
+            let tensor = |x: &[f32]| Tensor::from_vec(&[1, n], x.to_vec());
+            let (g, u, d) = (upload(gpu, &gate), upload(gpu, &up), upload(gpu, &dy));
+            let y = swiglu::cuda::forward(gpu, &g, &u).expect("forward");
+            let want = swiglu::forward(&tensor(&gate), &tensor(&up));
+            assert_eq!(bits(&download(&y)), bits(&round(want.data())), "y of {n}");
+            let (d_gate, d_up) = swiglu::cuda::backward(gpu, &d, &g, &u).expect("backward");
+            let (want_gate, want_up) = swiglu::backward(&tensor(&dy), &tensor(&gate), &tensor(&up));
+            assert_eq!(bits(&download(&d_gate)), bits(&round(want_gate.data())), "d gate of {n}");
+            assert_eq!(bits(&download(&d_up)), bits(&round(want_up.data())), "d up of {n}");
+        }
+    });
+}
+
+#[test]
+fn rope_has_the_processor_s_bits() {
+    on_all_devices(|gpu| {
+        for (tokens, heads, half) in [(1, 1, 1), (3, 2, 4), (5, 3, 32), (2, 1, 13), (9, 4, 48), (33, 2, 64)] {
+            let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
+            let positions: Vec<u32> = (0..tokens as u32).map(|i| i * 1000 + 7).collect();
+            let angles = rope::Angles::new(&positions, &inv_freq);
+            let device_angles = rope::cuda::DeviceAngles::new(gpu, &angles).expect("uploaded");
+            let width = heads * 2 * half;
+            let x = round(&normal(tokens * width, 4));
+            for backward in [false, true] {
+                let (mut on_device, mut want) = (upload(gpu, &x), Tensor::from_vec(&[tokens, width], x.clone()));
+                if backward {
+                    rope::cuda::backward(&mut on_device, heads, &device_angles).expect("backward");
+                    rope::backward(&mut want, &angles);
+                } else {
+                    rope::cuda::forward(&mut on_device, heads, &device_angles).expect("forward");
+                    rope::forward(&mut want, &angles);
+                }
+                assert_eq!(bits(&download(&on_device)), bits(&round(want.data())), "{tokens} x {heads} x {half}, backward {backward}");
+            }
+        }
+    });
+}
+
+#[test]
+fn adamw_has_the_processor_s_bits() {
+    let scalars = adamw::Step {
+        decay: 0.9999,
+        one_minus_beta1: 0.1,
+        beta2: 0.95,
+        one_minus_beta2: 0.05,
+        eps: 1e-8,
+        step_size: 1e-3,
+        bias2_sqrt: 0.3,
+        grad_scale: 0.7,
+    };
+    on_all_devices(|gpu| {
+        for n in SIZES {
+            let f32s = |data: &[f32]| Buffer::from_f32(gpu, DType::F32, data).expect("uploaded");
+            let mut p = normal(n, 5);
+            let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+            let w = Buffer::zeros(gpu, DType::Bf16, n).expect("cleared");
+            let mut state = adamw::cuda::State { p: f32s(&p), w, m: f32s(&m), v: f32s(&v) };
+            for step in 0..3 {
+                let g = normal(n, 6 + step);
+                adamw::step(&mut p, &g, &mut m, &mut v, scalars);
+                adamw::cuda::step(&mut state, &f32s(&g), scalars).expect("a step");
+            }
+            for (what, on_device, want) in [("p", &state.p, &p), ("m", &state.m, &m), ("v", &state.v, &v), ("w", &state.w, &round(&p))] {
+                assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
+            }
+        }
+    });
+}
+
+/// A buffer that does not fit is refused before anything is launched.
+#[test]
+fn wrong_sizes_are_refused() {
+    let gpu = emulator::gpu(modes()[0]);
+    let (a, b) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 7]));
+    let error = swiglu::cuda::forward(&gpu, &a, &b).expect_err("up is shorter").to_string();
+    assert!(error.contains("swiglu.cu: swiglu_fwd_bf16") && error.contains("up holds 7 numbers where the kernel takes 8"), "{error}");
+}
