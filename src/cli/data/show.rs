@@ -25,9 +25,9 @@ pub(super) struct Args {
     /// Which paths the prompt lists
     #[arg(long, value_enum, default_value_t = Paths::Files)]
     paths: Paths,
-    /// Bring the paths into a random order
-    #[arg(long)]
-    shuffle: bool,
+    /// In which order the candidates stand: alphabetical, shuffled, or lexical
+    #[arg(long, default_value = "alphabetical")]
+    order: Order,
     /// What the prompt says of each path: `paths` for nothing, or, with commas, `names` and one of `score`, `rank`, `words`
     #[arg(long, default_value = "paths")]
     evidence: Evidence,
@@ -90,7 +90,7 @@ fn show_prompt(task: &Task, args: &Args) -> Result<()> {
             Paths::Files => Universe::Files,
             Paths::Tree => Universe::Tree,
         },
-        order: if args.shuffle { Order::Shuffled } else { Order::Alphabetical },
+        order: args.order,
         evidence: args.evidence,
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
         seed: args.seed,

@@ -2,6 +2,7 @@
 //! Agentless, arXiv 2407.01489).
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use super::budget::{clean_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
 use super::tree::{forms, shown_paths};
 use crate::data::Task;
+use crate::data::lexical::{self, Field};
 use crate::data::metrics::SetScore;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -39,6 +41,21 @@ pub enum Order {
     Alphabetical,
     /// A random order, keyed by the seed and the task's name.
     Shuffled,
+    /// The best lexical match with the issue first (BM25 over paths and contents): a retriever's list, to be chosen from.
+    Lexical,
+}
+
+impl FromStr for Order {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "alphabetical" => Ok(Self::Alphabetical),
+            "shuffled" => Ok(Self::Shuffled),
+            "lexical" => Ok(Self::Lexical),
+            other => Err(Error::usage(format!("there is no order `{other}`")).hint("expected alphabetical, shuffled or lexical")),
+        }
+    }
 }
 
 /// How prompts are made.
@@ -179,10 +196,14 @@ impl FileSubtask {
             Universe::Files => task.file_paths(),
             Universe::Tree => task.known_paths(),
         };
-        if self.options.order == Order::Shuffled {
-            Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
+        match self.options.order {
+            Order::Alphabetical => candidates,
+            Order::Shuffled => {
+                Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
+                candidates
+            }
+            Order::Lexical => lexical::rank(task, &candidates, Field::Content),
         }
-        candidates
     }
 
     fn fit(
@@ -267,12 +288,15 @@ impl FileSubtask {
         }
     }
 
-    /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order.
+    /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order, or as a retriever
+    /// has them.
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         // Sorted first, so that the choice does not depend on the order of the list.
-        order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
-        Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
+        if self.options.order != Order::Lexical {
+            order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
+            Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
+        }
         order.sort_by_key(|&i| !gold.contains(&candidates[i]));
         order
     }

@@ -6,6 +6,7 @@
 pub mod keys;
 mod load;
 
+use crate::data::subtask::file::Order;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
 use crate::model::optimizer::AdamWConfig;
@@ -107,7 +108,7 @@ pub enum Lexical {
 pub struct PromptSettings {
     pub chat: bool,
     pub whole_tree: bool,
-    pub shuffled: bool,
+    pub order: Order,
     pub names: bool,
     pub lexical: Lexical,
     pub min_issue_tokens: usize,
@@ -204,7 +205,7 @@ impl Config {
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
                 whole_tree: r.text("prompt.universe") == "tree",
-                shuffled: r.text("prompt.order") == "shuffled",
+                order: r.text("prompt.order").parse().expect("one of the choices"),
                 names: r.bool("prompt.names"),
                 lexical: match r.text("prompt.lexical").as_str() {
                     "score" => Lexical::Score,

@@ -4,7 +4,7 @@ use super::{Question, Reward, Subtask};
 use crate::data::Task;
 use crate::data::metrics::ScoreKind;
 use crate::data::subtask::evidence::{Evidence, Lexical};
-use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Order, Universe};
+use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Universe};
 use crate::error::{Error, Result};
 use crate::model::generate::Completion;
 use crate::rl::config::{self, PromptSettings, Score};
@@ -32,7 +32,7 @@ impl FileLocalisation {
         };
         let options = FileOptions {
             universe: if prompt.whole_tree { Universe::Tree } else { Universe::Files },
-            order: if prompt.shuffled { Order::Shuffled } else { Order::Alphabetical },
+            order: prompt.order,
             evidence: Evidence { names: prompt.names, lexical },
             max_tokens,
             min_issue_tokens: prompt.min_issue_tokens,
