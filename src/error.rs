@@ -140,6 +140,13 @@ impl std::error::Error for Error {
     }
 }
 
+/// What serde_json found wrong with one line of JSON: its own words say `at line 1 column N`, beside a line number that is another.
+pub(crate) fn json_message(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    let reason = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    if e.column() > 0 { format!("{reason} at column {}", e.column()) } else { reason.to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

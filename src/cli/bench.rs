@@ -52,6 +52,8 @@ pub(crate) struct Bench {
     out: lines::Output,
     /// GFLOP/s and GB/s that the machine reaches.
     peaks: (f64, f64),
+    /// Benchmarks that have run.
+    rows: usize,
 }
 
 impl Bench {
@@ -84,6 +86,7 @@ impl Bench {
     }
 
     fn row(&mut self, row: Row) -> Result<()> {
+        self.rows += 1;
         if self.json {
             return self.out.write(&row);
         }
@@ -123,7 +126,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     interrupt::listen()?;
     args.device.open()?;
     let peaks = (kernels::peak_gflops(args.seconds.min(0.3)), kernels::read_rate(args.seconds.min(0.5)));
-    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks };
+    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks, rows: 0 };
     if !bench.json {
         let threads = rayon::current_num_threads();
         bench.out.text(&format!(
@@ -132,8 +135,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ))?;
     }
     kernels::run(&mut bench)?;
-    match &args.model {
-        Some(spec) => model::run(&mut bench, spec),
-        None => Ok(()),
+    if let Some(spec) = &args.model {
+        model::run(&mut bench, spec)?;
+    }
+    match bench.filter {
+        Some(name) if bench.rows == 0 => Err(Error::usage(format!("no benchmark has `{name}` in its name"))
+            .hint("those of a model (prefill, decode, training) need --model")),
+        _ => Ok(()),
     }
 }

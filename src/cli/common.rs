@@ -22,7 +22,7 @@ pub(crate) struct ModelArgs {
 /// Where a command runs.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// auto, cpu, or cuda:N
+    /// auto or cpu (cuda:N: not in this version)
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Worker threads [default: one per core]

@@ -62,7 +62,7 @@ impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Found::Yes(what) => f.write_str(what),
-            Found::No(why) => write!(f, "no: {why}"),
+            Found::No(why) => f.write_str(why),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks the command to stop at the next good place, the second ends the program at once.
 
+use crate::cli::output::say;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +12,7 @@ pub(crate) fn listen() -> Result<()> {
         if PRESSED.fetch_add(1, Ordering::SeqCst) > 0 {
             std::process::exit(130);
         }
-        eprintln!("\nstopping; once more to end at once");
+        say!("\nstopping; once more to end at once");
     })
     .map_err(|e| Error::input(format!("cannot listen for Ctrl-C: {e}")))
 }

@@ -16,6 +16,7 @@ mod score;
 mod train;
 
 use crate::Result;
+use crate::cli::output::say;
 use clap::{Parser, Subcommand};
 
 /// Trains a code model to resolve issues from a repository's own history, and samples from it.
@@ -80,7 +81,7 @@ pub fn run() -> u8 {
         Ok(()) => 0,
         Err(error) if lines::is_closed_pipe(&error) => 0,
         Err(error) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             error.exit_code()
         }
     }

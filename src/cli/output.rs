@@ -5,6 +5,15 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// A line on stderr. Unlike `eprintln!` it does not panic where nobody reads it any more (`2>&1 | head`): a run must not end for that.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+pub(crate) use say;
+
 /// Writes to stdout through a buffer. A reader that goes away (`| head`) ends the output without being an error.
 pub(super) fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -17,6 +26,11 @@ pub(super) fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
 /// Prints a JSON value on a line of its own.
 pub(super) fn json_line(value: &serde_json::Value) -> Result<()> {
     to_stdout(|out| writeln!(out, "{value}"))
+}
+
+/// `1 step`, `2 steps`.
+pub(super) fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Rows in columns: the first aligned to the left, the others to the right.

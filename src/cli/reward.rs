@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-use super::output::to_stdout;
+use super::output::{plural, to_stdout};
 use crate::data::Task;
 use crate::data::metrics::{BETA, ScoreKind};
 use crate::data::subtask::file;
+use crate::error::json_message;
 use crate::{Error, Result};
 
 /// Score answers by rule: JSON lines in, one line out for each.
@@ -41,15 +42,15 @@ pub(super) struct Args {
 enum Kind {
     /// File localisation: paths, one a line
     File,
-    /// Function localisation
+    /// Function localisation (not in this version)
     Function,
-    /// Line localisation
+    /// Line localisation (not in this version)
     Line,
-    /// SEARCH/REPLACE blocks
+    /// SEARCH/REPLACE blocks (not in this version)
     Edit,
-    /// SWE-RL's similarity of patches
+    /// SWE-RL's similarity of patches (not in this version)
     Similarity,
-    /// The similarity of unified diffs
+    /// The similarity of unified diffs (not in this version)
     Unidiff,
 }
 
@@ -106,7 +107,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     })?;
     match (broken_input, first) {
         (Some(e), _) => Err(Error::io("read", place, e)),
-        (None, Some(line)) => Err(Error::input(format!("{failed} lines could not be read, the first of them line {line}")).at_file(place)),
+        (None, Some(line)) => {
+            Err(Error::input(format!("{} could not be read, the first of them line {line}", plural(failed as u64, "line"))).at_file(place))
+        }
         (None, None) => Ok(()),
     }
 }
@@ -138,7 +141,7 @@ fn score_lines(
 /// Scores one case.
 fn reward(line: &[u8], kind: ScoreKind, beta: f64) -> Result<Value> {
     let mut case: Map<String, Value> =
-        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {e}")))?;
+        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {}", json_message(&e))))?;
     let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
     let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
     let gold = task.gold().map_err(|e| e.at("field `task`"))?;

@@ -1,6 +1,7 @@
 //! `sample`: answers from a model, streamed to the terminal or as JSON lines.
 
 use crate::cli::common::ModelArgs;
+use crate::cli::output::say;
 use crate::cli::{interrupt, lines};
 use crate::model::chat::Message;
 use crate::model::generate::{Completion, Event, FinishReason, SamplingParams, generate};
@@ -9,7 +10,7 @@ use crate::model::weights::ModelFiles;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 /// Sample answers from a model.
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_new_tokens: usize,
     /// 0 is greedy
-    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    #[arg(long, default_value_t = 1.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f32,
     /// Only the K most likely tokens; 0 for all
     #[arg(long, default_value_t = 0, value_name = "K")]
@@ -95,7 +96,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ..SamplingParams::default()
     };
     params.check().map_err(|e| Error::usage(format!("--{}", e.to_string().replace('_', "-"))))?;
-    interrupt::listen()?;
+    for (flag, value) in [("--samples", args.n), ("--max-batch", args.max_batch)] {
+        if value == 0 {
+            return Err(Error::usage(format!("{flag} takes a number of at least 1")));
+        }
+    }
     let (model, files) = args.model.load()?;
     match args.json {
         true => sample_lines(&args, &model, &files, &params),
@@ -128,7 +133,7 @@ fn encode(line: Line, args: &Args, model: &Transformer, files: &ModelFiles) -> R
     };
     let (vocab, context) = (model.config().vocab_size, model.config().max_position_embeddings);
     if ids.is_empty() {
-        return Err(Error::input("the prompt has no tokens"));
+        return Err(Error::input("the prompt has no tokens").hint("give --prompt, --prompt-file, or a text on stdin"));
     }
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
         return Err(Error::input(format!("token id {id} is outside the model's vocabulary of {vocab}")));
@@ -143,11 +148,17 @@ fn sample_text(args: &Args, model: &Transformer, files: &ModelFiles, params: &Sa
     let text = match given_prompt(args)? {
         Some(text) => text,
         None => {
+            if std::io::stdin().is_terminal() {
+                say!("reading the prompt from the terminal; end it with Ctrl-D");
+            }
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("read", std::path::Path::new("stdin"), e))?;
+            // The newline of `echo`, which nobody means as part of the prompt.
+            text.truncate(text.strip_suffix('\n').map_or(text.len(), str::len));
             text
         }
     };
+    interrupt::listen()?;
     let tokenizer = files.tokenizer.as_ref();
     tokenizer.ok_or_else(|| Error::input("the model has no tokenizer").hint("use --json with {\"ids\": [...]}"))?;
     let ids = encode(Line { ids: None, text: Some(text), messages: None }, args, model, files)?;
@@ -192,6 +203,7 @@ fn sample_lines(args: &Args, model: &Transformer, files: &ModelFiles, params: &S
             }
         }
     }
+    interrupt::listen()?;
     let mut writer = InOrder { inputs, next: (0, 0), n: params.n, done: BTreeMap::new(), out: lines::Output::new() };
     let mut failure = writer.flush().err();
     let tokenizer = files.tokenizer.as_ref();

@@ -1,7 +1,7 @@
 //! `score`: log-probabilities of texts or token ids.
 
 use crate::cli::common::ModelArgs;
-use crate::cli::{interrupt, lines};
+use crate::cli::lines;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::{Adapter, Transformer};
 use crate::tensor::plan::{Plan, Tree};
@@ -16,11 +16,11 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// JSON lines [default: stdin]
+    /// JSON lines [default: stdin]; read ahead up to 2048 tokens, so answers do not come line by line
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Divide the logits by this first
-    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    #[arg(long, default_value_t = 1.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f32,
     /// Accepted for uniformity: the output is always JSON lines
     #[arg(long)]
@@ -47,7 +47,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::usage("--temperature takes a number above 0"));
     }
-    interrupt::listen()?;
     let (model, files) = args.model.load()?;
     let mut out = lines::Output::new();
     let mut batch: Vec<(usize, Result<Vec<u32>>)> = Vec::new();
@@ -62,9 +61,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         tokens += len;
         batch.push((number, ids));
-        if interrupt::pressed() {
-            return Err(Error::interrupted());
-        }
     }
     flush(&model, args.temperature, &mut batch, &mut out)?;
     out.finish()

@@ -2,6 +2,7 @@
 
 use crate::cli::common::DeviceArgs;
 use crate::cli::interrupt;
+use crate::cli::output::{plural, say, to_stdout};
 use crate::error::Kind;
 use crate::model::Transformer;
 use crate::model::lora::LoraConfig;
@@ -56,10 +57,11 @@ impl Args {
             return Err(Error::usage("expected a configuration").hint("give CONFIG.toml, or --set key=value, or --resume --out DIR"));
         }
         if out.exists() && !self.plan {
-            return Err(Error::usage("this folder exists")
-                .at("--out")
-                .at_file(out)
-                .hint("go on with the run in it by --resume --out, or choose another folder"));
+            let hint = match out.join("config.toml").exists() {
+                true => "go on with the run in it by --resume --out, or choose another folder",
+                false => "choose a folder that is not there yet: a run makes its own",
+            };
+            return Err(Error::usage("this folder exists").at_file(out).at("--out").hint(hint));
         }
         Config::load(self.config.as_deref(), &self.set)
     }
@@ -72,14 +74,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let device = args.device.open()?;
     interrupt::listen()?;
     let files = weights::open(&config.model)?;
-    let mut console = Console::new();
+    let mut console = Console::new(config.total_steps());
     let examples = Examples::load(&config, &files, &mut |event| console.show(event))?;
     let adapter = config.adapter.as_deref().map(weights::load_peft).transpose()?;
     let lora = adapter.as_ref().map(|(lora, _)| lora).or(config.lora.as_ref());
     let plan = MemoryPlan::new(&config, &files.config, lora, &examples);
     if args.plan {
-        print!("{plan}");
-        return Ok(());
+        console.bar.finish_and_clear();
+        return to_stdout(|out| write!(out, "{plan}"));
     }
     if let Some(free) = memory::available() {
         plan.check(free)?;
@@ -104,7 +106,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let trained = trained.map_err(|e| interrupted(e, &out))?;
     let result = save(&trained, &config, &files, &out)?;
     let report = report::write(&out)?;
-    eprintln!("{}\n{}", result.display(), report.display());
+    say!("{}\n{}", result.display(), report.display());
     Ok(())
 }
 
@@ -129,7 +131,7 @@ fn interrupted(error: Error, out: &Path) -> Error {
         return error;
     }
     if let Err(e) = report::write(out) {
-        eprintln!("warning: {e}");
+        say!("warning: {e}");
     }
     error.hint(format!("go on with: sorft-native train --resume --out {}", out.display()))
 }
@@ -167,7 +169,7 @@ impl Hooks for RunHooks<'_> {
         };
         let (console, total) = (&self.console, self.heldout.len());
         let mut keep_going = |done: usize| {
-            console.bar.set_message(format!("evaluating {done}/{total}"));
+            console.bar.set_prefix(format!("evaluating {done}/{total}"));
             !interrupt::pressed()
         };
         let (tokens, batch) = (self.config.eval_max_new_tokens, self.config.rollout_batch);
@@ -175,24 +177,26 @@ impl Hooks for RunHooks<'_> {
     }
 }
 
-/// Progress on stderr: a bar on a terminal, a line a step elsewhere.
+/// Progress on stderr: a bar and the last step's numbers on a terminal, a line a step elsewhere.
 struct Console {
     bar: ProgressBar,
     terminal: bool,
+    /// Whether a step of this process has been shown: a resumed run's bar begins where the run was.
+    begun: bool,
 }
 
 impl Console {
-    fn new() -> Self {
+    fn new(steps: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left {eta})  {wide_msg}") {
+        let bar = if terminal { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len} {elapsed} (left {eta})  {prefix}\n{wide_msg}") {
             bar.set_style(style);
         }
-        Self { bar, terminal }
+        Self { bar, terminal, begun: false }
     }
 
     fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| say!("{text}"));
     }
 
     fn show(&mut self, event: Event<'_>) {
@@ -200,20 +204,24 @@ impl Console {
             Event::Note(text) => self.line(&text),
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::Stage(number, count, stage) => self.line(&stage_line(number, count, stage)),
-            Event::Sampling(done, total) => self.bar.set_message(format!("sampling {done}/{total}")),
+            Event::Sampling(done, total) => self.bar.set_prefix(format!("sampling {done}/{total}")),
             Event::Step(step, total, line) => {
-                self.bar.set_length(total);
+                if !std::mem::replace(&mut self.begun, true) {
+                    self.bar.set_position(step.saturating_sub(1));
+                    self.bar.reset_eta();
+                }
                 self.bar.set_position(step);
+                self.bar.set_prefix("");
                 let text = step_line(line);
                 self.bar.set_message(text.clone());
                 if !self.terminal {
-                    eprintln!("step {step}/{total}  {text}");
+                    say!("step {step}/{total}  {text}");
                 }
             }
             Event::Evaluation(step, numbers) => self.line(&format!("evaluation after step {step}: {}", numbers_line(numbers))),
             Event::Checkpoint(path) => {
                 if !self.terminal {
-                    eprintln!("checkpoint {}", path.display());
+                    say!("checkpoint {}", path.display());
                 }
             }
         }
@@ -222,7 +230,8 @@ impl Console {
 
 fn stage_line(number: usize, count: usize, stage: &Stage) -> String {
     let of = if count > 1 { format!("stage {number} of {count}: ") } else { String::new() };
-    format!("{of}{}, {} steps of {} prompts", stage.algorithm.name(), stage.steps, stage.batch_prompts)
+    let (steps, prompts) = (plural(stage.steps, "step"), plural(stage.batch_prompts as u64, "prompt"));
+    format!("{of}{}, {steps} of {prompts}", stage.algorithm.name())
 }
 
 /// A step's numbers for people.

@@ -38,7 +38,8 @@ pub fn by_repository(tasks: &[Task], folds: usize, fold: usize, seed: u64) -> Re
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     tasks.iter().for_each(|t| *counts.entry(t.repo_name()).or_default() += 1);
     if counts.len() < folds {
-        let message = format!("{} repositories cannot be split into {folds} folds", counts.len());
+        let ending = if counts.len() == 1 { "y" } else { "ies" };
+        let message = format!("{} repositor{ending} cannot be split into {folds} folds", counts.len());
         return Err(Error::input(message).hint("split by time instead (--by time), or into fewer folds"));
     }
     let mut repos: Vec<&str> = counts.keys().copied().collect();

@@ -155,3 +155,36 @@ fn a_shallow_clone_is_mined_with_a_warning() {
     let warning = stderr(program().args(["data", "mine", "--repo", arg(&clone)]), 0);
     assert!(warning.contains("is a shallow clone") && warning.contains("fetch --unshallow"), "{warning}");
 }
+
+/// What would be lost is refused before anything is done.
+#[test]
+fn split_does_not_touch_its_input_and_looks_at_its_folders_first() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let tasks = dir.path().join("tasks.jsonl");
+    std::fs::copy(golden("tasks.jsonl"), &tasks).expect("the tasks can be copied");
+    let before = std::fs::read(&tasks).expect("the tasks");
+    let (other, nowhere) = (dir.path().join("h.jsonl"), dir.path().join("nodir").join("h.jsonl"));
+    let split = |train: &Path, heldout: &Path| {
+        stderr(program().args(["data", "split", arg(&tasks), "--force", "--train", arg(train), "--heldout", arg(heldout)]), 2)
+    };
+    assert!(split(&tasks, &other).contains("which it would overwrite"));
+    assert!(split(&other, &dir.path().join(".").join("tasks.jsonl")).contains("which it would overwrite"));
+    assert!(split(&other, &nowhere).contains("there is no folder"));
+    assert!(std::fs::read(&tasks).expect("the tasks") == before && !other.exists());
+}
+
+/// A program whose messages nobody reads any more does its work.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_closed_stderr_ends_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let out = dir.path().join("out.jsonl");
+    // Every write to it fails.
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_sorft-native"))
+        .args(["data", "import", arg(&golden("tasks.jsonl")), "--out", arg(&out)])
+        .stderr(full)
+        .status()
+        .expect("the program runs");
+    assert!(status.success() && out.exists(), "{status}");
+}

@@ -26,7 +26,7 @@ fn good_input_ends_with_status_0_and_bad_lines_are_counted() {
     let out = stdout(program().args(["reward", "--kind", "file"]).write_stdin(format!("{line}\n\n{line}")), 0);
     assert_eq!(out.lines().count(), 2);
     let error = stderr(program().args(["reward", "--kind", "file"]).write_stdin("{\n".to_owned() + line), 1);
-    assert!(error.contains("error: stdin: 1 lines could not be read, the first of them line 1"), "{error}");
+    assert!(error.contains("error: stdin: 1 line could not be read, the first of them line 1"), "{error}");
     assert_eq!(stdout(program().args(["reward", "--kind", "file"]).write_stdin(""), 0), "");
 }
 

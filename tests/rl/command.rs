@@ -40,6 +40,9 @@ impl Workplace {
         std::fs::write(work.path("lines.jsonl"), lines).unwrap();
         let text = "model = \"tiny\"\ndata.train = \"lines.jsonl\"\nsteps = 6\nbatch_prompts = 2\noptim.lr = 1e-3\ncheckpoint.every = 2\n";
         std::fs::write(work.path("run.toml"), text).unwrap();
+        let stage = "[[stage]]\nalgorithm = \"sft\"\nsteps = 3\noptim.lr = 1e-4\n";
+        let base = "model = \"tiny\"\ndata.train = \"lines.jsonl\"\n";
+        std::fs::write(work.path("staged.toml"), format!("{base}{stage}{stage}")).unwrap();
         work
     }
 
@@ -65,7 +68,7 @@ fn a_run_leaves_its_folder_and_refuses_what_the_contract_refuses() {
     let metrics = std::fs::read_to_string(w.path("a/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 6);
     for (args, status, message) in [
-        (&["run.toml", "--out", "a"][..], 2, "a: --out: this folder exists"),
+        (&["run.toml", "--out", "a"][..], 2, "--out: a: this folder exists"),
         (&["run.toml", "--out", "a", "--resume"], 2, "cannot be used with"),
         (&["--set", "steps=3", "--out", "a", "--resume"], 2, "cannot be used with"),
         (&["--resume"], 2, "--out"),
@@ -73,6 +76,7 @@ fn a_run_leaves_its_folder_and_refuses_what_the_contract_refuses() {
         (&["run.toml", "--set", "step=3", "--out", "b"], 2, "unknown setting `step`\n  the nearest known one is `steps`"),
         (&["none.toml", "--out", "b"], 1, "none.toml: cannot read"),
         (&["--resume", "--out", "none"], 1, "config.toml: cannot read"),
+        (&["staged.toml", "--set", "optim.lr=1e-3", "--out", "b"], 2, "every stage sets `optim.lr` itself"),
         (&["run.toml", "--set", "data.train=none.jsonl", "--out", "b"], 1, "none.jsonl: cannot read"),
         (&["run.toml", "--set", "algorithm=grpo", "--out", "b"], 1, "it needs tasks, not lines of ids"),
         (&["run.toml", "--set", "algorithm=ppo", "--out", "b"], 1, "\"ppo\" is not in this version"),

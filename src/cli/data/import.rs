@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::cli::output::{json_line, to_stdout};
+use crate::cli::output::{json_line, say, to_stdout};
 use crate::data::source::{multi_swe_bench, swe_bench};
 use crate::{Error, Result};
 
@@ -45,7 +45,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     let mut tasks = match args.format {
         Format::SweBench => swe_bench::read(&args.file).map_err(|e| {
-            if e.to_string().contains("instance_id") { e.hint("for Multi-SWE-bench's fields: --format multi-swe-bench") } else { e }
+            if e.to_string().contains("field `instance_id`") { e.hint("for Multi-SWE-bench's fields: --format multi-swe-bench") } else { e }
         })?,
         Format::MultiSweBench => multi_swe_bench::read(&args.file)?,
     };
@@ -61,7 +61,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         return Err(Error::input("no task changes a file that is there at its base").at_file(&args.file));
     }
     if nothing_to_find > 0 {
-        eprintln!("warning: {nothing_to_find} of {} tasks only add files: file localisation has nothing to find in them", tasks.len());
+        say!("warning: {nothing_to_find} of {} tasks only add files: file localisation has nothing to find in them", tasks.len());
     }
     match &args.out {
         Some(out) => {
@@ -70,7 +70,7 @@ pub(super) fn run(args: Args) -> Result<()> {
             if args.json {
                 return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
             }
-            eprintln!("{} tasks, {with_files} of them with contents", tasks.len());
+            say!("{} tasks, {with_files} of them with contents", tasks.len());
             Ok(())
         }
         None => to_stdout(|out| swe_bench::write_lines(out, &tasks)),

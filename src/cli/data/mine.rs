@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::cli::output::{json_line, table, to_stdout};
+use crate::cli::output::{json_line, say, table, to_stdout};
 use crate::data::source::git::{MineOptions, MineReport, Skip, mine};
 use crate::data::source::swe_bench;
 use crate::{Error, Result};
@@ -108,7 +108,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     })?;
     bar.finish_and_clear();
     if report.shallow {
-        eprintln!(
+        say!(
             "warning: {} is a shallow clone: its older history is not there\n  to have all of it: git -C {} fetch --unshallow",
             args.repo.display(),
             args.repo.display()
@@ -116,11 +116,11 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     let summary = summary(&report);
     if !args.json {
-        eprint!("{}", funnel(&report, args.all_parents));
+        say!("{}", funnel(&report, args.all_parents).trim_end());
     }
     if tasks.is_empty() {
         if args.json {
-            eprintln!("{summary}");
+            say!("{summary}");
         }
         let hint = if report.skipped.get(&Skip::Merge) > Some(&0) && !args.all_parents {
             "most of this history may be in merged branches: try --all-parents"
@@ -136,7 +136,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         }
         None => {
             if args.json {
-                eprintln!("{summary}");
+                say!("{summary}");
             }
             to_stdout(|out| swe_bench::write_lines(out, &tasks))
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::cli::output::{json_line, to_stdout};
+use crate::cli::output::{json_line, say, to_stdout};
 use crate::data::Task;
 use crate::data::source::swe_bench;
 use crate::data::subtask::evidence::Evidence;
@@ -109,9 +109,16 @@ fn show_prompt(task: &Task, args: &Args) -> Result<()> {
         }));
     }
     to_stdout(|out| writeln!(out, "{}\n\n---- gold answer\n{}", prompt.text, prompt.answer))?;
-    eprintln!(
+    say!(
         "about {} tokens; shown: {} of {} bytes of the issue; left out: {} of {} pieces of evidence, {} of {} paths; {} gold paths missing",
-        prompt.tokens, cut.issue_bytes.0, cut.issue_bytes.1, cut.evidence.0, cut.evidence.1, cut.paths.0, cut.paths.1, cut.gold_missing
+        prompt.tokens,
+        cut.issue_bytes.0,
+        cut.issue_bytes.1,
+        cut.evidence.0,
+        cut.evidence.1,
+        cut.paths.0,
+        cut.paths.1,
+        cut.gold_missing
     );
     Ok(())
 }

@@ -63,7 +63,13 @@ pub(super) fn run(args: Args) -> Result<()> {
         return Err(Error::usage("--train and --heldout are one file").at_file(&train));
     }
     for out in [&train, &heldout] {
+        if args.files.iter().any(|file| is_same_file(file, out)) {
+            return Err(Error::usage("this is also a file to be split, which it would overwrite").at_file(out).hint("choose another name"));
+        }
         swe_bench::refuse_existing(out, args.force)?;
+    }
+    if args.by == By::Time && args.fold != 0 {
+        return Err(Error::usage("--fold goes with --by repository: by time there is one split"));
     }
     if !(args.fraction > 0.0 && args.fraction < 1.0) {
         return Err(Error::usage(format!("--fraction {} is not between 0 and 1", args.fraction)).hint("for a fifth: --fraction 0.2"));
@@ -71,10 +77,12 @@ pub(super) fn run(args: Args) -> Result<()> {
     let tasks = read_all(&args.files)?;
     let (by, split) = split(&tasks, &args)?;
     let sides = [("train", &train, &split.train), ("heldout", &heldout, &split.heldout)];
+    let mut prepared = Vec::new();
     for (_, path, indices) in sides {
         let side: Vec<Task> = indices.iter().map(|&i| tasks[i].clone()).collect();
-        swe_bench::write(path, &side, args.force)?;
+        prepared.push(swe_bench::prepare(path, &side)?);
     }
+    prepared.into_iter().try_for_each(|file| file.publish(args.force))?;
     let repos = |indices: &[usize]| indices.iter().map(|&i| tasks[i].repo_name()).collect::<std::collections::BTreeSet<_>>();
     if args.json {
         let side = |path: &Path, indices: &[usize]| json!({ "file": path, "tasks": indices.len(), "repositories": repos(indices) });
@@ -83,6 +91,10 @@ pub(super) fn run(args: Args) -> Result<()> {
     let mut rows = vec![vec![format!("split by {by}"), "tasks".to_owned(), "repositories".to_owned()]];
     rows.extend(sides.map(|(_, path, side)| vec![path.display().to_string(), side.len().to_string(), repos(side).len().to_string()]));
     to_stdout(|out| out.write_all(table(&rows).as_bytes()))
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn split(tasks: &[Task], args: &Args) -> Result<(&'static str, Split)> {

@@ -11,6 +11,7 @@ use flate2::write::GzEncoder;
 use serde_json::Value;
 
 use crate::data::Task;
+use crate::error::json_message;
 use crate::{Error, Result};
 
 /// Reads the tasks of a file: JSON lines, or one JSON list; gzip is recognised by its first bytes, whatever the name.
@@ -44,9 +45,9 @@ pub fn read_with(path: &Path, convert: impl Fn(Value) -> Result<Task>) -> Result
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let value = serde_json::from_slice(&line).map_err(|e| {
+            let value = serde_json::from_slice(line.trim_ascii_end()).map_err(|e| {
                 let hint = "a task file holds one JSON object a line (see `data import --help`)";
-                Error::input(format!("not JSON: {e}")).at_line(path, number).hint(hint)
+                Error::input(format!("not JSON: {}", json_message(&e))).at_line(path, number).hint(hint)
             })?;
             tasks.add(value, number, "line")?;
         }
@@ -89,10 +90,28 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
 /// Writes tasks as JSON lines, gzipped where the name ends in `.gz`. The file appears under its name when it is complete: it is written
 /// to a temporary file beside it and renamed. One that is there already is replaced only by `force`.
 pub fn write(path: &Path, tasks: &[Task], force: bool) -> Result<()> {
-    refuse_existing(path, force)?;
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    prepare(path, tasks)?.publish(force)
+}
+
+/// A complete task file that does not have its name yet.
+pub struct Prepared<'a> {
+    temporary: tempfile::NamedTempFile,
+    path: &'a Path,
+}
+
+impl Prepared<'_> {
+    /// Gives the file its name. One that is there already is replaced only by `force`.
+    pub fn publish(self, force: bool) -> Result<()> {
+        refuse_replacing(self.path, force)?;
+        let renamed = if force { self.temporary.persist(self.path) } else { self.temporary.persist_noclobber(self.path) };
+        renamed.map(drop).map_err(|e| Error::io("write", self.path, e.error))
+    }
+}
+
+/// The first half of [`write`]: where several files belong together, all are prepared before any is published.
+pub fn prepare<'a>(path: &'a Path, tasks: &[Task]) -> Result<Prepared<'a>> {
     let failed = |e| Error::io("write", path, e);
-    let temporary = tempfile::Builder::new().prefix(".tasks-").tempfile_in(dir).map_err(failed)?;
+    let temporary = tempfile::Builder::new().prefix(".tasks-").tempfile_in(folder_of(path)).map_err(failed)?;
     {
         let file = BufWriter::with_capacity(1 << 16, temporary.as_file());
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) {
@@ -104,8 +123,11 @@ pub fn write(path: &Path, tasks: &[Task], force: bool) -> Result<()> {
         }
     }
     share(temporary.as_file()).and_then(|()| temporary.as_file().sync_all()).map_err(failed)?;
-    let renamed = if force { temporary.persist(path) } else { temporary.persist_noclobber(path) };
-    renamed.map(drop).map_err(|e| failed(e.error))
+    Ok(Prepared { temporary, path })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Gives the file the permissions that a newly created one has by default; temporary files are made for their owner alone.
@@ -128,8 +150,19 @@ pub fn write_lines(out: &mut dyn Write, tasks: &[Task]) -> io::Result<()> {
     Ok(())
 }
 
-/// An error where `path` is there already, unless `force`: to be asked before long work whose result goes there.
+/// An error where `path` is there already, unless `force`, or cannot be made: to be asked before long work whose result goes there.
 pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::usage(format!("there is no folder {}", folder.display())).at_file(path).hint("make it first"));
+    }
+    if let Err(e) = tempfile::tempfile_in(folder) {
+        return Err(Error::io("write into", folder, e));
+    }
+    refuse_replacing(path, force)
+}
+
+fn refuse_replacing(path: &Path, force: bool) -> Result<()> {
     if !force && path.symlink_metadata().is_ok() {
         return Err(Error::usage("the file is there already").at_file(path).hint("choose another name, or --force to replace it"));
     }

@@ -240,7 +240,7 @@ impl FileSubtask {
             let listed = gold.len() - gold_missing;
             let Some((paths, room)) = most_paths(&order, listed, needed, &|paths| room(paths, 0, false))? else {
                 let message = format!("{max} tokens do not hold a prompt of its {listed} gold paths and {needed} tokens of the issue");
-                return Err(Error::input(message).at(&task.instance_id).hint("raise max_prompt_tokens"));
+                return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
             };
             chosen = (paths, 0, false);
             left = Some(room);

@@ -160,7 +160,7 @@ pub fn open_with(spec: &str, progress: &mut dyn FnMut(hub::Progress<'_>)) -> Res
     if hub::is_model_id(spec) {
         return open_folder(&hub::fetch(spec, progress)?);
     }
-    Err(Error::input("no such file or folder").at(spec).hint("--model takes a Hugging Face folder, a .gguf file, or a hub id `owner/name`"))
+    Err(Error::input("no such file or folder").at(spec).hint("a model is a Hugging Face folder, a .gguf file, or a hub id `owner/name`"))
 }
 
 /// That a tensor is there and has the expected shape.

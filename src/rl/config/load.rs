@@ -103,16 +103,16 @@ pub fn apply_set(given: &mut Given, set: &str, base: &Path) -> Result<()> {
         return Err(Error::usage(format!("expected key=value, found `{set}`")).at("--set"));
     };
     let (name, text) = (name.trim(), text.trim());
-    let (values, name, in_stage) = match name.strip_prefix("stage.").and_then(|rest| rest.split_once('.')) {
+    let (place, name, in_stage) = match name.strip_prefix("stage.").and_then(|rest| rest.split_once('.')) {
         Some((number, name)) => {
             let count = given.stages.len();
             let index = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).filter(|&i| i < count);
             let Some(index) = index else {
                 return Err(Error::usage(format!("there is no stage {number}: the configuration has {count}")).at("--set"));
             };
-            (&mut given.stages[index], name, true)
+            (Some(index), name, true)
         }
-        None => (&mut given.top, name, false),
+        None => (None, name, false),
     };
     let key = known(name, in_stage, &Origin::Flag, 0)?;
     // Quotes may be left out: what is not TOML of the right kind is taken as text, and as a list of texts where one is wanted.
@@ -126,6 +126,14 @@ pub fn apply_set(given: &mut Given, set: &str, base: &Path) -> Result<()> {
         _ => None,
     });
     let value = value.ok_or_else(|| Error::usage(format!("expected {}, found `{text}`", key.kind.expected())).at(name).at("--set"))?;
+    if !in_stage && !given.stages.is_empty() && given.stages.iter().all(|stage| stage.contains_key(key.name)) {
+        let message = format!("every stage sets `{name}` itself, so this would change nothing");
+        return Err(Error::usage(message).at("--set").hint(format!("for the first stage: --set stage.1.{name}={text}")));
+    }
+    let values = match place {
+        Some(stage) => &mut given.stages[stage],
+        None => &mut given.top,
+    };
     values.insert(key.name, value);
     Ok(())
 }

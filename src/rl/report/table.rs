@@ -35,8 +35,10 @@ type Records = BTreeMap<(usize, String), Record>;
 /// (folds, seeds) are taken together, stage by stage.
 pub(super) fn render(runs: &[(Run, &Path)]) -> Result<String> {
     let evaluations = together(runs);
-    let Some((_, first)) = evaluations.first() else { return Ok(String::new()) };
-    let mut rows: Vec<Row> = evaluations.iter().map(|(name, records)| Row { name: name.clone(), values: means(records) }).collect();
+    // The widest set: an evaluation that some runs did not make has fewer tasks.
+    let Some((_, first)) = evaluations.iter().rev().max_by_key(|(_, records)| records.len()) else { return Ok(String::new()) };
+    let mut rows: Vec<Row> =
+        evaluations.iter().map(|(name, records)| Row { name: named(name, records, runs.len()), values: means(records) }).collect();
     let measured = rows.len();
     rows.extend(baselines(runs, first)?);
     let (tasks, repositories) = (first.len(), clusters(first));
@@ -122,14 +124,23 @@ fn clusters(records: &Records) -> usize {
     records.values().map(|r| &r.cluster).collect::<std::collections::BTreeSet<_>>().len()
 }
 
-/// What a stage changed in F-beta and hit, task by task.
+/// The name of a stage's evaluation, with how many runs made it where not all did.
+fn named(name: &str, records: &Records, runs: usize) -> String {
+    let made = records.keys().map(|(run, _)| run).collect::<std::collections::BTreeSet<_>>().len();
+    if made == runs { name.to_owned() } else { format!("{name} ({made}/{runs})") }
+}
+
+/// What a stage changed in F-beta and hit, task by task, where both were measured.
 fn difference(before: &(String, Records), after: &(String, Records)) -> String {
-    if !before.1.keys().eq(after.1.keys()) {
+    let pairs: Vec<(&Record, &Record)> = after.1.iter().filter_map(|(key, a)| Some((before.1.get(key)?, a))).collect();
+    if pairs.is_empty() {
         return String::new();
     }
-    let clusters: Vec<&str> = after.1.values().map(|r| r.cluster.as_str()).collect();
+    let clusters: Vec<&str> = pairs.iter().map(|(_, r)| r.cluster.as_str()).collect();
+    let part = |r: &Record, key: &str| r.parts.get(key).copied().unwrap_or(0.0);
     let change = |key| {
-        let i = Bootstrap::default().paired(&column(&before.1, key), &column(&after.1, key), Some(&clusters));
+        let (b, a): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(b, a)| (part(b, key), part(a, key))).unzip();
+        let i = Bootstrap::default().paired(&b, &a, Some(&clusters));
         format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
     };
     format!("\n{} against {}, paired: F-beta {}, hit {}", after.0, before.0, change("fbeta"), change("hit"))

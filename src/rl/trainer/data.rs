@@ -47,12 +47,16 @@ impl Examples {
                     dataset.len()
                 )));
             }
+            if stage.algorithm == Algorithm::Grpo && stage.group_size == 1 && stage.kl_coef == 0.0 && stage.entropy_coef == 0.0 {
+                let message = "grpo compares the answers of a group: with group_size = 1 every advantage is 0, and nothing is learned";
+                return Err(Error::input(message).at("group_size").hint("8 is a usual size"));
+            }
             stages.push(dataset);
         }
         let heldout = load_heldout(config, files, on_event)?;
         if let Some(item) = heldout.iter().find(|item| trained.contains(&item.id)) {
             let message = format!("the held-out task {} is also trained on", item.id);
-            return Err(Error::input(message).at("data.heldout").hint("`data split` makes files that share no repository"));
+            return Err(Error::input(message).at("data.heldout").hint("`data split` makes files that share no task"));
         }
         Ok(Self { stages, heldout })
     }
