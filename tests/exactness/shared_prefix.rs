@@ -64,5 +64,5 @@ fn saving(config: ModelConfig) -> f64 {
 fn eight_answers_of_128_tokens_to_a_prompt_of_1024() {
     // Where the head and attention are a large part of the model, less is saved.
     assert!(saving(smollm2_135m()) > 3.85);
-    assert!(saving(qwen_7b()) > 4.3);
+    assert!(saving(qwen_7b()) > 4.25);
 }
