@@ -1,7 +1,7 @@
 //! The three products of a linear layer over panel-packed weights: y = x W', dx = dy W and dW += dy' x.
 //!
-//! Each sums its contraction in fixed chunks ([`K_CHUNK`] inputs or outputs; the plan's token chunks for dW): in order inside a chunk, chunk
-//! sums added in order. So a row's bits depend neither on how many rows there are nor on how the work was divided (`docs/exactness.md`).
+//! Each sums its contraction in fixed chunks ([`K_CHUNK`] inputs or outputs; for dW the plan's token chunks, each cut every [`K_CHUNK`] tokens):
+//! in order inside a chunk, chunk sums added in order. So a row's bits depend neither on how many rows there are nor on how the work was divided (`docs/exactness.md`).
 //!
 //! Floor: 2 N K T floating-point operations at the processor's FMA rate for many rows; 4 N K bytes of weights at its memory rate for few.
 
@@ -292,7 +292,7 @@ pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw
         }
         for b in own {
             let (from, mr, run) = blocks.get(b);
-            for chunk in chunks {
+            for chunk in chunks.iter().flat_map(|chunk| cut(chunk.clone(), K_CHUNK)) {
                 let a = &left[from * rows + chunk.start * mr..from * rows + chunk.end * mr];
                 let tile = Tile {
                     k: chunk.len(),
