@@ -8,8 +8,9 @@ use crate::emulator;
 use crate::support::{bits, normal};
 use half::bf16;
 use sorft_native::tensor::Tensor;
+use sorft_native::tensor::cpu::PanelMatrix;
 use sorft_native::tensor::cuda::{Buffer, DType, Gpu};
-use sorft_native::tensor::ops::{adamw, rope, swiglu};
+use sorft_native::tensor::ops::{adamw, embedding, rope, swiglu};
 use std::sync::Arc;
 
 /// Sizes around a vector of 8, a block's 2048 and 1024, and none at all.
@@ -103,6 +104,33 @@ fn adamw_has_the_processor_s_bits() {
             }
             for (what, on_device, want) in [("p", &state.p, &p), ("m", &state.m, &m), ("v", &state.v, &v), ("w", &state.w, &round(&p))] {
                 assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
+            }
+        }
+    });
+}
+
+/// Ids that come once, often and never; cutting the batch between tokens changes no bit.
+#[test]
+fn the_embedding_has_the_processor_s_bits() {
+    on_all_devices(|gpu| {
+        for (vocab, cols, tokens) in [(1, 1, 1), (5, 7, 9), (40, 64, 30), (9, 1032, 17)] {
+            let ids: Vec<u32> = (0..tokens as u32).map(|t| (t * t + 3) % vocab as u32).collect();
+            let (w, dx) = (round(&normal(vocab * cols, 1)), round(&normal(tokens * cols, 2)));
+            let device_ids = |ids: &[u32]| embedding::cuda::DeviceIds::new(gpu, ids, vocab).expect("uploaded");
+            let x = embedding::cuda::forward(gpu, &upload(gpu, &w), &device_ids(&ids), cols).expect("forward");
+            let want = embedding::forward(&PanelMatrix::from_rows(vocab, cols, &w), &ids);
+            assert_eq!(bits(&download(&x)), bits(want.data()), "x of {tokens} x {cols}");
+
+            let (mut rows, mut dense) = (embedding::SparseRows::default(), PanelMatrix::zeros(vocab, cols));
+            rows.add(&ids, &Tensor::from_vec(&[tokens, cols], dx.clone()));
+            rows.drain_into(&mut dense);
+            for cut in [0, tokens / 2] {
+                let mut d = Buffer::zeros(gpu, DType::F32, vocab * cols).expect("cleared");
+                for span in [0..cut, cut..tokens] {
+                    let part = upload(gpu, &dx[span.start * cols..span.end * cols]);
+                    embedding::cuda::backward(gpu, &mut d, &part, &device_ids(&ids[span]), cols).expect("backward");
+                }
+                assert_eq!(bits(&download(&d)), bits(&dense.to_rows()), "d of {tokens} x {cols}, cut at {cut}");
             }
         }
     });

@@ -82,6 +82,15 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// A part of a buffer that the kernel writes: at least `len` elements from the element `first` on.
+    pub fn output_from(mut self, name: &str, buffer: &mut Buffer, dtype: DType, first: usize, len: usize) -> Self {
+        self.pointer('m', name, Some(buffer), dtype, first + len);
+        if let Some(Value::Pointer(address)) = self.values.last_mut().filter(|_| self.error.is_none()) {
+            *address += (first * dtype.size()) as u64;
+        }
+        self
+    }
+
     /// The same, or a null pointer.
     pub fn optional_output(mut self, name: &str, buffer: Option<&mut Buffer>, dtype: DType, len: usize) -> Self {
         self.pointer('m', name, buffer.map(|b| &*b), dtype, len);

@@ -38,8 +38,11 @@ impl Source {
     /// The AdamW step.
     pub const ADAMW: Source = Source { file: "adamw.cu", text: include_str!("../../../kernels/adamw.cu") };
 
+    /// The embedding's rows and their gradient.
+    pub const EMBEDDING: Source = Source { file: "embedding.cu", text: include_str!("../../../kernels/embedding.cu") };
+
     /// Every kernel source.
-    pub const ALL: [Source; 4] = [Source::RMSNORM, Source::ROPE, Source::SWIGLU, Source::ADAMW];
+    pub const ALL: [Source; 5] = [Source::RMSNORM, Source::ROPE, Source::SWIGLU, Source::ADAMW, Source::EMBEDDING];
 }
 
 /// Machine code of one source for one architecture.

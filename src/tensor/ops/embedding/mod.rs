@@ -3,6 +3,8 @@
 //! Its gradient adds the tokens one after another into a sparse sum of its own, which joins the dense gradient (the tied head's) at the
 //! end of the optimizer batch: so the order of additions does not depend on how the batch was cut into micro-batches.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cpu::parallel::over_rows;
