@@ -1,9 +1,8 @@
 //! One transformer block: norm, attention, residual; norm, SwiGLU feed-forward, residual. Forward, and the backward pass of what it saved.
 
 use crate::Result;
-use crate::model::linear::Linear;
+use crate::model::linear::{Adapter, Linear};
 use crate::model::params::{Gradients, ParamId, Params};
-use crate::model::transformer::Adapter;
 use crate::tensor::Tensor;
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
 use crate::tensor::ops::{residual, rmsnorm, rope, swiglu};

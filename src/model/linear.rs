@@ -1,10 +1,18 @@
 //! A linear layer with its optional bias and low-rank adapter: y = x W' + b + s (x A') B'.
 
 use crate::model::params::{Gradients, ParamId, Params};
-use crate::model::transformer::Adapter;
 use crate::tensor::Tensor;
 use crate::tensor::ops::{matmul, residual};
 use std::ops::Range;
+
+/// Which policy a forward pass computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adapter {
+    /// With the LoRA adapter, where there is one.
+    On,
+    /// The base model alone: with LoRA, the reference policy.
+    Off,
+}
 
 /// A linear layer's tensors.
 #[derive(Clone, Debug)]

@@ -1,6 +1,5 @@
 //! The model's tensors in one list, in canonical order. Layers hold indices into it; gradients and moments are lists of the same length.
 
-use crate::model::transformer::ParamInfo;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cpu::parallel::ELEMENTS;
@@ -10,6 +9,17 @@ use rayon::prelude::*;
 
 /// Index of a tensor in the model's list.
 pub(crate) type ParamId = usize;
+
+/// A tensor of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Hugging Face's name, or PEFT's for an adapter's.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies by default (matrices: yes; norms and biases: no).
+    pub decay: bool,
+}
 
 /// A tensor's numbers.
 #[derive(Debug)]

@@ -15,7 +15,8 @@ use crate::tensor::plan::Plan;
 use crate::tensor::{Device, Tensor};
 use crate::{Error, Result};
 
-pub use crate::model::params::Gradients;
+pub use crate::model::linear::Adapter;
+pub use crate::model::params::{Gradients, ParamInfo};
 
 /// Per prediction of a plan, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,26 +25,6 @@ pub struct TokenStats {
     pub logprob: Vec<f32>,
     /// Entropy of softmax(logits / T), in nats.
     pub entropy: Vec<f32>,
-}
-
-/// Which policy a forward pass computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Adapter {
-    /// With the LoRA adapter, where there is one.
-    On,
-    /// The base model alone: with LoRA, the reference policy.
-    Off,
-}
-
-/// A tensor of the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParamInfo {
-    /// Hugging Face's name, or PEFT's for an adapter's.
-    pub name: String,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Whether weight decay applies by default (matrices: yes; norms and biases: no).
-    pub decay: bool,
 }
 
 /// A decoder-only language model.

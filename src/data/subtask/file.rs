@@ -34,7 +34,7 @@ pub enum Universe {
 
 /// In which order a prompt lists them. Neither knows the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// As a directory listing has them.
     #[default]
@@ -43,6 +43,8 @@ pub enum Order {
     Shuffled,
     /// The best lexical match with the issue first (BM25 over paths and contents): a retriever's list, to be chosen from.
     Lexical,
+    /// The same by the paths alone, for prompts that are to say nothing of contents.
+    LexicalPaths,
 }
 
 impl FromStr for Order {
@@ -53,7 +55,11 @@ impl FromStr for Order {
             "alphabetical" => Ok(Self::Alphabetical),
             "shuffled" => Ok(Self::Shuffled),
             "lexical" => Ok(Self::Lexical),
-            other => Err(Error::usage(format!("there is no order `{other}`")).hint("expected alphabetical, shuffled or lexical")),
+            "lexical_paths" => Ok(Self::LexicalPaths),
+            other => {
+                let hint = "expected alphabetical, shuffled, lexical or lexical_paths";
+                Err(Error::usage(format!("there is no order `{other}`")).hint(hint))
+            }
         }
     }
 }
@@ -203,6 +209,7 @@ impl FileSubtask {
                 candidates
             }
             Order::Lexical => lexical::rank(task, &candidates, Field::Content),
+            Order::LexicalPaths => lexical::rank(task, &candidates, Field::Path),
         }
     }
 
@@ -293,7 +300,7 @@ impl FileSubtask {
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         // Sorted first, so that the choice does not depend on the order of the list.
-        if self.options.order != Order::Lexical {
+        if !matches!(self.options.order, Order::Lexical | Order::LexicalPaths) {
             order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
             Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
         }

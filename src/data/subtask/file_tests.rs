@@ -60,7 +60,7 @@ fn the_gold_set_leaves_no_trace() {
     let evidences =
         [(false, Lexical::None), (true, Lexical::None), (false, Lexical::Score), (true, Lexical::Rank), (false, Lexical::Words)];
     for (names, lexical) in evidences {
-        for order in [Order::Alphabetical, Order::Shuffled, Order::Lexical] {
+        for order in [Order::Alphabetical, Order::Shuffled, Order::Lexical, Order::LexicalPaths] {
             for max_tokens in [usize::MAX, 90, 70] {
                 let make = subtask(|o| (o.evidence, o.order, o.max_tokens) = (Evidence { names, lexical }, order, max_tokens));
                 let prompts: Vec<FilePrompt> = paths().iter().map(|p| make.prompt(&task(&[p]), &words).unwrap()).collect();
