@@ -108,7 +108,7 @@ impl Prepared<'_> {
     }
 }
 
-/// The first half of [`write`]: where several files belong together, all are prepared before any is published.
+/// The first half of [`write()`]: where several files belong together, all are prepared before any is published.
 pub fn prepare<'a>(path: &'a Path, tasks: &[Task]) -> Result<Prepared<'a>> {
     let failed = |e| Error::io("write", path, e);
     let temporary = tempfile::Builder::new().prefix(".tasks-").tempfile_in(folder_of(path)).map_err(failed)?;
