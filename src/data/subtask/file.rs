@@ -295,15 +295,13 @@ impl FileSubtask {
         }
     }
 
-    /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order, or as a retriever
-    /// has them.
+    /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order. Never by
+    /// rank: a gold path that ranks low would then always stand last, and its place would tell.
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         // Sorted first, so that the choice does not depend on the order of the list.
-        if !matches!(self.options.order, Order::Lexical | Order::LexicalPaths) {
-            order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
-            Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
-        }
+        order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
+        Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
         order.sort_by_key(|&i| !gold.contains(&candidates[i]));
         order
     }

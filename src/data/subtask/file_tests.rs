@@ -83,6 +83,26 @@ fn shuffled_orders_differ_by_task_and_put_the_gold_file_anywhere() {
     assert!(places.iter().all(|&n| (60..140).contains(&n)), "{places:?}");
 }
 
+/// Which paths stay does not depend on the order: if the worst ranked went first, a gold one among them would always stand last.
+#[test]
+fn what_is_left_out_does_not_follow_the_order() {
+    for gold in paths() {
+        let mut left_out = 0;
+        for max_tokens in 25..70 {
+            let kept = |order| {
+                let prompt = subtask(|o| (o.order, o.max_tokens) = (order, max_tokens)).prompt(&task(&[&gold]), &words).ok()?;
+                Some((prompt.candidates.iter().cloned().collect::<BTreeSet<String>>(), prompt.cut.paths.0))
+            };
+            let alphabetical = kept(Order::Alphabetical);
+            left_out += alphabetical.as_ref().map_or(0, |(_, out)| *out);
+            for order in [Order::Shuffled, Order::Lexical, Order::LexicalPaths] {
+                assert_eq!(kept(order), alphabetical, "{gold} {order:?} {max_tokens}");
+            }
+        }
+        assert!(left_out > 0, "some budget leaves paths out");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_cut_in_order_and_counted() {
     let long = task(&["src/b.py", "lib/f.py"]);

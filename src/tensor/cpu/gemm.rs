@@ -1,7 +1,8 @@
 //! The three products of a linear layer over panel-packed weights: y = x W', dx = dy W and dW += dy' x.
 //!
 //! Each sums its contraction in fixed chunks ([`K_CHUNK`] inputs or outputs; for dW the plan's token chunks, each cut every [`K_CHUNK`] tokens):
-//! in order inside a chunk, chunk sums added in order. So a row's bits depend neither on how many rows there are nor on how the work was divided (`docs/exactness.md`).
+//! in order inside a chunk, chunk sums added in order. So a row's bits depend neither on how many rows there are nor on how the work was
+//! divided (`docs/exactness.md`).
 //!
 //! Floor: 2 N K T floating-point operations at the processor's FMA rate for many rows; 4 N K bytes of weights at its memory rate for few.
 
