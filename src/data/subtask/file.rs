@@ -77,6 +77,9 @@ pub struct FileOptions {
     pub max_tokens: usize,
     /// How many tokens of the issue are kept before anything else is cut.
     pub min_issue_tokens: usize,
+    /// How many files an answer is to name; 0 leaves it to the model. The prompt asks for so many, and a gold answer that names fewer
+    /// goes on with the best lexical matches, as a retriever's list would.
+    pub answers: usize,
     /// The key of shuffled orders, and of which paths go where a list does not fit.
     pub seed: u64,
     /// A template in place of [`TEMPLATE`].
@@ -92,6 +95,7 @@ impl Default for FileOptions {
             evidence: Evidence::default(),
             max_tokens: usize::MAX,
             min_issue_tokens: 32,
+            answers: 0,
             seed: 0,
             template: None,
         }
@@ -128,7 +132,8 @@ pub struct FilePrompt {
     pub candidates: Vec<String>,
     /// The gold set.
     pub gold: BTreeSet<String>,
-    /// The gold answer, as supervised training has it: the listed gold paths, the most changed first.
+    /// The gold answer, as supervised training has it: the listed gold paths, the most changed first, filled up to
+    /// [`FileOptions::answers`].
     pub answer: String,
     /// How many tokens the text has.
     pub tokens: usize,
@@ -266,7 +271,7 @@ impl FileSubtask {
             paths: (all.len() - paths.len(), all.len()),
             gold_missing,
         };
-        let answer = gold_answer(task, &listed)?;
+        let answer = self.filled_answer(task, &listed)?;
         Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
     }
 
@@ -306,6 +311,17 @@ impl FileSubtask {
         order
     }
 
+    /// The gold answer, with the best lexical matches behind it where it names too few files.
+    fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
+        let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
+        if paths.len() < self.options.answers {
+            let field = if self.options.order == Order::LexicalPaths { Field::Path } else { Field::Content };
+            let others = lexical::rank(task, listed, field).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
+            paths.extend(others.into_iter().take(self.options.answers - paths.len()));
+        }
+        Ok(paths.join("\n"))
+    }
+
     fn render(&self, material: &Material<'_>, shown: &Shown<'_>) -> Result<String> {
         let candidates: Vec<minijinja::Value> = shown
             .paths
@@ -315,7 +331,7 @@ impl FileSubtask {
                 context! { path => material.candidates[i].as_str(), note }
             })
             .collect();
-        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates };
+        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers => self.options.answers };
         self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
     }
 }

@@ -56,6 +56,19 @@ fn the_prompt_is_what_the_template_says() {
 }
 
 #[test]
+fn an_answer_of_a_fixed_length_goes_on_with_the_best_matches() {
+    let one = task(&["lib/f.py"]);
+    let prompt = subtask(|o| o.answers = 3).prompt(&one, &words).unwrap();
+    let best = lexical::rank(&one, &prompt.candidates, Field::Content);
+    let mut expected = vec!["lib/f.py".to_owned()];
+    expected.extend(best.into_iter().filter(|p| p != "lib/f.py").take(2));
+    assert_eq!(prompt.answer.lines().collect::<Vec<_>>(), expected);
+    assert!(prompt.text.ends_with("Answer with the 3 most likely paths, the best first, one a line."), "{}", prompt.text);
+    let many = subtask(|o| o.answers = 1).prompt(&task(&["src/b.py", "lib/f.py"]), &words).unwrap();
+    assert_eq!(many.answer.lines().count(), 2, "gold paths are never cut");
+}
+
+#[test]
 fn the_gold_set_leaves_no_trace() {
     let evidences =
         [(false, Lexical::None), (true, Lexical::None), (false, Lexical::Score), (true, Lexical::Rank), (false, Lexical::Words)];

@@ -110,6 +110,7 @@ pub static KEYS: &[Key] = &[
     run("prompt.names", Kind::Bool, "false", "Show, beside each candidate, names that it defines."),
     run("prompt.lexical", Kind::Choice(&["none", "score", "rank", "words"]), "\"none\"", "Show how well each candidate's words match the issue's (BM25): not at all, a digit, the rank of the best five, or the words in common."),
     run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut."),
+    run("prompt.answers", Kind::Integer(0), "0", "File localisation: how many files an answer is to name. The prompt asks for so many, and gold answers that name fewer go on with the best lexical matches. 0: as many as it takes."),
     run("prompt.template", Kind::Path, "\"\"", "A Jinja template in place of the built-in prompt. Empty: the built-in one."),
     stage("reward.score", Kind::Choice(&["fbeta", "f1", "exact", "hit"]), "\"fbeta\"", "The reward: F-beta (SoRFT), F1, exact match, or hit (1 if any gold element is named)."),
     run("reward.beta", Kind::Number(0.01, 100.0), "3.0", "Beta of F-beta: 3 weighs recall nine times, as SoRFT does."),

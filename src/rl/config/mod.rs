@@ -112,6 +112,8 @@ pub struct PromptSettings {
     pub names: bool,
     pub lexical: Lexical,
     pub min_issue_tokens: usize,
+    /// How many files an answer is to name; 0 leaves it to the model.
+    pub answers: usize,
     pub template: Option<PathBuf>,
 }
 
@@ -214,6 +216,7 @@ impl Config {
                     _ => Lexical::None,
                 },
                 min_issue_tokens: r.size("prompt.min_issue_tokens"),
+                answers: r.size("prompt.answers"),
                 template: optional("prompt.template").map(PathBuf::from),
             },
             reward_beta: r.number("reward.beta"),

@@ -36,6 +36,7 @@ impl FileLocalisation {
             evidence: Evidence { names: prompt.names, lexical },
             max_tokens,
             min_issue_tokens: prompt.min_issue_tokens,
+            answers: prompt.answers,
             seed,
             template,
         };
