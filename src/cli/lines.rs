@@ -5,10 +5,15 @@ use crate::{Error, Result};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// A line without its end, and its number.
+pub(crate) type Numbered = (usize, Vec<u8>);
 
 /// The non-empty lines of a file or of stdin, with their numbers (from 1).
-pub(crate) fn read(input: Option<&Path>) -> Result<impl Iterator<Item = Result<(usize, Vec<u8>)>>> {
-    let (name, reader): (String, Box<dyn BufRead>) = match input {
+pub(crate) fn read(input: Option<&Path>) -> Result<impl Iterator<Item = Result<Numbered>> + Send + 'static> {
+    let (name, reader): (String, Box<dyn BufRead + Send>) = match input {
         Some(path) if path.as_os_str() != "-" => {
             let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
             (path.display().to_string(), Box::new(BufReader::new(file)))
@@ -21,6 +26,37 @@ pub(crate) fn read(input: Option<&Path>) -> Result<impl Iterator<Item = Result<(
         Err(e) => Some(Err(Error::io("read", Path::new(&name), e))),
     });
     Ok(lines)
+}
+
+/// Lines that a thread of their own reads: a command that works on several at a time can tell whether the next is there already, or
+/// whether whoever writes them waits for an answer first.
+pub(crate) struct Arriving {
+    lines: Receiver<Result<Numbered>>,
+}
+
+/// How long a line may be on its way before it counts as not there.
+const SOON: Duration = Duration::from_millis(5);
+
+impl Arriving {
+    /// Starts reading. At most a few hundred lines wait to be taken.
+    pub fn new(lines: impl Iterator<Item = Result<Numbered>> + Send + 'static) -> Self {
+        let (sender, receiver) = mpsc::sync_channel(256);
+        // Ends with the input, or when nobody takes lines any more.
+        std::thread::spawn(move || lines.map(|line| sender.send(line)).take_while(|sent| sent.is_ok()).for_each(drop));
+        Self { lines: receiver }
+    }
+
+    /// The next line, if it is there or comes very soon; `None` after the last. `idle` is called before a longer wait.
+    pub fn next(&mut self, idle: &mut dyn FnMut() -> Result<()>) -> Result<Option<Numbered>> {
+        let line = match self.lines.recv_timeout(SOON) {
+            Err(RecvTimeoutError::Timeout) => {
+                idle()?;
+                self.lines.recv().ok()
+            }
+            line => line.ok(),
+        };
+        line.transpose()
+    }
 }
 
 /// Writes JSON lines to stdout and remembers whether one was an error.

@@ -1,7 +1,7 @@
 //! `score`: log-probabilities of texts or token ids.
 
 use crate::cli::common::ModelArgs;
-use crate::cli::lines;
+use crate::cli::lines::{self, Arriving};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::{Adapter, Transformer};
 use crate::tensor::plan::{Plan, Tree};
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// JSON lines [default: stdin]; read ahead up to 2048 tokens, so answers do not come line by line
+    /// JSON lines [default: stdin]; lines that are there together are evaluated together, up to 2048 tokens
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Divide the logits by this first
@@ -51,8 +51,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut out = lines::Output::new();
     let mut batch: Vec<(usize, Result<Vec<u32>>)> = Vec::new();
     let mut tokens = 0;
-    for line in lines::read(args.input.as_deref())? {
-        let (number, line) = line?;
+    let mut arriving = Arriving::new(lines::read(args.input.as_deref())?);
+    loop {
+        let next = arriving.next(&mut || {
+            tokens = 0;
+            flush(&model, args.temperature, &mut batch, &mut out)
+        })?;
+        let Some((number, line)) = next else { break };
         let ids = lines::parse(&line).and_then(|line| ids_of(line, &model, files.tokenizer.as_ref()));
         let len = ids.as_ref().map_or(0, Vec::len);
         if tokens + len > BATCH_TOKENS {
@@ -91,6 +96,9 @@ fn ids_of(line: Line, model: &Transformer, tokenizer: Option<&Tokenizer>) -> Res
 
 /// Evaluates and writes the collected lines, in order.
 fn flush(model: &Transformer, temperature: f32, batch: &mut Vec<(usize, Result<Vec<u32>>)>, out: &mut lines::Output) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
     let good = batch.iter().filter_map(|(_, ids)| ids.as_ref().ok());
     let trees: Vec<Tree> = good.map(|ids| Tree::sequence(ids, &vec![true; ids.len()])).collect();
     let plan = Plan::for_trees(&trees);

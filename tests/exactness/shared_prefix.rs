@@ -43,6 +43,10 @@ fn qwen_7b() -> ModelConfig {
     }
 }
 
+fn qwen_32b() -> ModelConfig {
+    ModelConfig { hidden_size: 5120, intermediate_size: 27648, num_layers: 64, num_heads: 40, num_kv_heads: 8, ..qwen_7b() }
+}
+
 /// By how much 8 answers of 128 tokens to a prompt of 1024 are cheaper with the prompt shared than repeated.
 fn saving(config: ModelConfig) -> f64 {
     let (config, params) = shape(config);
@@ -65,4 +69,5 @@ fn eight_answers_of_128_tokens_to_a_prompt_of_1024() {
     // Where the head and attention are a large part of the model, less is saved.
     assert!(saving(smollm2_135m()) > 3.85);
     assert!(saving(qwen_7b()) > 4.25);
+    assert!(saving(qwen_32b()) > 4.3);
 }
