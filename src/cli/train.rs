@@ -87,10 +87,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         plan.check(free)?;
     }
     let model = load_model(&config, &files, adapter, &device)?;
-    // The folder appears only now: a run that could not begin leaves none behind.
-    std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, e))?;
     if !args.resume {
-        run_log::replace(&out.join("config.toml"), config.resolved.as_bytes())?;
+        // Only now: a run that could not begin leaves no folder behind.
+        run_log::begin(&out, &config.resolved)?;
     }
     let mut hooks = RunHooks { console, config: &config, files: &files, heldout: &examples.heldout };
     let inputs = Inputs {
@@ -110,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn load_model(
+pub(super) fn load_model(
     config: &Config,
     files: &ModelFiles,
     adapter: Option<(LoraConfig, Vec<AdapterTensor>)>,

@@ -146,7 +146,7 @@ pub fn save(
     }
     written?;
     let place = dir.join(state.step.to_string());
-    // A damaged or re-done checkpoint of the same step gives way.
+    // A damaged or re-done checkpoint of the same step gives way; a kill between these two lines leaves the new one to `adopt`.
     remove(&place)?;
     fs::rename(&temporary, &place).map_err(|e| Error::io("rename to", &place, e))?;
     sync_dir(dir)?;
@@ -192,6 +192,22 @@ fn remove_leftovers(dir: &Path) -> Result<()> {
         let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
         if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(TEMPORARY)) {
             remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts checkpoints in their place that were written whole but not renamed before a kill, where that place holds none that is whole.
+fn adopt(dir: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(TEMPORARY)).and_then(|n| n.parse::<u64>().ok());
+        let Some(place) = step.map(|step| dir.join(step.to_string())) else { continue };
+        if Checkpoint::open(&path).is_ok() && Checkpoint::open(&place).is_err() {
+            remove(&place)?;
+            fs::rename(&path, &place).map_err(|e| Error::io("rename to", &place, e))?;
+            sync_dir(dir)?;
         }
     }
     Ok(())
@@ -251,6 +267,7 @@ impl Checkpoint {
 
     /// Opens the newest checkpoint in `dir` that is whole. Damaged ones are told to `warn`; if there are only damaged ones, it is an error.
     pub fn latest(dir: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<Self>> {
+        adopt(dir)?;
         let all = list(dir)?;
         let mut first_error = None;
         for (step, path) in all.iter().rev() {
@@ -449,6 +466,21 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(steps(dir.path()), [3, 20]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing temporary is left");
+    }
+
+    #[test]
+    fn a_kill_between_removing_and_renaming_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = save(dir.path(), &state(4), &params(), &mut numbers, 1).unwrap();
+        fs::rename(&written, dir.path().join(".tmp-4")).unwrap();
+        // Of the old checkpoint of this step only a part was removed.
+        fs::create_dir(&written).unwrap();
+        fs::write(written.join(STATE), "{}").unwrap();
+        let found = Checkpoint::latest(dir.path(), &mut |w| panic!("{w}")).unwrap().unwrap();
+        assert_eq!((found.state.step, &found.path), (4, &written));
+        // What is not whole is not adopted.
+        fs::create_dir(dir.path().join(".tmp-6")).unwrap();
+        assert_eq!(Checkpoint::latest(dir.path(), &mut |w| panic!("{w}")).unwrap().unwrap().state.step, 4);
     }
 
     #[test]
