@@ -147,7 +147,7 @@ fn kill_anywhere_and_resume_gives_the_bytes_of_an_unbroken_run() {
     for (kind, settings) in KINDS {
         let begun = Instant::now();
         let out = format!("whole-{kind}");
-        let (status, said) = place.run(&[&["train", "grpo.toml", "--threads", "2", "--out", &out], settings].concat());
+        let (status, said) = place.run(&[&["train", "grpo.toml", "--threads", "2", "--out", &out][..], settings].concat());
         assert_eq!(status, Some(0), "{said}");
         lengths.push(begun.elapsed());
         // Something was learned from rewards: the test would be empty without.
@@ -162,7 +162,7 @@ fn kill_anywhere_and_resume_gives_the_bytes_of_an_unbroken_run() {
         loop {
             let args = match out.exists() {
                 true => vec!["train", "--resume", "--threads", "2", "--out", &name],
-                false => [&["train", "grpo.toml", "--threads", "2", "--out", &name], settings].concat(),
+                false => [&["train", "grpo.toml", "--threads", "2", "--out", &name][..], settings].concat(),
             };
             let mut child = place.program(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program runs");
             let trigger = chance.trigger();

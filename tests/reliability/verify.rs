@@ -26,7 +26,7 @@ fn change(place: &Place, file: &str, line: usize, key: &str, value: &dyn Fn(&ser
 fn an_honest_run_passes_and_a_changed_one_is_named() {
     let place = trained();
     let verify = |args: &[&str]| {
-        let out = place.program(&[&["verify", "run"], args].concat()).output().expect("the program runs");
+        let out = place.program(&[&["verify", "run"][..], args].concat()).output().expect("the program runs");
         (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
     let before = fs::read(place.at("run/metrics.jsonl")).expect("metrics");

@@ -145,6 +145,23 @@ fn a_resumed_lora_run_has_the_bytes_of_an_unbroken_one() {
 }
 
 #[test]
+fn evaluations_that_are_interrupted_again_and_again_lose_nothing() {
+    let config = config(&two_stages(""));
+    let (data, whole, broken) = ([items(4), items(4)], tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let trained = train(&config, &data, model(), whole.path(), false, &mut Recorder::default()).unwrap();
+    // Ctrl-C after step 4 stops the evaluation that is due; two more stop it when the run goes on, before anything is trained.
+    let stop = || Recorder { stop_after_step: Some(4), ..Recorder::default() };
+    let again = || Recorder { stop_in_evaluation: true, ..Recorder::default() };
+    for mut hooks in [stop(), again(), again()] {
+        let e = train(&config, &data, model(), broken.path(), true, &mut hooks).err().expect("interrupted");
+        assert_eq!(e.kind(), Kind::Interrupted, "{e}");
+    }
+    let last = train(&config, &data, model(), broken.path(), true, &mut Recorder::default()).unwrap();
+    assert!(weights(&last) == weights(&trained));
+    assert!(files(whole.path()) == files(broken.path()));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
     let config = config(&two_stages("checkpoint.keep = 3\n"));
     let (data, dir) = ([items(4), items(4)], tempfile::tempdir().unwrap());

@@ -176,7 +176,7 @@ fn collect_scalars(prefix: &str, line: &Map<String, Value>, out: &mut Vec<(Strin
 /// The objects of a file of JSON lines.
 pub fn read_lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let parse = |(i, line)| {
+    let parse = |(i, line): (usize, &str)| {
         let bad = |e: serde_json::Error| Error::input(format!("expected a JSON object: {}", json_message(&e))).at_line(path, i + 1);
         serde_json::from_str(line).map_err(bad)
     };
