@@ -75,7 +75,10 @@ pub fn peft(data: &[u8]) {
         let dir = path.parent().expect("a folder");
         let _ = std::fs::write(dir.join("adapter_model.safetensors"), data);
         let _ = weights::load_peft(dir);
-        let _ = std::fs::write(dir.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#);
+        let _ = std::fs::write(
+            dir.join("adapter_config.json"),
+            r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#,
+        );
         let _ = weights::load_peft(dir);
     });
 }

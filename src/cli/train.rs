@@ -73,7 +73,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let config = args.load_config(&out)?;
     let device = args.device.open()?;
     interrupt::listen()?;
-    let files = weights::open(&config.model)?;
+    let files = weights::open(&config.model).map_err(|e| e.at("model"))?;
     let mut console = Console::new(config.total_steps());
     let examples = Examples::load(&config, &files, &mut |event| console.show(event))?;
     let adapter = config.adapter.as_deref().map(weights::load_peft).transpose()?;
@@ -124,8 +124,11 @@ pub(super) fn load_model(
     Ok(model)
 }
 
-/// The report of a run that was stopped, and how to go on.
+/// The report of a run that was stopped, and how to go on; also after a full disk.
 fn interrupted(error: Error, out: &Path) -> Error {
+    if error.kind() == Kind::Io && out.join("checkpoints").is_dir() {
+        return error.hint(format!("the last checkpoint stands; when this is mended: sorft-native train --resume --out {}", out.display()));
+    }
     if error.kind() != Kind::Interrupted {
         return error;
     }

@@ -80,8 +80,8 @@ fn summary(found: &Found, replayed: Option<&Replayed>) -> String {
 
 fn error(run: &Path, d: &Difference) -> Error {
     let of = d.answer.as_ref().map_or(String::new(), |a| format!(" ({a})"));
-    Error::input(format!("recorded {}, computed {}", d.recorded, d.computed))
-        .at(&d.field)
-        .at(run.join(&d.place).display())
-        .hint(format!("this is the first difference, in step {}{of}: the record was changed, or the model, the data or the program is another", d.step))
+    Error::input(format!("recorded {}, computed {}", d.recorded, d.computed)).at(&d.field).at(run.join(&d.place).display()).hint(format!(
+        "this is the first difference, in step {}{of}: the record was changed, or the model, the data or the program is another",
+        d.step
+    ))
 }

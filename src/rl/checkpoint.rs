@@ -281,7 +281,9 @@ impl Checkpoint {
         }
         match first_error {
             None => Ok(None),
-            Some(e) => Err(e.hint("no checkpoint of this run is whole: begin anew with another --out")),
+            Some(e) => {
+                Err(e.hint("no checkpoint of this run can be used: begin anew with another --out, or go on with the program that wrote it"))
+            }
         }
     }
 

@@ -145,11 +145,13 @@ fn check_step(
     let name = format!("rollouts/{step}.jsonl");
     let recorded = read_lines(&run.dir.join(&name))?;
     let mut order = Order::new(items.len(), run.config.seed, index, stage.shuffle);
-    let asked: Vec<&Item> = (0..stage.batch_prompts as u64).map(|i| &items[order.at((within - 1) * stage.batch_prompts as u64 + i)]).collect();
+    let asked: Vec<&Item> =
+        (0..stage.batch_prompts as u64).map(|i| &items[order.at((within - 1) * stage.batch_prompts as u64 + i)]).collect();
     let mut completions = Vec::new();
     for (i, line) in recorded.iter().enumerate() {
         let line = Value::Object(line.clone());
-        let answer: Recorded = serde_json::from_value(line).map_err(|e| Error::input(e.to_string()).at_line(&run.dir.join(&name), i + 1))?;
+        let answer: Recorded =
+            serde_json::from_value(line).map_err(|e| Error::input(e.to_string()).at_line(&run.dir.join(&name), i + 1))?;
         let place = [("prompt_index", answer.prompt_index, i / stage.group_size), ("index", answer.index, i % stage.group_size)];
         let place = place.map(|(field, found, expected)| (field, json!(found), json!(expected)));
         let id = asked.get(i / stage.group_size).map_or("", |item| &item.id);
@@ -177,7 +179,8 @@ fn check_step(
         computed.extend(loss(stage, &asked, &groups));
         found.losses += 1;
     }
-    let recorded: Map<String, Value> = line.iter().filter(|(k, _)| computed.contains_key(*k)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let recorded: Map<String, Value> =
+        line.iter().filter(|(k, _)| computed.contains_key(*k)).map(|(k, v)| (k.clone(), v.clone())).collect();
     Ok(first_difference(step, "metrics.jsonl".into(), &recorded, &computed))
 }
 

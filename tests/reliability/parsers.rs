@@ -55,7 +55,9 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
 fn changed(mut data: Vec<u8>, changes: &[Change]) -> Vec<u8> {
     for change in changes {
         // Half of all places lie in the first kilobyte, where headers are.
-        let at = |x: &f64| ((if *x < 0.5 { 2.0 * x * data.len().min(1024) as f64 } else { (2.0 * x - 1.0) * data.len() as f64 }) as usize).min(data.len());
+        let at = |x: &f64| {
+            ((if *x < 0.5 { 2.0 * x * data.len().min(1024) as f64 } else { (2.0 * x - 1.0) * data.len() as f64 }) as usize).min(data.len())
+        };
         match change {
             Change::Set(x, b) => {
                 let at = at(x);

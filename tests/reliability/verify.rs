@@ -32,7 +32,10 @@ fn an_honest_run_passes_and_a_changed_one_is_named() {
     let before = fs::read(place.at("run/metrics.jsonl")).expect("metrics");
     let (status, said, err) = verify(&[]);
     assert_eq!((status, err.as_str()), (Some(0), "every record is as computed\n"), "{said}");
-    assert_eq!(said, "6 steps of 14 with 48 answers: rewards and advantages compared\n6 steps: the loss follows from the record and was compared\n");
+    assert_eq!(
+        said,
+        "6 steps of 14 with 48 answers: rewards and advantages compared\n6 steps: the loss follows from the record and was compared\n"
+    );
     // From the checkpoint after step 12, and from the start.
     for (step, from) in [("14", "the checkpoint after step 12"), ("9", "the start")] {
         let (status, said, err) = verify(&["--step", step]);

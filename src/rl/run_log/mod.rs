@@ -194,9 +194,9 @@ fn cut_lines(path: &Path, kept_step: Option<(u64, bool)>) -> Result<()> {
     let mut kept = 0;
     for line in bytes.split_inclusive(|&b| b == b'\n') {
         let value = serde_json::from_slice::<Value>(line).unwrap_or_default();
-        let keep = kept_step.zip(value["step"].as_u64()).is_some_and(|((step, evaluated), of)| {
-            of < step || of == step && (evaluated || value.get("eval").is_none())
-        });
+        let keep = kept_step
+            .zip(value["step"].as_u64())
+            .is_some_and(|((step, evaluated), of)| of < step || of == step && (evaluated || value.get("eval").is_none()));
         if !line.ends_with(b"\n") || !keep {
             break;
         }

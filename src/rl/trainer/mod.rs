@@ -161,6 +161,8 @@ impl<'a> Trainer<'a> {
             }
             let note = format!("going on after step {} from {}", checkpoint.state.step, checkpoint.path.display());
             trainer.hooks.event(Event::Note(note));
+        } else if resume {
+            trainer.hooks.event(Event::Note("there is no checkpoint yet: from the start".into()));
         }
         trainer.resumed = found;
         Ok(trainer)
