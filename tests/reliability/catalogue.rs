@@ -22,7 +22,7 @@ struct Case {
 }
 
 const TOOLS: &str = r#"
-poke() { local at=$2; [ "$at" -ge 0 ] || at=$(($(stat -c %s "$1") + at)); xxd -r -p <<<"$3" | dd of="$1" bs=1 seek=$at conv=notrunc status=none; }
+poke() { local at=$2; [ "$at" -ge 0 ] || at=$(($(stat -c %s "$1") + at)); printf "$(sed 's/../\\x&/g' <<<"$3")" | dd of="$1" bs=1 seek=$at conv=notrunc status=none; }
 as_user() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; else "$@"; fi; }
 "#;
 

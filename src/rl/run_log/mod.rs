@@ -43,7 +43,10 @@ impl RunLog {
     /// so is the evaluation after this step if it is not yet known to be done: it will be made again.
     pub fn open(dir: &Path, kept: Option<(u64, bool)>) -> Result<Self> {
         for name in [METRICS, TIMING] {
-            cut_lines(&dir.join(name), kept)?;
+            let path = dir.join(name);
+            // What a kill has left of an earlier cut; there is nothing to be done where it cannot be removed.
+            let _ = fs::remove_file(path.with_extension("tmp"));
+            cut_lines(&path, kept)?;
         }
         let step = kept.map(|(step, _)| step);
         for name in BY_STEP {
