@@ -142,11 +142,13 @@ fn interrupted(error: Error, out: &Path) -> Error {
 fn save(model: &Transformer, config: &Config, files: &ModelFiles, out: &Path) -> Result<PathBuf> {
     if let Some(lora) = model.lora() {
         let dir = out.join("adapter");
+        run_log::sweep(&dir);
         let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
         weights::save_peft(&dir, lora, &config.model, &tensors, &mut |name| model.export(name))?;
         return Ok(dir);
     }
     let dir = out.join("model");
+    run_log::sweep(&dir);
     let dtype = if config.save_bf16 { weights::SaveDtype::Bf16 } else { weights::SaveDtype::F32 };
     weights::save_hf(&dir, files, &weights::model_tensors(&files.config), dtype, &mut |name| model.export(name))?;
     Ok(dir)

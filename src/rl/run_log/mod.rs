@@ -155,6 +155,16 @@ pub fn begin(out: &Path, config: &str) -> Result<()> {
     fs::rename(&temporary, out).map_err(|e| Error::io("create", out, e))
 }
 
+/// Removes what a kill has left of files half saved in a folder: they may be as large as the model. Nothing depends on it, so what cannot be
+/// removed stays.
+pub fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".writing-") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a file whole or not at all.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
