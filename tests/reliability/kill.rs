@@ -55,35 +55,56 @@ fn names(dir: &Path) -> Vec<String> {
     entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn writes_checkpoint(out: &Path) -> bool {
-    names(&out.join("checkpoints")).iter().any(|n| n.starts_with(".tmp-"))
+/// What a run folder holds of things under way.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Traces {
+    there: bool,
+    steps: usize,
+    rollouts: usize,
+    /// The folder of a checkpoint that is not whole: its inode, since a kill leaves it until the next is written.
+    checkpoint: Option<u64>,
+    /// Files of the result that are not whole.
+    saving: Vec<String>,
 }
 
-fn saves_result(out: &Path) -> bool {
-    out.join("model").exists() || out.join("adapter").exists()
-}
+impl Traces {
+    fn of(out: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
+        let mut temporary = entries.filter(|e| e.file_name().to_string_lossy().starts_with(".tmp-"));
+        let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        let saving = ["model", "adapter"].iter().flat_map(|dir| names(&out.join(dir)));
+        Self {
+            there: out.exists(),
+            steps: metrics.lines().count(),
+            rollouts: names(&out.join("rollouts")).iter().filter(|n| n.ends_with(".jsonl")).count(),
+            checkpoint: temporary.next().and_then(|e| e.metadata().ok()).map(|m| m.ino()),
+            saving: saving.filter(|n| n.starts_with(".writing-")).collect(),
+        }
+    }
 
-fn steps_logged(out: &Path) -> usize {
-    fs::read_to_string(out.join("metrics.jsonl")).map_or(0, |t| t.lines().filter(|l| !l.contains("\"eval\"")).count())
-}
-
-/// Where a killed process was, by what it has left.
-fn moment(out: &Path) -> &'static str {
-    let steps = steps_logged(out);
-    match () {
-        () if !out.exists() => "before the run folder",
-        () if saves_result(out) => "saving the result",
-        () if writes_checkpoint(out) => "writing a checkpoint",
-        () if out.join(format!("rollouts/{}.jsonl", steps + 1)).exists() => "backward or optimizer (GRPO)",
-        () if steps >= 8 => "sampling, or between steps",
-        () if steps > 0 => "supervised steps",
-        () => "loading",
+    /// Where a process was that was killed, if it began with the traces `before` and left these.
+    fn moment(&self, before: &Traces, out: &Path) -> &'static str {
+        match () {
+            () if !self.there => "before the run folder",
+            () if self.saving != before.saving => "saving the result",
+            () if self.checkpoint.is_some() && self.checkpoint != before.checkpoint => "writing a checkpoint",
+            () if self == before => "loading, or the first step",
+            () if out.join(format!("rollouts/{}.jsonl", self.steps + 1)).exists() => "backward or optimizer (GRPO)",
+            () if self.steps >= SUPERVISED + REWARDED => "after the last step",
+            () if self.steps >= SUPERVISED => "sampling, or between steps (GRPO)",
+            () => "supervised steps",
+        }
     }
 }
 
+/// Steps of each stage of `grpo.toml`.
+const SUPERVISED: usize = 8;
+const REWARDED: usize = 6;
+
 /// Waits for the trigger, then kills. `true` if the process ended by itself before.
-fn kill_at(child: &mut Child, out: &Path, trigger: Trigger, run: Duration, chance: &mut Chance) -> bool {
-    let (begun, rollouts) = (Instant::now(), names(&out.join("rollouts")).len());
+fn kill_at(child: &mut Child, out: &Path, trigger: Trigger, before: &Traces, run: Duration, chance: &mut Chance) -> bool {
+    let begun = Instant::now();
     let until = run.mul_f64(0.7 * chance.next());
     let delay = Duration::from_micros((8000.0 * chance.next() * chance.next()) as u64);
     loop {
@@ -91,13 +112,14 @@ fn kill_at(child: &mut Child, out: &Path, trigger: Trigger, run: Duration, chanc
             assert!(status.success(), "{status}");
             return true;
         }
-        let now = match trigger {
+        let now = Traces::of(out);
+        let pulled = match trigger {
             Trigger::Time => begun.elapsed() >= until,
-            Trigger::Checkpoint => writes_checkpoint(out),
-            Trigger::Answers => names(&out.join("rollouts")).len() > rollouts,
-            Trigger::Result => saves_result(out),
+            Trigger::Checkpoint => now.checkpoint.is_some() && now.checkpoint != before.checkpoint,
+            Trigger::Answers => now.rollouts > before.rollouts,
+            Trigger::Result => !now.saving.is_empty() && now.saving != before.saving,
         };
-        if now {
+        if pulled {
             if !matches!(trigger, Trigger::Time) {
                 std::thread::sleep(delay);
             }
@@ -164,17 +186,18 @@ fn kill_anywhere_and_resume_gives_the_bytes_of_an_unbroken_run() {
                 true => vec!["train", "--resume", "--threads", "2", "--out", &name],
                 false => [&["train", "grpo.toml", "--threads", "2", "--out", &name][..], settings].concat(),
             };
+            let before = Traces::of(&out);
             let mut child = place.program(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program runs");
             let trigger = chance.trigger();
             if killed == kills {
                 assert!(child.wait().expect("the process ends").success());
                 break;
             }
-            if kill_at(&mut child, &out, trigger, lengths[runs % KINDS.len()], &mut chance) {
+            if kill_at(&mut child, &out, trigger, &before, lengths[runs % KINDS.len()], &mut chance) {
                 break;
             }
             killed += 1;
-            *moments.entry(moment(&out)).or_default() += 1;
+            *moments.entry(Traces::of(&out).moment(&before, &out)).or_default() += 1;
         }
         assert_same(&place.at(&format!("whole-{kind}")), &out);
         fs::remove_dir_all(&out).expect("removed");
