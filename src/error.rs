@@ -64,6 +64,13 @@ impl Error {
     pub fn io(what: &str, path: &Path, source: std::io::Error) -> Self {
         let hint = match source.kind() {
             std::io::ErrorKind::StorageFull => Some("the disk is full: free some space; nothing already written was changed".to_owned()),
+            std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::QuotaExceeded => {
+                Some("a limit on files or on this user's space is reached; nothing already written was changed".to_owned())
+            }
+            std::io::ErrorKind::UnexpectedEof => Some("the file is cut off: make, copy or download it again".to_owned()),
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                Some(format!("this user may not {what} it: choose another place, or change its rights"))
+            }
             _ => None,
         };
         Self {

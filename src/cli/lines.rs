@@ -86,7 +86,7 @@ impl Output {
     /// A line that could not be read or used.
     pub fn fail(&mut self, line: usize, error: &Error) -> Result<()> {
         self.failed += 1;
-        self.write(&Failure { error: error.to_string(), line })
+        self.write(&Failure { error: error.to_string().replace("\n  ", "; "), line })
     }
 
     /// Pieces of text, shown at once.

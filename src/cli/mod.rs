@@ -14,6 +14,7 @@ mod reward;
 mod sample;
 mod score;
 mod train;
+mod verify;
 
 use crate::Result;
 use crate::cli::output::say;
@@ -35,6 +36,7 @@ enum Command {
     Score(score::Args),
     Reward(reward::Args),
     Report(report::Args),
+    Verify(verify::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -48,6 +50,7 @@ impl Command {
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
             Command::Report(args) => report::run(args),
+            Command::Verify(args) => verify::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
         }
@@ -57,6 +60,7 @@ impl Command {
     fn device(&self) -> Option<&common::DeviceArgs> {
         match self {
             Command::Train(args) => Some(&args.device),
+            Command::Verify(args) => Some(&args.device),
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),

@@ -28,7 +28,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Score::Fbeta)]
     score: Score,
     /// How much more recall weighs than precision in F-beta
-    #[arg(long, default_value_t = BETA, value_parser = beta)]
+    #[arg(long, default_value_t = BETA, value_parser = beta, allow_negative_numbers = true)]
     beta: f64,
     /// Where the lines come from [default: stdin]
     #[arg(long, value_name = "FILE")]

@@ -121,7 +121,10 @@ fn given_prompt(args: &Args) -> Result<Option<String>> {
 fn encode(line: Line, args: &Args, model: &Transformer, files: &ModelFiles) -> Result<Vec<u32>> {
     let tokenizer = || files.tokenizer.as_ref().ok_or_else(|| Error::input("the model has no tokenizer").hint("give \"ids\""));
     let chat = |messages: &[Message]| {
-        let template = files.chat_template.as_ref().ok_or_else(|| Error::input("the model has no chat template").hint("give \"text\""))?;
+        let template = files
+            .chat_template
+            .as_ref()
+            .ok_or_else(|| Error::input("the model has no chat template").hint("leave out --chat, or give \"text\""))?;
         tokenizer()?.encode(&template.render(messages, true)?, false)
     };
     let ids = match (line.ids, line.text, line.messages) {

@@ -73,7 +73,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let config = args.load_config(&out)?;
     let device = args.device.open()?;
     interrupt::listen()?;
-    let files = weights::open(&config.model)?;
+    let files = weights::open(&config.model).map_err(|e| e.at("model"))?;
     let mut console = Console::new(config.total_steps());
     let examples = Examples::load(&config, &files, &mut |event| console.show(event))?;
     let adapter = config.adapter.as_deref().map(weights::load_peft).transpose()?;
@@ -87,10 +87,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         plan.check(free)?;
     }
     let model = load_model(&config, &files, adapter, &device)?;
-    // The folder appears only now: a run that could not begin leaves none behind.
-    std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, e))?;
     if !args.resume {
-        run_log::replace(&out.join("config.toml"), config.resolved.as_bytes())?;
+        // Only now: a run that could not begin leaves no folder behind.
+        run_log::begin(&out, &config.resolved)?;
     }
     let mut hooks = RunHooks { console, config: &config, files: &files, heldout: &examples.heldout };
     let inputs = Inputs {
@@ -110,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn load_model(
+pub(super) fn load_model(
     config: &Config,
     files: &ModelFiles,
     adapter: Option<(LoraConfig, Vec<AdapterTensor>)>,
@@ -125,8 +124,11 @@ fn load_model(
     Ok(model)
 }
 
-/// The report of a run that was stopped, and how to go on.
+/// The report of a run that was stopped, and how to go on; also after a full disk.
 fn interrupted(error: Error, out: &Path) -> Error {
+    if error.kind() == Kind::Io && out.join("checkpoints").is_dir() {
+        return error.hint(format!("the last checkpoint stands; when this is mended: sorft-native train --resume --out {}", out.display()));
+    }
     if error.kind() != Kind::Interrupted {
         return error;
     }
@@ -140,11 +142,13 @@ fn interrupted(error: Error, out: &Path) -> Error {
 fn save(model: &Transformer, config: &Config, files: &ModelFiles, out: &Path) -> Result<PathBuf> {
     if let Some(lora) = model.lora() {
         let dir = out.join("adapter");
+        run_log::sweep(&dir);
         let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
         weights::save_peft(&dir, lora, &config.model, &tensors, &mut |name| model.export(name))?;
         return Ok(dir);
     }
     let dir = out.join("model");
+    run_log::sweep(&dir);
     let dtype = if config.save_bf16 { weights::SaveDtype::Bf16 } else { weights::SaveDtype::F32 };
     weights::save_hf(&dir, files, &weights::model_tensors(&files.config), dtype, &mut |name| model.export(name))?;
     Ok(dir)

@@ -6,6 +6,7 @@ use crate::tensor::cpu::parallel::ELEMENTS;
 use crate::tensor::ops::embedding::SparseRows;
 use crate::tensor::ops::norm;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 /// Index of a tensor in the model's list.
 pub(crate) type ParamId = usize;
@@ -136,6 +137,17 @@ impl Params {
     }
 }
 
+/// CRC-32 of numbers, -0 taken as +0.
+fn crc(numbers: &[f32]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    let mut buffer = [0f32; 2048];
+    for part in numbers.chunks(buffer.len()) {
+        buffer.iter_mut().zip(part).for_each(|(b, x)| *b = x + 0.0);
+        sum.update(bytemuck::cast_slice(&buffer[..part.len()]));
+    }
+    sum.finalize()
+}
+
 /// Gradients of everything that is trained. A backward pass adds to them; see [`Gradients::finish`].
 #[derive(Clone, Debug)]
 pub struct Gradients {
@@ -186,6 +198,19 @@ impl Gradients {
         self.finish();
         let bad = self.slots.iter().position(|s| s.as_ref().is_some_and(|s| !norm::all_finite(s.flat())));
         bad.map(|i| self.names[i].clone())
+    }
+
+    /// A checksum of all gradients in canonical order: the first 16 hexadecimal digits of SHA-256 over each tensor's name and the CRC-32 of
+    /// its numbers (of f32's bytes, every zero taken as +0: the sign of a zero is no part of what is exact). One pass over the memory.
+    pub fn checksum(&mut self) -> String {
+        self.finish();
+        let sums: Vec<u32> = self.slots.par_iter().map(|s| s.as_ref().map_or(0, |s| crc(s.flat()))).collect();
+        let mut all = Sha256::new();
+        for (name, sum) in self.names.iter().zip(sums).zip(&self.slots).filter_map(|(named, slot)| slot.as_ref().map(|_| named)) {
+            all.update(name.as_bytes());
+            all.update(sum.to_le_bytes());
+        }
+        all.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// A tensor's gradient, row-major; `None` if it is not trained or there is no such tensor.

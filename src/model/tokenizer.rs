@@ -19,7 +19,10 @@ impl Tokenizer {
     /// # Errors
     /// If the bytes are no tokenizer, or a token cannot have the id that its entry says.
     pub fn from_json(json: Vec<u8>) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| Error::input(format!("cannot read the tokenizer: {e}")))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| {
+            Error::input(format!("cannot read the tokenizer: {e}"))
+                .hint("the file is damaged, its download is not complete, or its kind is not known")
+        })?;
         inner.with_truncation(None).map_err(|e| Error::input(format!("cannot read the tokenizer: {e}")))?;
         inner.with_padding(None);
         check_added_tokens(&json, &inner)?;

@@ -146,7 +146,7 @@ pub fn save(
     }
     written?;
     let place = dir.join(state.step.to_string());
-    // A damaged or re-done checkpoint of the same step gives way.
+    // A damaged or re-done checkpoint of the same step gives way; a kill between these two lines leaves the new one to `adopt`.
     remove(&place)?;
     fs::rename(&temporary, &place).map_err(|e| Error::io("rename to", &place, e))?;
     sync_dir(dir)?;
@@ -192,6 +192,22 @@ fn remove_leftovers(dir: &Path) -> Result<()> {
         let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
         if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(TEMPORARY)) {
             remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts checkpoints in their place that were written whole but not renamed before a kill, where that place holds none that is whole.
+fn adopt(dir: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(TEMPORARY)).and_then(|n| n.parse::<u64>().ok());
+        let Some(place) = step.map(|step| dir.join(step.to_string())) else { continue };
+        if Checkpoint::open(&path).is_ok() && Checkpoint::open(&place).is_err() {
+            remove(&place)?;
+            fs::rename(&path, &place).map_err(|e| Error::io("rename to", &place, e))?;
+            sync_dir(dir)?;
         }
     }
     Ok(())
@@ -251,6 +267,7 @@ impl Checkpoint {
 
     /// Opens the newest checkpoint in `dir` that is whole. Damaged ones are told to `warn`; if there are only damaged ones, it is an error.
     pub fn latest(dir: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<Self>> {
+        adopt(dir)?;
         let all = list(dir)?;
         let mut first_error = None;
         for (step, path) in all.iter().rev() {
@@ -264,7 +281,9 @@ impl Checkpoint {
         }
         match first_error {
             None => Ok(None),
-            Some(e) => Err(e.hint("no checkpoint of this run is whole: begin anew with another --out")),
+            Some(e) => {
+                Err(e.hint("no checkpoint of this run can be used: begin anew with another --out, or go on with the program that wrote it"))
+            }
         }
     }
 
@@ -355,108 +374,4 @@ impl Snapshot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn params() -> Vec<ParamInfo> {
-        [("b.weight", vec![2, 3]), ("a.bias", vec![4])].map(|(n, shape)| ParamInfo { name: n.into(), shape, decay: true }).to_vec()
-    }
-
-    fn numbers(name: &str) -> Result<Vec<Vec<f32>>> {
-        let n = if name == "b.weight" { 6 } else { 4 };
-        Ok((0..3).map(|p| (0..n).map(|i| (i * 10 + p) as f32 + 0.1).collect()).collect())
-    }
-
-    fn state(step: u64) -> State {
-        State { step, stage: 1, stage_step: 2, cursor: 77, updates: 5, ..State::default() }
-    }
-
-    #[test]
-    fn reads_back_what_was_written_and_writes_the_same_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let a = save(&dir.path().join("a"), &state(7), &params(), &mut numbers, 0).unwrap();
-        let b = save(&dir.path().join("b"), &state(7), &params(), &mut numbers, 0).unwrap();
-        for name in [STATE, TENSORS, MANIFEST] {
-            assert_eq!(fs::read(a.join(name)).unwrap(), fs::read(b.join(name)).unwrap());
-        }
-        let found = Checkpoint::latest(&dir.path().join("a"), &mut |w| panic!("{w}")).unwrap().unwrap();
-        assert_eq!((found.state.step, found.state.cursor, found.state.updates), (7, 77, 5));
-        for p in params() {
-            assert_eq!(found.read(&p).unwrap().to_vec(), numbers(&p.name).unwrap());
-        }
-        let other = ParamInfo { name: "b.weight".into(), shape: vec![3, 2], decay: true };
-        assert!(found.read(&other).unwrap_err().to_string().contains("expected F32 [3, 2]"));
-    }
-
-    #[test]
-    fn a_damaged_one_is_named_and_the_one_before_it_used() {
-        let dir = tempfile::tempdir().unwrap();
-        for step in [2, 4, 10] {
-            save(dir.path(), &state(step), &params(), &mut numbers, 0).unwrap();
-        }
-        let damage = |step: &str, file: &str, at: usize| {
-            let path = dir.path().join(step).join(file);
-            let mut bytes = fs::read(&path).unwrap();
-            bytes[at] ^= 1;
-            fs::write(&path, bytes).unwrap();
-        };
-        damage("10", TENSORS, 200);
-        fs::remove_file(dir.path().join("4").join(STATE)).unwrap();
-        let mut warnings = Vec::new();
-        let found = Checkpoint::latest(dir.path(), &mut |w| warnings.push(w)).unwrap().unwrap();
-        assert_eq!(found.state.step, 2);
-        assert!(warnings[0].starts_with("checkpoint 10 cannot be used") && warnings[0].contains("damaged: "), "{warnings:?}");
-        assert!(warnings[1].starts_with("checkpoint 4 cannot be used"), "{warnings:?}");
-        damage("2", STATE, 30);
-        assert!(Checkpoint::latest(dir.path(), &mut |_| {}).is_err());
-        assert!(Checkpoint::latest(&dir.path().join("none"), &mut |_| {}).unwrap().is_none());
-    }
-
-    #[test]
-    fn every_flipped_byte_of_a_checkpoint_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = save(dir.path(), &state(1), &params(), &mut numbers, 0).unwrap();
-        for file in [STATE, TENSORS, MANIFEST] {
-            let path = place.join(file);
-            let whole = fs::read(&path).unwrap();
-            for at in 0..whole.len() {
-                let mut bytes = whole.clone();
-                bytes[at] ^= 0x10;
-                fs::write(&path, &bytes).unwrap();
-                // White space of the manifest may change without harm; nothing else may.
-                if let Ok(found) = Checkpoint::open(&place) {
-                    assert!(file == MANIFEST && found.state.step == 1, "{file} byte {at}");
-                }
-            }
-            fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-            assert!(Checkpoint::open(&place).is_err(), "{file} cut in half");
-            fs::write(&path, whole).unwrap();
-        }
-        assert!(Checkpoint::open(&place).is_ok());
-    }
-
-    #[test]
-    fn old_ones_are_removed_and_a_failed_write_leaves_the_last() {
-        let dir = tempfile::tempdir().unwrap();
-        // Left behind by a run that was killed while it wrote.
-        fs::create_dir(dir.path().join(".tmp-12")).unwrap();
-        for step in [1, 2, 3, 20] {
-            save(dir.path(), &state(step), &params(), &mut numbers, 2).unwrap();
-        }
-        let steps = |d: &Path| list(d).unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
-        assert_eq!(steps(dir.path()), [3, 20]);
-        let failed = save(dir.path(), &state(21), &params(), &mut |_| Err(Error::input("no numbers")), 2);
-        assert!(failed.is_err());
-        assert_eq!(steps(dir.path()), [3, 20]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing temporary is left");
-    }
-
-    #[test]
-    fn snapshots_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("reference/stage-2.safetensors");
-        Snapshot::save(&path, &params(), &mut |name| Ok(numbers(name)?.remove(0))).unwrap();
-        let snapshot = Snapshot::open(&path).unwrap();
-        assert_eq!(snapshot.read(&params()[1]).unwrap(), numbers("a.bias").unwrap()[0]);
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use crate::data::Task;
 use crate::data::source::swe_bench;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, json_message};
 use crate::rl::dialogue::Dialogue;
 use crate::rl::reward::{Question, Subtask};
 use rayon::prelude::*;
@@ -101,12 +101,16 @@ pub fn read_sequences(path: &Path, vocab: usize, context: usize) -> Result<Vec<S
     if out.is_empty() {
         return Err(Error::input("expected lines of {\"ids\": [...]}, found none").at_file(path));
     }
+    if out.iter().all(|line| line.num_targets() == 0) {
+        let hint = "loss_mask must be 1 for some id but the first, which nothing predicts";
+        return Err(Error::input("no line has a target to learn").at_file(path).hint(hint));
+    }
     Ok(out)
 }
 
 fn read_sequence(line: &[u8], vocab: usize, context: usize) -> Result<Sequence> {
-    let Line { ids, loss_mask } =
-        serde_json::from_slice(line).map_err(|e| Error::input(format!("expected {{\"ids\": [...], \"loss_mask\": [...]}}: {e}")))?;
+    let Line { ids, loss_mask } = serde_json::from_slice(line)
+        .map_err(|e| Error::input(format!("expected {{\"ids\": [...], \"loss_mask\": [...]}}: {}", json_message(&e))))?;
     if ids.is_empty() {
         return Err(Error::input("expected at least one id, found none").at("ids"));
     }

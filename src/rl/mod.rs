@@ -3,6 +3,7 @@
 //! * [`config`]: a run's settings; [`dataset`] and [`dialogue`]: what it trains on, as tokens; [`order`]: in which order.
 //! * [`reward`]: subtasks' questions and how answers are judged; [`rollout`]: groups of answers; [`advantage`], [`objective`]: pure maths.
 //! * [`trainer`]: the loop over stages and steps; [`schedule`]: the learning rate; [`evaluate`]: held-out questions.
+//! * [`guard`], [`watch`]: what goes wrong in a run, named; [`verify`]: a run's records recomputed.
 //! * [`memory`]: what a run takes; [`checkpoint`], [`run_log`], [`report`]: what it leaves behind.
 
 pub mod advantage;
@@ -11,6 +12,7 @@ pub mod config;
 pub mod dataset;
 pub mod dialogue;
 pub mod evaluate;
+pub mod guard;
 pub mod memory;
 pub mod objective;
 pub mod order;
@@ -20,3 +22,5 @@ pub mod rollout;
 pub mod run_log;
 pub mod schedule;
 pub mod trainer;
+pub mod verify;
+pub mod watch;

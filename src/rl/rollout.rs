@@ -9,6 +9,7 @@ use crate::rl::reward::Reward;
 use crate::tensor::plan::Tree;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// One sequence of a [`Job`]'s tree: the targets of one segment.
@@ -128,11 +129,22 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     out.insert("valid".into(), json!(mean(&|r| r.reward.part("valid").unwrap_or(f64::from(u8::from(r.reward.error.is_none()))))));
     out.insert("answer_tokens_mean".into(), json!(mean(&|r| r.completion.ids.len() as f64)));
     out.insert("truncated".into(), json!(mean(&|r| f64::from(u8::from(r.completion.finish_reason == FinishReason::Length)))));
+    out.insert("duplicates".into(), json!(duplicates(groups)));
     out.insert("flat_groups".into(), json!(flat as f64 / groups.len().max(1) as f64));
     let names = all.first().map(|r| r.reward.parts.iter().map(|(n, _)| *n).collect::<Vec<_>>()).unwrap_or_default();
     let means = names.into_iter().map(|name| (name.to_owned(), json!(mean(&|r| r.reward.part(name).unwrap_or(0.0)))));
     out.insert("parts".into(), Value::Object(means.collect()));
     out
+}
+
+/// The part of the answers, beside the first of each group, that equal an earlier one of their group: 0 if all differ, 1 if none does.
+fn duplicates(groups: &[Vec<Rollout>]) -> f64 {
+    let repeated = |group: &[Rollout]| {
+        let mut seen = HashSet::new();
+        group.iter().filter(|r| !seen.insert(&r.completion.ids)).count()
+    };
+    let others: usize = groups.iter().map(|g| g.len().saturating_sub(1)).sum();
+    groups.iter().map(|g| repeated(g)).sum::<usize>() as f64 / others.max(1) as f64
 }
 
 /// Cuts jobs into micro-batches: runs of whole trees of at most `max_tokens` together (a tree that is larger stands alone), in order.
@@ -205,6 +217,7 @@ mod tests {
         let summary = summary(&groups);
         assert_eq!(summary["reward_mean"], json!(0.75));
         assert_eq!(summary["flat_groups"], json!(0.5));
+        assert_eq!(summary["duplicates"], json!(0.5));
         assert_eq!(summary["truncated"], json!(0.25));
         assert_eq!(summary["answer_tokens_mean"], json!(2.5));
         assert_eq!(summary["parts"]["valid"], json!(1.0));

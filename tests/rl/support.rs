@@ -70,6 +70,7 @@ pub fn config(text: &str) -> Config {
 pub struct Recorder {
     pub stop_after_step: Option<u64>,
     pub stop_after_answers: Option<(u64, usize)>,
+    pub stop_in_evaluation: bool,
     pub warnings: Vec<String>,
     pub lines: Vec<Map<String, Value>>,
     pub stop: std::rc::Rc<Cell<bool>>,
@@ -92,7 +93,7 @@ impl Hooks for Recorder {
 
     /// Something that depends on every weight the model uses.
     fn evaluate(&mut self, model: &Transformer, _step: u64) -> Result<Option<Evaluation>> {
-        if self.stop.get() {
+        if self.stop.get() || self.stop_in_evaluation {
             return Err(Error::interrupted());
         }
         let ids = tiny::ids(40, 9);

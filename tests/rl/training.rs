@@ -114,7 +114,7 @@ fn resumed_equals_unbroken(text: &str, lora: bool) {
     // Stopped after every step in turn, and in the middle of sampling; each time resumed from what the run folder holds.
     let broken = tempfile::tempdir().unwrap();
     let mut last = None;
-    for stop in 0..=8 {
+    for stop in 1..=9 {
         let mut hooks = Recorder { stop_after_step: Some(stop), ..Recorder::default() };
         if stop == 5 {
             hooks = Recorder { stop_after_answers: Some((5, 3)), ..Recorder::default() };
@@ -142,6 +142,23 @@ fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
 #[test]
 fn a_resumed_lora_run_has_the_bytes_of_an_unbroken_one() {
     resumed_equals_unbroken(&two_stages("lora.rank = 2\n"), true);
+}
+
+#[test]
+fn evaluations_that_are_interrupted_again_and_again_lose_nothing() {
+    let config = config(&two_stages(""));
+    let (data, whole, broken) = ([items(4), items(4)], tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let trained = train(&config, &data, model(), whole.path(), false, &mut Recorder::default()).unwrap();
+    // Ctrl-C after step 4 stops the evaluation that is due; two more stop it when the run goes on, before anything is trained.
+    let stop = || Recorder { stop_after_step: Some(4), ..Recorder::default() };
+    let again = || Recorder { stop_in_evaluation: true, ..Recorder::default() };
+    for mut hooks in [stop(), again(), again()] {
+        let e = train(&config, &data, model(), broken.path(), true, &mut hooks).err().expect("interrupted");
+        assert_eq!(e.kind(), Kind::Interrupted, "{e}");
+    }
+    let last = train(&config, &data, model(), broken.path(), true, &mut Recorder::default()).unwrap();
+    assert!(weights(&last) == weights(&trained));
+    assert!(files(whole.path()) == files(broken.path()));
 }
 
 #[test]
@@ -177,7 +194,7 @@ fn steps_that_are_not_finite_are_skipped_and_then_stop_the_run() {
     let mut bad = model();
     let norm = "model.layers.1.input_layernorm.weight";
     let mut numbers = bad.export(norm).unwrap();
-    numbers[3] = f32::NAN;
+    numbers[3] = f32::MAX;
     bad.import(norm, &numbers).unwrap();
     let config = config("steps = 9\nmax_skipped = 3\nbatch_prompts = 2\n");
     let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
@@ -186,7 +203,9 @@ fn steps_that_are_not_finite_are_skipped_and_then_stop_the_run() {
     assert!(e.to_string().contains("3 steps in a row had a loss or a gradient that is not finite"), "{e}");
     assert_eq!(hooks.lines.len(), 3);
     assert!(hooks.lines.iter().all(|l| l["skipped"] == json!(true) && l["loss"].is_null()), "{:?}", hooks.lines);
-    assert!(hooks.warnings[0].contains("step 1: the loss of tree 0 of the batch is not finite"), "{:?}", hooks.warnings);
+    assert!(hooks.warnings[0].contains("step 1: the loss of tree 0 of the batch (example "), "{:?}", hooks.warnings);
+    let record = std::fs::read_to_string(dir.path().join("not_finite/1.jsonl")).unwrap();
+    assert!(record.contains("\"segments\":[["), "{record}");
     let kept = sorft_native::rl::checkpoint::Checkpoint::open(&dir.path().join("checkpoints/3")).unwrap();
     assert_eq!((kept.state.skipped, kept.state.updates), (3, 0));
     for (p, (_, expected)) in bad.trainable().iter().zip(&before) {

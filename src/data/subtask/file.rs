@@ -331,7 +331,8 @@ impl FileSubtask {
                 context! { path => material.candidates[i].as_str(), note }
             })
             .collect();
-        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers => self.options.answers };
+        let values =
+            context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers => self.options.answers };
         self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
     }
 }

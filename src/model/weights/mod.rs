@@ -197,7 +197,10 @@ fn map_file(path: &Path) -> Result<memmap2::Mmap> {
 /// Reads and parses a JSON file; a syntax error names its line.
 fn read_json(path: &Path) -> Result<serde_json::Value> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("expected JSON: {e}")).at_line(path, e.line().max(1)))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let message = format!("expected JSON: {}", crate::error::json_message(&e));
+        Error::input(message).at_line(path, e.line().max(1)).hint("the file is damaged, or its download is not complete")
+    })
 }
 
 /// [`read_json`] of a file that need not be there.

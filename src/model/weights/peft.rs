@@ -119,7 +119,7 @@ fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
     let get = |field: &str| config.get(field).filter(|v| !v.is_null());
     match get("peft_type").and_then(Value::as_str) {
         Some("LORA") => {}
-        other => return Err(refuse("peft_type", format!("expected `LORA`, found {other:?}"))),
+        other => return Err(refuse("peft_type", format!("expected `LORA`, found `{}`", other.unwrap_or("nothing")))),
     }
     for field in ["use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "use_qalora"] {
         if get(field).is_some_and(|v| v != &json!(false)) {
@@ -160,7 +160,16 @@ fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
     let rank = rank.ok_or_else(|| refuse("r", "expected a whole number from 1 to 65536".to_owned()))?;
     let alpha = get("lora_alpha").and_then(Value::as_f64).map(|a| a as f32).filter(|a| a.is_finite());
     let alpha = alpha.ok_or_else(|| refuse("lora_alpha", "expected a number".to_owned()))?;
-    Ok(LoraConfig { rank: rank as usize, alpha, targets: targets(names)? })
+    let targets = targets(names)?;
+    // Where the targets are an expression, the tensors alone tell. A listed one may name its part of the block as well.
+    if let Some(listed) = get("target_modules").and_then(Value::as_array) {
+        let is_listed = |t: &String| listed.iter().filter_map(Value::as_str).any(|l| l.rsplit('.').next() == Some(t));
+        if let Some(other) = targets.iter().find(|t| !is_listed(t)) {
+            let message = format!("the adapter has tensors for {other}, which is not among {}", Value::from(listed.clone()));
+            return Err(refuse("target_modules", message).hint("adapter_config.json and adapter_model.safetensors are of two adapters"));
+        }
+    }
+    Ok(LoraConfig { rank: rank as usize, alpha, targets })
 }
 
 /// The modules that have an adapter, in canonical order, by the names of its tensors; a tensor of anything else is an error.

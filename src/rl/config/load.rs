@@ -108,7 +108,8 @@ pub fn apply_set(given: &mut Given, set: &str, base: &Path) -> Result<()> {
             let count = given.stages.len();
             let index = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).filter(|&i| i < count);
             let Some(index) = index else {
-                return Err(Error::usage(format!("there is no stage {number}: the configuration has {count}")).at("--set"));
+                let hint = "the stages are the [[stage]] tables, from 1; a setting of the whole run has no `stage.N.` before it";
+                return Err(Error::usage(format!("there is no stage {number}: the configuration has {count}")).at("--set").hint(hint));
             };
             (Some(index), name, true)
         }

@@ -46,7 +46,11 @@ impl FileLocalisation {
             Score::Exact => ScoreKind::Exact,
             Score::Hit => ScoreKind::Hit,
         };
-        Ok(Self { prompts: FileSubtask::new(options)?, score, beta })
+        let prompts = FileSubtask::new(options).map_err(|e| match &prompt.template {
+            Some(path) => e.at_file(path),
+            None => e,
+        })?;
+        Ok(Self { prompts, score, beta })
     }
 }
 

@@ -6,6 +6,7 @@
 //!     timing.jsonl            all that a clock gave; nothing else holds a time
 //!     rollouts/STEP.jsonl     every sampled answer with its reward and advantage
 //!     evals/STEP.jsonl        every greedy answer of an evaluation
+//!     not_finite/STEP.jsonl   the sample whose loss or gradient was not finite, of a step that was skipped
 //!     tensorboard/            the same curves for TensorBoard
 //!     checkpoints/STEP/       see `checkpoint`
 //! ```
@@ -15,7 +16,7 @@
 
 pub mod tensorboard;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, json_message};
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -26,7 +27,7 @@ use tensorboard::EventWriter;
 const METRICS: &str = "metrics.jsonl";
 const TIMING: &str = "timing.jsonl";
 /// Folders with one file a step.
-const BY_STEP: [&str; 2] = ["rollouts", "evals"];
+const BY_STEP: [&str; 3] = ["rollouts", "evals", "not_finite"];
 
 /// The open logs of a run.
 #[derive(Debug)]
@@ -38,11 +39,16 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the logs of the run folder `dir` for a run that goes on after `step` (`None`: from the start). What lies after is removed.
-    pub fn open(dir: &Path, step: Option<u64>) -> Result<Self> {
+    /// Opens the logs of the run folder `dir` for a run that goes on after a step (`None`: from the start). What lies after is removed, and
+    /// so is the evaluation after this step if it is not yet known to be done: it will be made again.
+    pub fn open(dir: &Path, kept: Option<(u64, bool)>) -> Result<Self> {
         for name in [METRICS, TIMING] {
-            cut_lines(&dir.join(name), step)?;
+            let path = dir.join(name);
+            // What a kill has left of an earlier cut; there is nothing to be done where it cannot be removed.
+            let _ = fs::remove_file(path.with_extension("tmp"));
+            cut_lines(&path, kept)?;
         }
+        let step = kept.map(|(step, _)| step);
         for name in BY_STEP {
             cut_files(&dir.join(name), step)?;
         }
@@ -77,6 +83,16 @@ impl RunLog {
     /// Writes a step's sampled answers to `rollouts/STEP.jsonl`.
     pub fn rollouts(&self, step: u64, lines: &[Value]) -> Result<()> {
         self.by_step("rollouts", step, lines)
+    }
+
+    /// Writes the sample of a step that was not finite.
+    pub fn not_finite(&self, step: u64, record: &Value) -> Result<()> {
+        self.by_step("not_finite", step, std::slice::from_ref(record))
+    }
+
+    /// The lines of `metrics.jsonl` so far.
+    pub fn metrics(&self) -> Result<Vec<Map<String, Value>>> {
+        read_lines(&self.dir.join(METRICS))
     }
 
     /// Writes what a clock gave.
@@ -123,6 +139,32 @@ fn write_line(file: &mut File, line: &Map<String, Value>) -> std::io::Result<()>
     file.write_all(text.as_bytes())
 }
 
+/// Makes the run folder with its `config.toml`. It appears with the file in it: a kill leaves none, or one that `--resume` takes.
+pub fn begin(out: &Path, config: &str) -> Result<()> {
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+    let name = out.file_name().ok_or_else(|| Error::usage("expected a folder's name").at_file(out).at("--out"))?;
+    let temporary = parent.join(format!(".{}.tmp", name.to_string_lossy()));
+    // What a run that was killed in here has left.
+    match fs::remove_dir_all(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &temporary, e)),
+        _ => {}
+    }
+    fs::create_dir(&temporary).map_err(|e| Error::io("create", out, e))?;
+    replace(&temporary.join("config.toml"), config.as_bytes())?;
+    fs::rename(&temporary, out).map_err(|e| Error::io("create", out, e))
+}
+
+/// Removes what a kill has left of files half saved in a folder: they may be as large as the model. Nothing depends on it, so what cannot be
+/// removed stays.
+pub fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".writing-") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a file whole or not at all.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
@@ -144,8 +186,19 @@ fn collect_scalars(prefix: &str, line: &Map<String, Value>, out: &mut Vec<(Strin
     }
 }
 
-/// Keeps the lines of steps up to `step` (`None`: no line). A torn or unreadable line and all after it go.
-fn cut_lines(path: &Path, step: Option<u64>) -> Result<()> {
+/// The objects of a file of JSON lines.
+pub fn read_lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let parse = |(i, line): (usize, &str)| {
+        let bad = |e: serde_json::Error| Error::input(format!("expected a JSON object: {}", json_message(&e))).at_line(path, i + 1);
+        serde_json::from_str(line).map_err(bad)
+    };
+    text.lines().enumerate().map(parse).collect()
+}
+
+/// Keeps the lines of steps up to the one that is kept (`None`: no line), its evaluation only if it counts as done. A torn or unreadable
+/// line and all after it go.
+fn cut_lines(path: &Path, kept_step: Option<(u64, bool)>) -> Result<()> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -153,8 +206,11 @@ fn cut_lines(path: &Path, step: Option<u64>) -> Result<()> {
     };
     let mut kept = 0;
     for line in bytes.split_inclusive(|&b| b == b'\n') {
-        let of = serde_json::from_slice::<Value>(line).ok().and_then(|v| v["step"].as_u64());
-        if !line.ends_with(b"\n") || of.is_none_or(|s| step.is_none_or(|keep| s > keep)) {
+        let value = serde_json::from_slice::<Value>(line).unwrap_or_default();
+        let keep = kept_step
+            .zip(value["step"].as_u64())
+            .is_some_and(|((step, evaluated), of)| of < step || of == step && (evaluated || value.get("eval").is_none()));
+        if !line.ends_with(b"\n") || !keep {
             break;
         }
         kept += line.len();
@@ -205,7 +261,8 @@ mod tests {
     fn all(dir: &Path) -> Vec<(String, String)> {
         let mut out = vec![("metrics".to_owned(), fs::read_to_string(dir.join(METRICS)).unwrap())];
         for name in BY_STEP {
-            let mut files: Vec<_> = fs::read_dir(dir.join(name)).unwrap().map(|e| e.unwrap().path()).collect();
+            let Ok(entries) = fs::read_dir(dir.join(name)) else { continue };
+            let mut files: Vec<_> = entries.map(|e| e.unwrap().path()).collect();
             files.sort();
             out.extend(files.iter().map(|f| (f.strip_prefix(dir).unwrap().display().to_string(), fs::read_to_string(f).unwrap())));
         }
@@ -221,13 +278,26 @@ mod tests {
         fs::write(broken.path().join("rollouts/6.tmp"), "{").unwrap();
         let mut metrics = OpenOptions::new().append(true).open(broken.path().join(METRICS)).unwrap();
         metrics.write_all(b"{\"step\":6,\"lo").unwrap();
-        run(broken.path(), 4, 6, &mut RunLog::open(broken.path(), Some(3)).unwrap());
+        run(broken.path(), 4, 6, &mut RunLog::open(broken.path(), Some((3, false))).unwrap());
         assert_eq!(all(whole.path()), all(broken.path()));
         let timing = fs::read_to_string(broken.path().join(TIMING)).unwrap();
         assert_eq!(timing.lines().count(), 6);
         // From the start: nothing is kept.
         RunLog::open(broken.path(), None).unwrap();
         assert_eq!(fs::read_to_string(broken.path().join(METRICS)).unwrap(), "");
+    }
+
+    #[test]
+    fn an_evaluation_that_is_not_known_to_be_done_is_cut_and_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path(), 1, 2, &mut RunLog::open(dir.path(), None).unwrap());
+        let whole = all(dir.path());
+        // The checkpoint was written when the evaluation had been interrupted; the kill came after it was made.
+        let mut log = RunLog::open(dir.path(), Some((2, false))).unwrap();
+        log.evaluation(2, &object(json!({"fbeta": 0.25})), &[json!({"id": "a"})]).unwrap();
+        assert_eq!(all(dir.path()), whole);
+        RunLog::open(dir.path(), Some((2, true))).unwrap();
+        assert_eq!(all(dir.path()), whole);
     }
 
     #[test]

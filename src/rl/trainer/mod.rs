@@ -24,10 +24,12 @@ use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
 use crate::rl::config::{self, Algorithm, Config, Stage};
 use crate::rl::dataset::{Dataset, Item};
 use crate::rl::evaluate::Evaluation;
+use crate::rl::guard;
 use crate::rl::objective::{Grpo, Metrics, Objective, Sft};
 use crate::rl::order::Order;
 use crate::rl::rollout::{self, Job, Rollout};
 use crate::rl::run_log::RunLog;
+use crate::rl::watch::Watch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -80,6 +82,7 @@ pub struct Trainer<'a> {
     /// The policy that the run began with, as long as a stage needs it.
     initial: Option<Reference>,
     log: RunLog,
+    watch: Watch,
     state: State,
     /// Moments of a checkpoint, until its stage is entered.
     resumed: Option<Checkpoint>,
@@ -104,6 +107,8 @@ pub struct Inputs<'a> {
 /// A batch, and what is logged of it beside the update.
 struct Batch {
     jobs: Vec<Job>,
+    /// What the jobs are about: a task's id, or the number of an example.
+    names: Vec<String>,
     taken: usize,
     extra: Map<String, Value>,
     generate_seconds: f64,
@@ -124,7 +129,8 @@ impl<'a> Trainer<'a> {
                 Error::input(format!("is in stage {} of {}", state.stage + 1, config.stages.len())).at_file(&out.join("checkpoints"))
             );
         }
-        let log = RunLog::open(out, found.as_ref().map(|c| c.state.step))?;
+        let log = RunLog::open(out, found.as_ref().map(|c| (c.state.step, c.state.evaluated)))?;
+        let watch = Watch::of_log(&log.metrics()?);
         let gradients = model.gradients();
         let mut trainer = Self {
             config,
@@ -140,6 +146,7 @@ impl<'a> Trainer<'a> {
             reference: None,
             initial: None,
             log,
+            watch,
             state,
             resumed: None,
         };
@@ -154,6 +161,8 @@ impl<'a> Trainer<'a> {
             }
             let note = format!("going on after step {} from {}", checkpoint.state.step, checkpoint.path.display());
             trainer.hooks.event(Event::Note(note));
+        } else if resume {
+            trainer.hooks.event(Event::Note("there is no checkpoint yet: from the start".into()));
         }
         trainer.resumed = found;
         Ok(trainer)
@@ -178,10 +187,16 @@ impl<'a> Trainer<'a> {
     }
 
     fn stages(&mut self) -> Result<()> {
+        let interrupted = self.resumed.is_some() && !self.state.evaluated;
         self.evaluate_if_due()?;
+        let mut made_up = interrupted && self.state.evaluated;
         loop {
             let stage = &self.config.stages[self.state.stage];
             self.enter_stage(stage)?;
+            if std::mem::take(&mut made_up) {
+                // The evaluation that the checkpoint lacked, so that it has the bytes of a run never interrupted.
+                self.checkpoint()?;
+            }
             while self.state.stage_step < stage.steps {
                 self.step(stage)?;
             }
@@ -273,8 +288,13 @@ impl<'a> Trainer<'a> {
             "train_seconds": train_seconds, "train_tokens_per_second": tokens as f64 / train_seconds.max(1e-9)});
         self.log.timing(timing.as_object().unwrap_or(&Map::new()))?;
         self.hooks.event(Event::Step(step, self.config.total_steps(), &line));
-        if let Some(what) = updates.iter().find_map(|u| u.not_finite.as_ref()) {
-            self.hooks.event(Event::Warning(format!("step {step}: {what} is not finite; the update was skipped")));
+        if let Some((what, tree)) = updates.iter().find_map(|u| u.not_finite.as_ref().map(|what| (what, u.culprit))) {
+            let found = guard::describe(&self.model, step, what, tree, &batch.jobs, &batch.names)?;
+            self.log.not_finite(step, &found.record)?;
+            self.hooks.event(Event::Warning(found.message));
+        }
+        for warning in self.watch.observe(&line) {
+            self.hooks.event(Event::Warning(format!("step {step}: {warning}")));
         }
         self.after_step(stage)
     }
@@ -332,11 +352,13 @@ impl<'a> Trainer<'a> {
 
     fn supervised_batch(&mut self, stage: &Stage) -> Result<Batch> {
         let indices = self.take(stage.batch_prompts);
-        let jobs = match &*self.datasets[self.state.stage] {
-            Dataset::Items(items) => indices.iter().map(|&i| Job::supervised(&items[i])).collect(),
-            Dataset::Sequences(lines) => indices.iter().map(|&i| Job::sequence(&lines[i].ids, &lines[i].targets)).collect(),
+        let (jobs, names) = match &*self.datasets[self.state.stage] {
+            Dataset::Items(items) => indices.iter().map(|&i| (Job::supervised(&items[i]), items[i].id.clone())).unzip(),
+            Dataset::Sequences(lines) => {
+                indices.iter().map(|&i| (Job::sequence(&lines[i].ids, &lines[i].targets), format!("example {}", i + 1))).unzip()
+            }
         };
-        Ok(Batch { jobs, taken: indices.len(), extra: Map::new(), generate_seconds: 0.0 })
+        Ok(Batch { jobs, names, taken: indices.len(), extra: Map::new(), generate_seconds: 0.0 })
     }
 
     /// Samples, judges and logs the answers of a step.
@@ -352,7 +374,8 @@ impl<'a> Trainer<'a> {
         let generate_seconds = started.elapsed().as_secs_f64();
         self.log.rollouts(self.state.step + 1, &rollout::lines(&items, &groups))?;
         let jobs = items.iter().zip(&groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
-        Ok(Batch { jobs, taken: indices.len(), extra: rollout::summary(&groups), generate_seconds })
+        let names = items.iter().map(|i| i.id.clone()).collect();
+        Ok(Batch { jobs, names, taken: indices.len(), extra: rollout::summary(&groups), generate_seconds })
     }
 
     fn sample(&mut self, stage: &Stage, items: &[&Item]) -> Result<Vec<Vec<Rollout>>> {
@@ -390,6 +413,8 @@ impl<'a> Trainer<'a> {
         line.insert("stage".into(), (self.state.stage + 1).into());
         line.insert("loss".into(), json!(mean(&|u| u.metrics.loss)));
         line.insert("grad_norm".into(), json!(mean(&|u| u.grad_norm)));
+        let whole = updates.last().map(|u| &u.grad_sum).filter(|sum| !sum.is_empty());
+        line.insert("grad_sum".into(), json!(whole));
         line.insert("lr".into(), json!(lr));
         line.insert("tokens".into(), batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>().into());
         line.insert("targets".into(), first.tokens.into());
@@ -428,16 +453,22 @@ impl<'a> Trainer<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
+        // Of a replay: it leaves none behind.
+        if self.config.checkpoint_every == 0 {
+            return Ok(());
+        }
+        let (model, Some(optimizer)) = (&self.model, &self.optimizer) else {
+            // Stopped before the stage was entered: the checkpoint that the run went on from still stands.
+            return Ok(());
+        };
         self.log.sync()?;
-        let (model, optimizer) = (&self.model, &self.optimizer);
         let params: Vec<ParamInfo> = model.trainable();
         let mut data = |name: &str| {
             let weight = model.export(name)?;
-            let (first, second) = match optimizer {
-                Some(optimizer) => optimizer.export(name)?,
-                None => (vec![0.0; weight.len()], vec![0.0; weight.len()]),
-            };
-            Ok(vec![weight, first, second])
+            let (first, second) = optimizer.export(name)?;
+            let parts = vec![weight, first, second];
+            guard::check_state(name, &parts)?;
+            Ok(parts)
         };
         let dir: PathBuf = self.out.join("checkpoints");
         let path = checkpoint::save(&dir, &self.state, &params, &mut data, self.config.checkpoint_keep)?;
@@ -457,7 +488,7 @@ fn needs_initial(index: usize, stage: &Stage) -> bool {
 }
 
 /// A stage's objective, how many updates it makes on a batch, and the temperature of its softmax.
-fn objective(stage: &Stage) -> (Box<dyn Objective>, u64, f32) {
+pub(crate) fn objective(stage: &Stage) -> (Box<dyn Objective>, u64, f32) {
     match stage.algorithm {
         Algorithm::Sft => (Box::new(Sft::default()), 1, 1.0),
         Algorithm::Grpo => {

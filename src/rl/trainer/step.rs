@@ -32,8 +32,12 @@ pub struct Update {
     pub metrics: Metrics,
     /// The gradient's norm before clipping; NaN where it was not computed.
     pub grad_norm: f64,
+    /// The gradient's checksum ([`Gradients::checksum`]); empty where there is no whole gradient.
+    pub grad_sum: String,
     /// If the update was not made: what was not finite.
     pub not_finite: Option<String>,
+    /// The tree of the batch that it comes from, where one alone gives it.
+    pub culprit: Option<usize>,
 }
 
 /// Computes the gradient of a batch and makes one update. A loss or a gradient that is not finite changes nothing and is named.
@@ -66,17 +70,40 @@ pub fn update(
     }
     let mut total = Metrics::default();
     metrics.iter().for_each(|m| total.add(m));
-    let mut update = Update { metrics: total, grad_norm: f64::NAN, not_finite: None };
+    let mut update = Update { metrics: total, grad_norm: f64::NAN, grad_sum: String::new(), not_finite: None, culprit: None };
     if let Some(bad) = metrics.iter().position(|m| !m.loss.is_finite()) {
         update.not_finite = Some(format!("the loss of tree {bad} of the batch"));
+        update.culprit = Some(bad);
         return Ok(update);
     }
+    update.grad_sum = gradients.checksum();
     update.grad_norm = optimizer.step(model, gradients, settings.lr, settings.update)?;
     if !update.grad_norm.is_finite() {
         let name = gradients.first_non_finite().unwrap_or_else(|| "the norm over all tensors".into());
         update.not_finite = Some(format!("the gradient of {name}"));
+        update.culprit = culprit(model, gradients, objective, jobs, &active, settings)?;
     }
     Ok(update)
+}
+
+/// The first tree whose gradient alone is not finite; `None` where only their sum is not. Done after the fact: it costs a pass a tree.
+fn culprit(
+    model: &mut Transformer,
+    gradients: &mut Gradients,
+    objective: &dyn Objective,
+    jobs: &[Job],
+    active: &[usize],
+    settings: &Settings<'_>,
+) -> Result<Option<usize>> {
+    let mut metrics = vec![Metrics::default(); jobs.len()];
+    for &i in active {
+        gradients.zero();
+        microbatch(model, gradients, objective, &[(i, &jobs[i])], settings, true, &mut metrics)?;
+        if gradients.first_non_finite().is_some() {
+            return Ok(Some(i));
+        }
+    }
+    Ok(None)
 }
 
 fn microbatch(

@@ -1,0 +1,7 @@
+//! See `bodies::patch`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::patch(data));

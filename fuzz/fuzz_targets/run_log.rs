@@ -1,0 +1,7 @@
+//! See `bodies::run_log`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::run_log(data));

@@ -1,0 +1,7 @@
+//! See `bodies::sequences`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::sequences(data));

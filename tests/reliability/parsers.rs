@@ -1,0 +1,106 @@
+//! Every parser on anything at all: the bodies of the fuzz targets on random bytes, and on good input that was cut, changed or doubled.
+
+use crate::make;
+use crate::place::Place;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::fs;
+
+#[path = "../../fuzz/bodies.rs"]
+mod bodies;
+
+/// A good input for each target.
+fn seed(place: &Place, target: &str) -> Vec<u8> {
+    let read = |name: &str| fs::read(place.at(name)).expect("a file");
+    match target {
+        "safetensors" => read("adapter/adapter_model.safetensors"),
+        "gguf" => make::gguf("llama").bytes(),
+        "peft" => read("adapter/adapter_config.json"),
+        "model_config" => read("m/config.json"),
+        "tokenizer" => read("m/tokenizer.json"),
+        "chat_template" => b"{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}".to_vec(),
+        "tasks" => read("tasks.jsonl"),
+        "sequences" => read("lines.jsonl"),
+        "patch" => b"diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1,2 @@\n x\n-y\n+z\n".to_vec(),
+        "answer" => b"<think>x</think>\n```\n- `./src/a.py`\n2. b.py\n```\nFiles:\na b.py\n\n".to_vec(),
+        "run_config" => read("grpo.toml"),
+        "checkpoint" => b"{\"files\": [{\"name\": \"state.json\", \"bytes\": 10, \"crc32\": 7}], \"format\": 1}".to_vec(),
+        "run_log" => b"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2, \"loss\": null}\n".to_vec(),
+        other => panic!("no seed for {other}"),
+    }
+}
+
+/// One change of an input: where (a part of its length) and what.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(f64, u8),
+    Cut(f64),
+    Remove(f64, usize),
+    Insert(f64, Vec<u8>),
+    Double(f64, usize),
+}
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let place = 0.0..1.0f64;
+    let change = prop_oneof![
+        4 => (place.clone(), any::<u8>()).prop_map(|(at, b)| Change::Set(at, b)),
+        1 => place.clone().prop_map(Change::Cut),
+        1 => (place.clone(), 1..40usize).prop_map(|(at, n)| Change::Remove(at, n)),
+        2 => (place.clone(), prop::collection::vec(any::<u8>(), 1..8)).prop_map(|(at, b)| Change::Insert(at, b)),
+        1 => (place, 1..60usize).prop_map(|(at, n)| Change::Double(at, n)),
+    ];
+    prop::collection::vec(change, 1..4)
+}
+
+fn changed(mut data: Vec<u8>, changes: &[Change]) -> Vec<u8> {
+    for change in changes {
+        // Half of all places lie in the first kilobyte, where headers are.
+        let at = |x: &f64| {
+            ((if *x < 0.5 { 2.0 * x * data.len().min(1024) as f64 } else { (2.0 * x - 1.0) * data.len() as f64 }) as usize).min(data.len())
+        };
+        match change {
+            Change::Set(x, b) => {
+                let at = at(x);
+                if let Some(byte) = data.get_mut(at) {
+                    *byte = *b;
+                }
+            }
+            Change::Cut(x) => data.truncate(at(x)),
+            Change::Remove(x, n) => {
+                let at = at(x);
+                data.drain(at..(at + n).min(data.len()));
+            }
+            Change::Insert(x, bytes) => {
+                let at = at(x);
+                data.splice(at..at, bytes.iter().copied());
+            }
+            Change::Double(x, n) => {
+                let at = at(x);
+                let part = data[at..(at + n).min(data.len())].to_vec();
+                data.splice(at..at, part);
+            }
+        }
+    }
+    data
+}
+
+#[test]
+fn every_fuzz_target_is_listed_and_takes_anything() {
+    let place = Place::furnished();
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/Cargo.toml")).expect("fuzz/Cargo.toml");
+    for (name, body) in bodies::BODIES {
+        assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"")), "{name} has no target");
+        let good = seed(&place, name);
+        body(&good);
+        let cases = if good.len() > 20_000 { 60 } else { 200 };
+        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let random = prop::collection::vec(any::<u8>(), 0..200);
+        let input = prop_oneof![1 => random, 5 => changes().prop_map(move |c| changed(good.clone(), &c))];
+        runner
+            .run(&input, |data| {
+                body(&data);
+                Ok(())
+            })
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}

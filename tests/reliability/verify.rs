@@ -1,0 +1,79 @@
+//! `verify` on honest and on changed records.
+
+use crate::place::Place;
+use std::fs;
+
+/// A run of supervised and GRPO steps whose loss looks at answers alone.
+fn trained() -> Place {
+    let place = Place::furnished();
+    let args = ["train", "grpo.toml", "--set", "stage.2.kl.coef=0", "--set", "stage.2.updates_per_batch=1", "--out", "run"];
+    let (status, said) = place.run(&args);
+    assert_eq!(status, Some(0), "{said}");
+    place
+}
+
+/// Replaces the value of `key` in a line (from 1) of a file of JSON lines; returns the old one.
+fn change(place: &Place, file: &str, line: usize, key: &str, value: &dyn Fn(&serde_json::Value) -> serde_json::Value) {
+    let path = place.at("run").join(file);
+    let mut lines: Vec<String> = fs::read_to_string(&path).expect("a file").lines().map(str::to_owned).collect();
+    let mut object: serde_json::Value = serde_json::from_str(&lines[line - 1]).expect("JSON");
+    object[key] = value(&object[key]);
+    lines[line - 1] = object.to_string();
+    fs::write(&path, lines.join("\n") + "\n").expect("written");
+}
+
+#[test]
+fn an_honest_run_passes_and_a_changed_one_is_named() {
+    let place = trained();
+    let verify = |args: &[&str]| {
+        let out = place.program(&[&["verify", "run"][..], args].concat()).output().expect("the program runs");
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let before = fs::read(place.at("run/metrics.jsonl")).expect("metrics");
+    let (status, said, err) = verify(&[]);
+    assert_eq!((status, err.as_str()), (Some(0), "every record is as computed\n"), "{said}");
+    assert_eq!(
+        said,
+        "6 steps of 14 with 48 answers: rewards and advantages compared\n6 steps: the loss follows from the record and was compared\n"
+    );
+    // From the checkpoint after step 12, and from the start.
+    for (step, from) in [("14", "the checkpoint after step 12"), ("9", "the start")] {
+        let (status, said, err) = verify(&["--step", step]);
+        assert_eq!(status, Some(0), "{said}{err}");
+        assert!(said.contains(&format!("step {step} run again from {from}: answers, loss and gradient (")), "{said}");
+    }
+    assert_eq!(fs::read(place.at("run/metrics.jsonl")).expect("metrics"), before);
+
+    let restore = |file: &str| {
+        let path = place.at("run").join(file);
+        let good = fs::read(&path).expect("a file");
+        move || fs::write(&path, &good).expect("written")
+    };
+    for (file, line, key, value, args, message) in [
+        ("rollouts/11.jsonl", 3, "reward", 0.625, &[][..], "run/rollouts/11.jsonl:3: reward: recorded 0.625, computed "),
+        ("rollouts/9.jsonl", 8, "advantage", 9.0, &[], "run/rollouts/9.jsonl:8: advantage: recorded 9.0, computed "),
+        ("metrics.jsonl", 12, "loss", 0.5, &[], "run/metrics.jsonl: loss: recorded 0.5, computed "),
+        ("metrics.jsonl", 3, "loss", 0.5, &["--step", "3"], "run/metrics.jsonl: loss: recorded 0.5, computed "),
+        ("metrics.jsonl", 13, "grad_sum", 1.0, &["--step", "14"], "run/metrics.jsonl: grad_sum: recorded 1.0, computed \""),
+    ] {
+        let undo = restore(file);
+        change(&place, file, line, key, &|_| value.into());
+        let (status, _, err) = verify(args);
+        assert_eq!(status, Some(1), "{file} {key}");
+        assert!(err.contains(message), "{err}");
+        assert!(err.contains("this is the first difference, in step "), "{err}");
+        undo();
+    }
+    // A log-probability is compared by running the step again.
+    change(&place, "rollouts/14.jsonl", 2, "logprobs", &|old| {
+        let mut new = old.clone();
+        new[0] = (new[0].as_f64().expect("a number") + 1e-6).into();
+        new
+    });
+    assert_eq!(verify(&[]).0, Some(0));
+    let (status, _, err) = verify(&["--step", "14"]);
+    assert!(status == Some(1) && err.contains("rollouts/14.jsonl:2: logprobs: recorded"), "{err}");
+    let (_, said, _) = verify(&["--step", "14", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!((&json["replay"]["difference"]["step"], &json["replay"]["from"]), (&14.into(), &12.into()));
+}
