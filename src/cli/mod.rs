@@ -13,6 +13,8 @@ mod report;
 mod reward;
 mod sample;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 
 use crate::Result;
@@ -37,6 +39,8 @@ enum Command {
     Report(report::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
 }
 
 impl Command {
@@ -50,6 +54,8 @@ impl Command {
             Command::Report(args) => report::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(args),
         }
     }
 
@@ -60,6 +66,8 @@ impl Command {
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => Some(&args.model.device),
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,
         }
     }
