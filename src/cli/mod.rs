@@ -5,6 +5,8 @@
 mod bench;
 mod common;
 mod data;
+#[cfg(feature = "distill")]
+mod distill;
 mod doctor;
 mod interrupt;
 mod lines;
@@ -39,6 +41,8 @@ enum Command {
     Report(report::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "distill")]
+    Distill(distill::Args),
     #[cfg(feature = "serve")]
     Serve(serve::Args),
 }
@@ -54,6 +58,8 @@ impl Command {
             Command::Report(args) => report::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
+            #[cfg(feature = "distill")]
+            Command::Distill(args) => distill::run(args),
             #[cfg(feature = "serve")]
             Command::Serve(args) => serve::run(args),
         }
@@ -66,6 +72,8 @@ impl Command {
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),
+            #[cfg(feature = "distill")]
+            Command::Distill(args) => Some(&args.device),
             #[cfg(feature = "serve")]
             Command::Serve(args) => Some(&args.model.device),
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,

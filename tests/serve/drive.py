@@ -10,13 +10,12 @@ once of which some hang up.
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import time
 import urllib.request
-import json
 
-import httpx
 import openai
 
 QUESTIONS = [
@@ -112,7 +111,7 @@ async def one(client, model, number, random_, expected):
 
 
 async def round_(url, key, model, clients, seed, expected):
-    async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=httpx.Timeout(600)) as client:
+    async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=600) as client:
         jobs = [one(client, model, i, random.Random(seed * 1000 + i), expected) for i in range(clients)]
         return await asyncio.gather(*jobs)
 

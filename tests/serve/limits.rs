@@ -17,7 +17,7 @@ fn long(more: Value) -> Value {
 #[test]
 fn errors_name_the_field_and_what_was_expected() {
     let server = Running::start(Settings { max_body_bytes: 10_000, max_answer_tokens: 500, cache_tokens: 1024, ..Default::default() });
-    let many = json!(["a"; 17]);
+    let many = json!(vec!["a"; 17]);
     for (more, field, message) in [
         (json!({"temperature": "hot"}), "temperature", "temperature: expected a number, found the text \"hot\""),
         (json!({"temperature": -1}), "temperature", "temperature: expected a number of at least 0"),
@@ -42,7 +42,11 @@ fn errors_name_the_field_and_what_was_expected() {
         (json!({"messages": ["hi"]}), "messages[0]", "expected an object with role and content"),
         (json!({"messages": [{"role": "robot", "content": ""}]}), "messages[0].role", "found the text \"robot\""),
         (json!({"messages": [{"role": "user"}]}), "messages[0].content", "expected a text"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content[0]", "expected {\"type\": \"text\""),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages[0].content[0]",
+            "expected {\"type\": \"text\"",
+        ),
         (json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}), "messages[0].tool_calls", "does not support it"),
         (json!({"tools": [{}]}), "tools", "does not support it"),
         (json!({"frequency_penalty": 1}), "frequency_penalty", "does not support it"),

@@ -5,5 +5,8 @@ mod client;
 mod limits;
 mod server;
 
+#[path = "../support/bytes.rs"]
+mod bytes;
 #[path = "../support/tiny.rs"]
+#[allow(dead_code)] // prompts here are made of texts
 mod tiny;
