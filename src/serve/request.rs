@@ -227,3 +227,69 @@ fn prompts(value: Option<Value>) -> Result<Vec<Prompt>> {
         Some(other) => Err(expected("prompt", WANTED, &other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FIELDS: [&str; 16] = [
+        "model",
+        "messages",
+        "prompt",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "top_logprobs",
+    ];
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (0..200i64).prop_map(Value::from),
+            prop_oneof![Just("user"), Just("text"), Just("é")].prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            let key = prop_oneof![Just("role"), Just("content"), Just("type"), Just("text"), Just("x")].prop_map(str::to_owned);
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((key, inner), 0..4).prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics_and_what_is_taken_is_within_limits(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            fields in proptest::collection::vec((proptest::sample::select(&FIELDS[..]), value()), 0..6),
+            chat in any::<bool>(),
+        ) {
+            let settings = Settings::default();
+            let endpoint = if chat { Endpoint::Chat } else { Endpoint::Completions };
+            prop_assert!(read(endpoint, &bytes, "m", &settings).is_err());
+            let mut body = serde_json::Map::from_iter([("prompt".to_owned(), Value::from("a"))]);
+            if chat {
+                body = serde_json::Map::from_iter([("messages".to_owned(), serde_json::json!([{"role": "user", "content": "a"}]))]);
+            }
+            body.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+            if let Ok(asked) = read(endpoint, Value::Object(body).to_string().as_bytes(), "m", &settings) {
+                prop_assert!(asked.params.check().is_ok());
+                prop_assert!(asked.params.n * asked.prompts.len() <= settings.max_choices);
+                prop_assert!((1..=settings.max_answer_tokens).contains(&asked.params.max_new_tokens));
+            }
+        }
+    }
+}
