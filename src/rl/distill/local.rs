@@ -54,12 +54,13 @@ impl Teacher for Local<'_> {
             seed: self.seed,
             ..SamplingParams::default()
         });
-        let mut lengths = Vec::new();
+        let (mut lengths, mut refused) = (Vec::new(), Vec::new());
         for (i, question) in questions.iter().enumerate() {
             let prompt: Arc<[u32]> = self.dialogue.prompt_ids(question.item.question.text())?.into();
             lengths.push(prompt.len() as u64);
             let request = Request { prompt, params: params.clone(), top_logprobs: 0 };
-            engine.add(i, request).map_err(|e| e.at(&question.item.id))?;
+            // A prompt that is too long for this model: the others are not.
+            refused.extend(engine.add(i, request).err().map(|e| e.at(&question.item.id)));
         }
         let failure = RefCell::new(None);
         let mut on_event = |event: Event<'_>| {
@@ -82,7 +83,10 @@ impl Teacher for Local<'_> {
         match failure.into_inner() {
             Some(e) => Err(e),
             None if (self.stop)() => Err(Error::interrupted()),
-            None => Ok(()),
+            None => match refused.len() {
+                0 => Ok(()),
+                n => Err(refused.swap_remove(0).at(format_args!("{n} of {} questions cannot be asked; the first", questions.len()))),
+            },
         }
     }
 }
