@@ -8,6 +8,7 @@
 //! * [`data`]: tasks, patches, prompts, answers and how well they hit. Knows nothing of tensors.
 //! * [`model`]: the transformer, its weights and tokenizer, the KV cache, generation, LoRA and the optimizer.
 //! * [`rl`]: rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
+//! * `serve`: an HTTP server that answers as OpenAI's does (feature `serve`).
 //! * [`cli`]: one file a subcommand.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -17,6 +18,8 @@ pub mod data;
 pub mod error;
 pub mod model;
 pub mod rl;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod tensor;
 
 pub use error::{Error, Result};

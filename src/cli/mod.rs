@@ -5,6 +5,8 @@
 mod bench;
 mod common;
 mod data;
+#[cfg(feature = "distill")]
+mod distill;
 mod doctor;
 mod interrupt;
 mod lines;
@@ -13,6 +15,8 @@ mod report;
 mod reward;
 mod sample;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 mod verify;
 
@@ -39,6 +43,10 @@ enum Command {
     Verify(verify::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "distill")]
+    Distill(distill::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
 }
 
 impl Command {
@@ -53,6 +61,10 @@ impl Command {
             Command::Verify(args) => verify::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
+            #[cfg(feature = "distill")]
+            Command::Distill(args) => distill::run(args),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(args),
         }
     }
 
@@ -64,6 +76,10 @@ impl Command {
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),
+            #[cfg(feature = "distill")]
+            Command::Distill(args) => Some(&args.device),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => Some(&args.model.device),
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,
         }
     }

@@ -8,11 +8,23 @@ pub(crate) struct KvCache {
     pub layers: Vec<KvLayer>,
     users: Vec<u32>,
     free: Vec<u32>,
+    /// Beyond it the cache grows page by page.
+    limit: usize,
 }
 
 impl KvCache {
     pub fn new(heads: Heads, num_layers: usize) -> Self {
-        Self { layers: vec![KvLayer::new(heads, 0); num_layers], users: Vec::new(), free: Vec::new() }
+        Self { layers: vec![KvLayer::new(heads, 0); num_layers], users: Vec::new(), free: Vec::new(), limit: usize::MAX }
+    }
+
+    /// How many pages are wanted at most: the cache grows ahead of need, but not beyond them.
+    pub fn limit(&mut self, pages: usize) {
+        self.limit = pages;
+    }
+
+    /// Pages in use.
+    pub fn used(&self) -> usize {
+        self.users.len() - self.free.len()
     }
 
     /// Makes `pages` cover `len` positions.
@@ -50,7 +62,7 @@ impl KvCache {
 
     fn take(&mut self) -> u32 {
         if self.free.is_empty() {
-            let (old, new) = (self.users.len(), self.users.len() * 3 / 2 + 8);
+            let (old, new) = (self.users.len(), (self.users.len() * 3 / 2 + 8).min(self.limit).max(self.users.len() + 1));
             self.users.resize(new, 0);
             self.layers.iter_mut().for_each(|l| l.grow(new));
             self.free.extend((old..new).rev().map(|p| p as u32));

@@ -3,6 +3,7 @@
 use crate::data::Task;
 use crate::data::source::swe_bench;
 use crate::error::{Error, Result, json_message};
+use crate::model::chat::Message;
 use crate::rl::dialogue::Dialogue;
 use crate::rl::reward::{Question, Subtask};
 use rayon::prelude::*;
@@ -67,6 +68,15 @@ impl Dataset {
 /// Whether a file holds lines of token ids: its first line is an object with `ids`. (Any other file is read as tasks, which names what is
 /// wrong with it.)
 pub fn holds_sequences(path: &Path) -> Result<bool> {
+    first_line_has(path, "ids")
+}
+
+/// Whether a file holds answered conversations: its first line is an object with `messages`.
+pub fn holds_dialogues(path: &Path) -> Result<bool> {
+    first_line_has(path, "messages")
+}
+
+fn first_line_has(path: &Path, field: &str) -> Result<bool> {
     let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
     let mut lines = BufReader::new(file).split(b'\n');
     let first = lines.find_map(|line| match line {
@@ -77,7 +87,7 @@ pub fn holds_sequences(path: &Path) -> Result<bool> {
         Some(line) => line.map_err(|e| Error::io("read", path, e))?,
         None => return Ok(false),
     };
-    Ok(serde_json::from_slice::<serde_json::Value>(&line).is_ok_and(|v| v.get("ids").is_some()))
+    Ok(serde_json::from_slice::<serde_json::Value>(&line).is_ok_and(|v| v.get(field).is_some()))
 }
 
 #[derive(Deserialize)]
@@ -128,6 +138,40 @@ fn read_sequence(line: &[u8], vocab: usize, context: usize) -> Result<Sequence> 
         return Err(Error::input(format!("expected 0 or 1, found {bad}")).at("loss_mask"));
     }
     let targets = mask.iter().enumerate().map(|(i, &m)| i > 0 && m == 1).collect();
+    Ok(Sequence { ids, targets })
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    messages: Vec<Message>,
+    answer: String,
+}
+
+/// Reads lines `{"messages": [{"role", "content"}...], "answer": "..."}` (other fields, such as `id`, are for people): the answer's tokens
+/// are the targets. `context` is the model's; a conversation that is longer with its answer is left out and counted.
+pub fn read_dialogues(path: &Path, dialogue: &Dialogue<'_>, context: usize) -> Result<(Vec<Sequence>, usize)> {
+    let text = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let lines: Vec<_> = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).collect();
+    let read = lines.par_iter().map(|(i, line)| read_dialogue(line, dialogue).map_err(|e| e.at_line(path, i + 1)));
+    let read = read.collect::<Result<Vec<_>>>()?;
+    let all = read.len();
+    let fitting: Vec<_> = read.into_iter().filter(|s| s.ids.len() <= context).collect();
+    if fitting.is_empty() {
+        let message = format!("none of the {all} conversations fits into the model's context of {context} tokens");
+        return Err(Error::input(message).at_file(path));
+    }
+    let left_out = all - fitting.len();
+    Ok((fitting, left_out))
+}
+
+fn read_dialogue(line: &[u8], dialogue: &Dialogue<'_>) -> Result<Sequence> {
+    let expected = "expected {\"messages\": [{\"role\", \"content\"}...], \"answer\": \"...\"}";
+    let Answered { messages, answer } =
+        serde_json::from_slice(line).map_err(|e| Error::input(format!("{expected}: {}", json_message(&e))))?;
+    let mut ids = dialogue.conversation_ids(&messages)?;
+    let prompt = ids.len();
+    ids.extend(dialogue.reply_ids(&messages, &answer)?);
+    let targets = (0..ids.len()).map(|i| i > 0 && i >= prompt).collect();
     Ok(Sequence { ids, targets })
 }
 

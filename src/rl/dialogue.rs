@@ -48,17 +48,31 @@ impl<'a> Dialogue<'a> {
 
     /// The ids of a prompt, up to where the answer begins.
     pub fn prompt_ids(&self, text: &str) -> Result<Vec<u32>> {
-        match self.template {
+        self.conversation_ids(&[user(text)])
+    }
+
+    /// The ids of a conversation that an answer is to follow.
+    ///
+    /// # Errors
+    /// Without a template, a conversation of more than one message: nothing says how to write it.
+    pub fn conversation_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        match (self.template, messages) {
             // A template writes the BOS itself.
-            Some(template) => self.tokenizer.encode(&template.render(&[user(text)], true)?, false),
-            None => self.tokenizer.encode(text, true),
+            (Some(template), _) => self.tokenizer.encode(&template.render(messages, true)?, false),
+            (None, [message]) => self.tokenizer.encode(&message.content, true),
+            (None, _) => Err(Error::input(format!("{} messages, and no chat template to write them by", messages.len()))),
         }
     }
 
     /// The ids of an answer to a prompt, ending with the token that ends the assistant's turn. They are encoded apart from the prompt's,
     /// because that is how an answer is sampled.
     pub fn answer_ids(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(&self.answer_text(prompt, answer)?, false)?;
+        self.reply_ids(&[user(prompt)], answer)
+    }
+
+    /// [`Dialogue::answer_ids`] of an answer to a conversation.
+    pub fn reply_ids(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(&self.answer_text(messages, answer)?, false)?;
         // What the template writes after the turn's end is not the model's to say.
         match ids.iter().position(|id| self.eos.contains(id)) {
             Some(end) => ids.truncate(end + 1),
@@ -69,13 +83,13 @@ impl<'a> Dialogue<'a> {
 
     /// The answer as the template writes it after the prompt; the plain answer where there is no template, or one that changes the prompt
     /// once it is answered.
-    fn answer_text(&self, prompt: &str, answer: &str) -> Result<String> {
+    fn answer_text(&self, messages: &[Message], answer: &str) -> Result<String> {
         let Some(template) = self.template else {
             return Ok(answer.to_owned());
         };
-        let before = template.render(&[user(prompt)], true)?;
+        let before = template.render(messages, true)?;
         let turn = Message { role: "assistant".into(), content: answer.to_owned() };
-        let whole = template.render(&[user(prompt), turn], false)?;
+        let whole = template.render(&[messages, &[turn]].concat(), false)?;
         Ok(whole.strip_prefix(&before).unwrap_or(answer).to_owned())
     }
 }

@@ -11,6 +11,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod dataset;
 pub mod dialogue;
+#[cfg(feature = "distill")]
+pub mod distill;
 pub mod evaluate;
 pub mod guard;
 pub mod memory;

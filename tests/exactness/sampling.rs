@@ -2,9 +2,10 @@
 
 use crate::tiny;
 use sorft_native::model::config::Family;
-use sorft_native::model::generate::{Completion, SamplingParams, generate};
+use sorft_native::model::generate::{Completion, Engine, Event, Request, SamplingParams, generate};
 use sorft_native::model::transformer::{Adapter, Transformer};
 use sorft_native::tensor::plan::{Plan, Tree};
+use std::sync::Arc;
 
 fn sample(model: &Transformer, prompts: &[Vec<u32>], params: &SamplingParams, max_batch: usize) -> Vec<Completion> {
     generate(model, None, prompts, params, max_batch, &mut |_| true).unwrap()
@@ -101,4 +102,57 @@ fn limits_are_kept() {
     assert!(error.to_string().contains("513 tokens"), "{error}");
     assert!(generate(&model, None, &[vec![]], &params, 1, &mut |_| true).is_err());
     assert!(generate(&model, None, &[vec![301]], &params, 1, &mut |_| true).is_err());
+}
+
+/// Steps until all requests have ended, or `steps` were taken; adds finished answers to `done`.
+fn run(engine: &mut Engine<'_>, steps: usize, done: &mut Vec<Completion>) {
+    let mut on_event = |event: Event<'_>| {
+        if let Event::Done(c) = event {
+            done.push(c.clone());
+        }
+        true
+    };
+    for _ in 0..steps {
+        if !engine.step(&mut on_event).unwrap() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn requests_that_come_and_go_change_no_answer_and_leave_nothing() {
+    let model = tiny::model(tiny::config(Family::Qwen2), 9);
+    let prompts = prompts();
+    let params = |i: usize| SamplingParams {
+        n: 1 + i % 3,
+        max_new_tokens: 20 + 9 * i,
+        temperature: [1.0, 0.0, 0.7][i % 3],
+        seed: i as u64,
+        ..Default::default()
+    };
+    let request = |i: usize| Request { prompt: prompts[i].as_slice().into(), params: Arc::new(params(i)), top_logprobs: i % 2 };
+    // The small cache has room for one request at a time.
+    for (max_batch, cache) in [(4, 100_000), (2, 400), (3, 512)] {
+        let mut engine = Engine::new(&model, None, max_batch).with_cache_tokens(cache);
+        let mut done = Vec::new();
+        for i in 0..prompts.len() {
+            engine.add(i, request(i)).unwrap();
+            // One that is not waited for, cancelled while it waits, is prefilled or is decoded.
+            engine.add(100 + i, request((i + 1) % 5)).unwrap();
+            run(&mut engine, 4, &mut done);
+            engine.cancel(100 + i);
+            assert!(engine.cached_tokens() <= cache);
+        }
+        run(&mut engine, usize::MAX, &mut done);
+        done.retain(|c| c.prompt_index < 100);
+        done.sort_by_key(|c| (c.prompt_index, c.index));
+        let alone = |i: usize| {
+            let answers = sample(&model, &prompts[i..=i], &params(i), 100);
+            answers.into_iter().map(move |c| Completion { prompt_index: i, ..c })
+        };
+        assert_eq!(done, (0..prompts.len()).flat_map(alone).collect::<Vec<_>>());
+        assert!(engine.is_empty() && engine.cached_tokens() == 0);
+    }
+    let error = Engine::new(&model, None, 4).with_cache_tokens(128).add(0, request(3)).unwrap_err();
+    assert!(error.to_string().contains("of the cache, which holds 128"), "{error}");
 }

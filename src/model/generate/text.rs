@@ -1,12 +1,15 @@
 //! The text of an answer as it grows: decoding, stop strings, and what may already be shown.
 
+use super::SamplingParams;
 use crate::Result;
 use crate::model::tokenizer::{StreamDecoder, Tokenizer};
+use std::sync::Arc;
 
 /// Decodes an answer token by token and looks for stop strings.
 pub(super) struct AnswerText<'a> {
     decoder: Option<StreamDecoder<'a>>,
-    stop: &'a [String],
+    /// Of which the stop strings.
+    params: Arc<SamplingParams>,
     /// All certain text; after a stop string was found, the text before it.
     text: String,
     /// Bytes of `text` already handed out.
@@ -17,8 +20,8 @@ pub(super) struct AnswerText<'a> {
 }
 
 impl<'a> AnswerText<'a> {
-    pub fn new(tokenizer: Option<&'a Tokenizer>, stop: &'a [String]) -> Self {
-        Self { decoder: tokenizer.map(StreamDecoder::new), stop, text: String::new(), shown: 0, stopped: false, fresh: false }
+    pub fn new(tokenizer: Option<&'a Tokenizer>, params: Arc<SamplingParams>) -> Self {
+        Self { decoder: tokenizer.map(StreamDecoder::new), params, text: String::new(), shown: 0, stopped: false, fresh: false }
     }
 
     /// Takes one more token: the text that can be shown now, and whether a stop string was found.
@@ -48,13 +51,14 @@ impl<'a> AnswerText<'a> {
         if self.stopped || piece.is_empty() {
             return;
         }
-        let longest = self.stop.iter().map(String::len).max().unwrap_or(0);
+        let stop = &self.params.stop;
+        let longest = stop.iter().map(String::len).max().unwrap_or(0);
         let mut from = self.text.len().saturating_sub(longest);
         while !self.text.is_char_boundary(from) {
             from -= 1;
         }
         self.text.push_str(piece);
-        if let Some(at) = self.stop.iter().filter_map(|s| self.text[from..].find(s.as_str())).min() {
+        if let Some(at) = stop.iter().filter_map(|s| self.text[from..].find(s.as_str())).min() {
             self.text.truncate(from + at);
             self.stopped = true;
         }
@@ -72,7 +76,7 @@ impl<'a> AnswerText<'a> {
     /// Length of the longest tail that is a proper beginning of a stop string.
     fn held(&self) -> usize {
         let starts = |s: &String| (1..s.len()).rev().find(|n| s.is_char_boundary(*n) && self.text.ends_with(&s[..*n])).unwrap_or(0);
-        self.stop.iter().map(starts).max().unwrap_or(0)
+        self.params.stop.iter().map(starts).max().unwrap_or(0)
     }
 }
 
@@ -80,10 +84,13 @@ impl<'a> AnswerText<'a> {
 mod tests {
     use super::*;
 
+    fn stops(stop: &[&str]) -> Arc<SamplingParams> {
+        Arc::new(SamplingParams { stop: stop.iter().map(|s| (*s).to_owned()).collect(), ..Default::default() })
+    }
+
     #[test]
     fn stop_strings_are_held_back_and_cut() {
-        let stop = ["END".to_owned(), "\n\n".to_owned()];
-        let mut t = AnswerText::new(None, &stop);
+        let mut t = AnswerText::new(None, stops(&["END", "\n\n"]));
         t.append("abcE");
         assert_eq!(t.take(true), "abc");
         t.append("Nx\n");
@@ -96,8 +103,7 @@ mod tests {
 
     #[test]
     fn what_was_held_is_shown_at_the_end() {
-        let stop = ["END".to_owned()];
-        let mut t = AnswerText::new(None, &stop);
+        let mut t = AnswerText::new(None, stops(&["END"]));
         t.append("aEN");
         assert_eq!(t.take(true), "a");
         assert_eq!(t.finish().unwrap(), "EN");

@@ -92,7 +92,7 @@ pub static KEYS: &[Key] = &[
     run("seed", Kind::Integer(0), "0", "All randomness (data order, sampling, initialisation) follows from it."),
     stage("algorithm", Kind::Choice(&["sft", "grpo", "ppo"]), "\"sft\"", "What is trained: supervised fine-tuning on gold answers or token lines, GRPO on rewards, or PPO (not in this version)."),
     stage("steps", Kind::Integer(1), "100", "Optimizer batches of the stage."),
-    stage("data.train", Kind::Paths, "", "Task files, or for `sft` files of `{\"ids\", \"loss_mask\"}` lines. Several are read one after another."),
+    stage("data.train", Kind::Paths, "", "Task files, or for `sft` files of `{\"ids\", \"loss_mask\"}` or `{\"messages\", \"answer\"}` lines. Several are read one after another."),
     run("data.heldout", Kind::Paths, "[]", "Task files for evaluation; never trained on."),
     stage("data.shuffle", Kind::Bool, "true", "A fresh order every epoch, keyed by the seed; `false` keeps the files' order."),
     stage("batch_prompts", Kind::Integer(1), "8", "Prompts (or token lines) in an optimizer batch."),

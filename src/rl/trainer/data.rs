@@ -5,7 +5,7 @@ use crate::data::Task;
 use crate::error::{Error, Result};
 use crate::model::weights::ModelFiles;
 use crate::rl::config::{Algorithm, Config, Score, Stage};
-use crate::rl::dataset::{Dataset, Item, holds_sequences, make_items, read_sequences, read_tasks};
+use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
 use crate::rl::dialogue::Dialogue;
 use crate::rl::reward::file::FileLocalisation;
 use std::collections::HashSet;
@@ -68,6 +68,13 @@ fn shares_examples(a: &Stage, b: &Stage) -> bool {
 }
 
 fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Dataset> {
+    let dialogues = stage.train.iter().map(|p| holds_dialogues(p)).collect::<Result<Vec<_>>>()?;
+    if dialogues.iter().all(|d| *d) {
+        return load_dialogues(config, stage, files, on_event);
+    }
+    if let Some(odd) = dialogues.iter().position(|d| *d) {
+        return Err(Error::input("conversations and other files cannot be mixed in a stage").at_file(&stage.train[odd]).at("data.train"));
+    }
     let sequences = stage.train.iter().map(|p| holds_sequences(p)).collect::<Result<Vec<_>>>()?;
     if let Some(odd) = sequences.iter().position(|s| *s != sequences[0]) {
         return Err(Error::input("tasks and lines of ids cannot be mixed in a stage").at_file(&stage.train[odd]).at("data.train"));
@@ -80,6 +87,24 @@ fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut
     let (vocab, context) = (files.config.vocab_size, files.config.max_position_embeddings);
     let lines = stage.train.iter().map(|p| read_sequences(p, vocab, context)).collect::<Result<Vec<_>>>()?;
     Ok(Dataset::Sequences(lines.concat()))
+}
+
+/// Conversations with their answers, as `distill` writes them.
+fn load_dialogues(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Dataset> {
+    let dialogue = Dialogue::new(files, config.prompt.chat)?;
+    let (mut lines, mut left_out) = (Vec::new(), 0);
+    for path in &stage.train {
+        let (read, too_long) = read_dialogues(path, &dialogue, files.config.max_position_embeddings)?;
+        lines.extend(read);
+        left_out += too_long;
+    }
+    if left_out > 0 {
+        let all = left_out + lines.len();
+        on_event(Event::Warning(format!(
+            "data.train: {left_out} of {all} conversations are longer than the model's context, and left out"
+        )));
+    }
+    Ok(Dataset::Sequences(lines))
 }
 
 fn load_heldout(config: &Config, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Vec<Item>> {

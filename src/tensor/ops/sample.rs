@@ -58,6 +58,23 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
     Choice { id: id as u32, logprob: softmax.logprob(logits[id] / temperature) }
 }
 
+/// The `k` most likely tokens, the most likely first (ties: the smaller id first), each with its log softmax(logits / T); T is 1 where
+/// `temperature` is 0, as for [`greedy`].
+pub fn likeliest(logits: &[f32], temperature: f32, k: usize) -> Vec<Choice> {
+    let k = k.min(logits.len());
+    if k == 0 {
+        return Vec::new();
+    }
+    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    ids.select_nth_unstable_by(k - 1, order);
+    ids.truncate(k);
+    ids.sort_unstable_by(order);
+    let temperature = if temperature == 0.0 { 1.0 } else { temperature };
+    let softmax = softmax_of_row(logits, temperature);
+    ids.into_iter().map(|id| Choice { id, logprob: softmax.logprob(logits[id as usize] / temperature) }).collect()
+}
+
 /// Inversion in two steps: the chunk whose cumulative mass passes `u`, then the token in it.
 fn draw_from_all(logits: &[f32], temperature: f32, softmax: &Softmax, masses: impl Iterator<Item = f64>, u: f64) -> usize {
     let mut rest = u * softmax.sum;
@@ -199,6 +216,16 @@ mod tests {
         let c = draw(&logits, 0.5, Filters { top_k: 3, ..NONE }, 0.4);
         assert_eq!(c.logprob, softmax_of_row(&logits, 0.5).logprob(logits[c.id as usize] / 0.5));
         assert_eq!(greedy(&logits).id, logits.iter().position(|x| *x == 10.0).unwrap() as u32);
+    }
+
+    #[test]
+    fn likeliest_tokens_come_first_with_their_logprobs() {
+        let logits = [0.5, 2.0, -1.0, 2.0, 1.0];
+        let top = likeliest(&logits, 0.5, 3);
+        assert_eq!(top.iter().map(|c| c.id).collect::<Vec<_>>(), [1, 3, 4]);
+        assert_eq!(top[0].logprob, softmax_of_row(&logits, 0.5).logprob(4.0));
+        assert_eq!(likeliest(&logits, 0.0, 1), [greedy(&logits)]);
+        assert!(likeliest(&logits, 1.0, 0).is_empty() && likeliest(&logits, 1.0, 9).len() == 5);
     }
 
     #[test]

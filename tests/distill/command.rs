@@ -1,0 +1,141 @@
+//! `distill` as a command: the real binary, killed half-way; and `train` on what it wrote.
+
+use crate::endpoint::{Act, Teacher};
+use crate::{bytes, tiny};
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use sorft_native::model::config::Family;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// A folder with a tiny model that has a tokenizer, and a configuration.
+struct Workplace(tempfile::TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        let work = Self(tempfile::tempdir().unwrap());
+        let mut config = tiny::config(Family::Llama);
+        (config.max_position_embeddings, config.eos_token_ids) = (4096, vec![256]);
+        let model = tiny::model(config, 5);
+        let c = model.config();
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab_size, "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
+            "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim, "rope_theta": c.rope_theta, "rms_norm_eps": c.rms_norm_eps,
+            "max_position_embeddings": c.max_position_embeddings, "tie_word_embeddings": true, "eos_token_id": 256, "hidden_act": "silu",
+        });
+        std::fs::create_dir(work.path("tiny")).unwrap();
+        std::fs::write(work.path("tiny/config.json"), config.to_string()).unwrap();
+        std::fs::write(work.path("tiny/tokenizer.json"), bytes::tokenizer_json().to_string()).unwrap();
+        let data: Vec<(String, Vec<usize>, Vec<u8>)> = model
+            .base_params()
+            .into_iter()
+            .map(|p| (p.name.clone(), p.shape, model.export(&p.name).unwrap().iter().flat_map(|x| x.to_le_bytes()).collect()))
+            .collect();
+        let views = data.iter().map(|(name, shape, bytes)| {
+            (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &work.path("tiny/model.safetensors")).unwrap();
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/golden/tasks.jsonl");
+        std::fs::copy(tasks, work.path("tasks.jsonl")).unwrap();
+        let text =
+            "model = \"tiny\"\ndata.train = \"tasks.jsonl\"\nalgorithm = \"sft\"\nmax_prompt_tokens = 3000\nsteps = 1\nbatch_prompts = 5\n";
+        std::fs::write(work.path("run.toml"), text).unwrap();
+        work
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn lines(&self, name: &str) -> Vec<Value> {
+        std::fs::read_to_string(self.path(name)).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Stdout as JSON, where there is any, of a command that ends with `status`; else stderr.
+    fn run(&self, args: &[&str], status: i32) -> Value {
+        let out = Command::new(env!("CARGO_BIN_EXE_sorft-native")).current_dir(self.0.path()).args(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(status), "{stderr}");
+        serde_json::from_slice(&out.stdout).unwrap_or(Value::String(stderr))
+    }
+}
+
+#[test]
+fn train_reads_what_distill_writes() {
+    let work = Workplace::new();
+    let summary = work.run(&["distill", "run.toml", "--teacher", "gold", "--out", "gold", "--json"], 0);
+    assert_eq!((&summary["kept"], &summary["questions"]), (&json!(5), &json!(5)));
+    let first = &work.lines("gold/sft.jsonl")[0];
+    assert!(first["answer"].as_str().unwrap().contains("src/c.py"), "{first}");
+    // The gold answers, learnt from the tasks and from what was made of them, are the same tokens.
+    work.run(&["train", "run.toml", "--out", "a"], 0);
+    work.run(&["train", "run.toml", "--out", "b", "--set", "data.train=gold/sft.jsonl"], 0);
+    let loss = |run: &str| work.lines(&format!("{run}/metrics.jsonl"))[0]["loss"].as_f64().unwrap();
+    assert!((loss("a") - loss("b")).abs() < 1e-6, "{} {}", loss("a"), loss("b"));
+    std::fs::write(
+        work.path("bad.jsonl"),
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"answer\": \"b\"}\n{\"messages\": []}\n",
+    )
+    .unwrap();
+    let error = work.run(&["train", "run.toml", "--out", "c", "--set", "data.train=bad.jsonl"], 1);
+    assert!(error.as_str().unwrap().contains("bad.jsonl:2: expected {\"messages\""), "{error}");
+}
+
+#[test]
+fn a_model_can_teach_itself() {
+    let work = Workplace::new();
+    let distill = ["distill", "run.toml", "--teacher", "self", "--out", "self", "-n", "2", "--max-new-tokens", "6", "--json"];
+    let summary = work.run(&distill, 0);
+    assert_eq!((&summary["wanted"], &summary["sampled"]), (&json!(10), &json!(10)));
+    let files = || ["samples.jsonl", "sft.jsonl", "rejected.jsonl"].map(|f| std::fs::read_to_string(work.path("self").join(f)).unwrap());
+    let before = files();
+    assert_eq!(before[0].lines().count(), 10);
+    assert_eq!(before[1].lines().count() + before[2].lines().count(), 10);
+    work.run(&distill, 0);
+    assert_eq!(files(), before);
+    // A lost sample comes again as it was.
+    let (rest, lost) = before[0].trim_end().rsplit_once('\n').unwrap();
+    std::fs::write(work.path("self/samples.jsonl"), format!("{rest}\n")).unwrap();
+    work.run(&distill, 0);
+    assert_eq!(files()[0], format!("{rest}\n{lost}\n"));
+}
+
+#[test]
+fn a_killed_run_pays_only_for_what_is_missing() {
+    let work = Workplace::new();
+    let teacher = Teacher::start(|_, _| {
+        std::thread::sleep(Duration::from_millis(40));
+        Act::Answer("Looking at the parser.\n\nsrc/c.py".into(), "stop")
+    });
+    let url = teacher.url();
+    let distill = ["distill", "run.toml", "--teacher", &url, "--teacher-model", "m", "--out", "out", "-n", "6", "--parallel", "3"];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_sorft-native"))
+        .current_dir(work.0.path())
+        .args(distill)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (samples, start) = (work.path("out/samples.jsonl"), Instant::now());
+    let stored = || std::fs::read(&samples).map_or(0, |b| b.iter().filter(|b| **b == b'\n').count());
+    while stored() < 9 {
+        assert!(start.elapsed() < Duration::from_secs(30), "{} samples", stored());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let (kept, asked) = (stored(), teacher.seen().len());
+    assert!(asked - kept <= 3, "only what was under way is lost: {asked} asked, {kept} stored");
+    let prices = ["--prices", "1,2", "--api-key-env", "DISTILL_TEST_NO_KEY"];
+    let error = work.run(&[&distill[..], &prices].concat(), 2);
+    assert!(error.as_str().unwrap().contains("DISTILL_TEST_NO_KEY: the environment variable is not set"), "{error}");
+    let shown = work.run(&[&distill[..], &prices[..2]].concat(), 0);
+    assert_eq!(teacher.seen().len() - asked, 30 - kept, "the rest, and nothing twice");
+    assert_eq!(work.lines("out/samples.jsonl").len(), 30);
+    assert_eq!(work.lines("out/sft.jsonl").len() + work.lines("out/rejected.jsonl").len(), 30);
+    assert!(!work.lines("out/sft.jsonl").is_empty());
+    let cost = format!("cost {:.4}", (30 - kept) as f64 * (100.0 + 2.0 * 10.0) / 1e6);
+    assert!(shown.as_str().unwrap().contains(&cost), "{cost}: {shown}");
+}
