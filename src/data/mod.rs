@@ -4,9 +4,11 @@
 //! * [`task`]: a resolved issue, in SWE-bench's field names; [`source`] reads tasks from files and mines them from git histories.
 //! * [`patch`]: unified git diffs: parse, apply, write. [`paths`]: which paths are sources, tests, documentation.
 //! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
+//! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches.
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
 
 pub mod bootstrap;
+pub mod difflib;
 pub mod lexical;
 pub mod metrics;
 pub mod patch;
