@@ -170,7 +170,8 @@ def similarity_cases(tasks, seed, limit=12_000):
             if rng.random() < 0.03 and max(map(len, context.values()), default=0) < 3000:
                 edits.append(block(rng.choice(list(context)), "", rng.choice(["x", "\n", "é\u2028"])))
             case = {"code_context": context, "oracle_new_content": oracle, "completion": completion(rng, edits)}
-            if len(case["completion"]) <= limit:
+            # CPython is quadratic in the length of the patches, which the answer's length follows.
+            if len(case["completion"]) <= min(limit, rng.choice([600, 1000, 1000, 1500, 8000 if rng.random() < 0.05 else 1500])):
                 yield case
 
 
@@ -230,7 +231,8 @@ def unidiff_cases(tasks, seed, limit=12_000):
             if rng.random() < 0.5:
                 predicted = diff_mess(rng, predicted)
             case = {"oracle_patches": [gold_side], "predicted_patches": [predicted] if rng.random() < 0.9 else [predicted, gold_side]}
-            if len(predicted) <= limit and len(gold_side) <= limit:
+            most = min(limit, rng.choice([600, 1000, 1500, 8000 if rng.random() < 0.03 else 1500]))
+            if len(predicted) <= most and len(gold_side) <= most:
                 yield case
 
 

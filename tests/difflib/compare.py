@@ -40,7 +40,8 @@ def describe(case, value, files):
 
 def compare(binary, kind, tasks, n, seed, processes):
     make, _, name, extra = KINDS[kind]
-    all_cases = list(itertools.islice(make(tasks, seed), n))
+    # As JSON has it: two lone surrogates beside each other are read as one character, here and in Python.
+    all_cases = [json.loads(json.dumps(case)) for case in itertools.islice(make(tasks, seed), n)]
     with multiprocessing.Pool(processes) as pool:
         wanted = pool.map(expected, [(kind, case) for case in all_cases], chunksize=16)
     found = generate.run(binary, name, all_cases, extra)
@@ -61,8 +62,9 @@ def compare(binary, kind, tasks, n, seed, processes):
 
 def write_fixture(path):
     lines = []
-    for kind, n in (("similarity", 120), ("discrete", 30), ("unidiff", 100)):
+    for kind, n in (("similarity", 90), ("discrete", 20), ("unidiff", 70)):
         for case in itertools.islice(KINDS[kind][0]([], 7, limit=1500), n):
+            case = json.loads(json.dumps(case))
             value, files = KINDS[kind][1](case)
             lines.append(json.dumps({"kind": kind, "case": case, "reward": value, "similarities": files}))
     path.write_text("\n".join(lines) + "\n")
@@ -73,7 +75,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--tasks", nargs="*", default=[])
-    parser.add_argument("--cases", type=int, default=20_000, help="of similarity; a tenth of it of discrete, half of unidiff")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--cases", type=int, default=10_000, help="of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--fixture", action="store_true")
@@ -82,8 +85,7 @@ def main():
     if args.fixture:
         return write_fixture(pathlib.Path(__file__).with_name("fixture.jsonl"))
     tasks = [task for path in args.tasks for task in generate.load(path)]
-    shares = {"similarity": 1, "discrete": 10, "unidiff": 2}
-    sys.exit(any([compare(args.binary, kind, tasks, args.cases // share, args.seed, args.processes) for kind, share in shares.items()]))
+    sys.exit(any([compare(args.binary, kind, tasks, args.cases, args.seed, args.processes) for kind in args.kinds]))
 
 
 if __name__ == "__main__":
