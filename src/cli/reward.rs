@@ -1,17 +1,21 @@
 //! `reward`: scores answers by rule, one JSON object a line in, one out.
 
+mod similarity;
+
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
+use self::similarity::Cases;
 use super::output::{plural, to_stdout};
 use crate::data::Task;
 use crate::data::metrics::{BETA, ScoreKind};
 use crate::data::subtask::file;
 use crate::error::json_message;
+use crate::rl::reward::patch_similarity::Rule;
 use crate::{Error, Result};
 
 /// Score answers by rule: JSON lines in, one line out for each.
@@ -19,6 +23,9 @@ use crate::{Error, Result};
 /// For --kind file a line is {"task": {...}, "completion": "...", "prompt": "..."}; the prompt is optional, and where it is given an
 /// answer may name the paths that it shows. Out comes {"reward", "parts": {"precision", "recall", "answers", "gold", "valid"}, "error"},
 /// where error says why an answer earns nothing. A line that cannot be read gives {"error", "line"}, and status 1 at the end.
+///
+/// For --kind similarity a line is {"code_context": {path: text}, "oracle_new_content": {path: text}, "completion": "..."}, for --kind unidiff
+/// {"oracle_patches": ["..."], "predicted_patches": ["..."]}; parts then has the similarity of each file.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// What the answers are
@@ -30,6 +37,9 @@ pub(super) struct Args {
     /// How much more recall weighs than precision in F-beta
     #[arg(long, default_value_t = BETA, value_parser = beta, allow_negative_numbers = true)]
     beta: f64,
+    /// For --kind similarity: 1 for the gold patches exactly, else 0
+    #[arg(long)]
+    discrete: bool,
     /// Where the lines come from [default: stdin]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -48,9 +58,9 @@ enum Kind {
     Line,
     /// SEARCH/REPLACE blocks (not in this version)
     Edit,
-    /// SWE-RL's similarity of patches (not in this version)
+    /// SWE-RL's similarity of the answer's patch to the gold patch
     Similarity,
-    /// The similarity of unified diffs (not in this version)
+    /// The same for answers that are unified diffs
     Unidiff,
 }
 
@@ -83,27 +93,43 @@ fn beta(text: &str) -> Result<f64, String> {
 
 /// Runs the command.
 pub(super) fn run(args: Args) -> Result<()> {
-    if !matches!(args.kind, Kind::File) {
-        let name = args.kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-        return Err(Error::usage(format!("--kind {name} is not there yet")).hint("this version scores --kind file; the others come later"));
-    }
-    let input: Box<dyn BufRead> = match &args.input {
-        Some(path) => Box::new(BufReader::new(File::open(path).map_err(|e| Error::io("read", path, e))?)),
-        None => Box::new(io::stdin().lock()),
+    let rule = if args.discrete { Rule::Discrete } else { Rule::Continuous };
+    let cases = match args.kind {
+        Kind::Similarity => Some(Cases::Answers(rule)),
+        _ if args.discrete => return Err(Error::usage("--discrete goes with --kind similarity")),
+        Kind::Unidiff => Some(Cases::Diffs),
+        Kind::File => None,
+        Kind::Function | Kind::Line | Kind::Edit => {
+            let name = args.kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+            let hint = "this version scores file, similarity and unidiff; the others come later";
+            return Err(Error::usage(format!("--kind {name} is not there yet")).hint(hint));
+        }
+    };
+    let input: Box<dyn Read> = match &args.input {
+        Some(path) => Box::new(File::open(path).map_err(|e| Error::io("read", path, e))?),
+        None => Box::new(io::stdin()),
     };
     let place = args.input.as_deref().unwrap_or(Path::new("stdin"));
     // A line that cannot be read must not cost the others: failures are counted, and told at the end.
     let (mut failed, mut first, mut broken_input) = (0usize, None, None);
+    let mut failure = |number: usize, e: Error| {
+        failed += 1;
+        first.get_or_insert(number);
+        json!({ "error": e.to_string().replace("\n  ", "; "), "line": number })
+    };
     to_stdout(|out| {
-        score_lines(input, out, &mut |number, line| match reward(line, args.score.into(), args.beta) {
-            Ok(value) => value,
-            Err(e) => {
-                failed += 1;
-                first.get_or_insert(number);
-                json!({ "error": e.to_string().replace("\n  ", "; "), "line": number })
-            }
-        })
-        .map(|input_error| broken_input = input_error)
+        let input_error = match cases {
+            Some(cases) => similarity::judge_lines(input, cases, &mut |result| match result {
+                Some((_, Ok(line))) => writeln!(out, "{line}"),
+                Some((number, Err(e))) => writeln!(out, "{}", failure(number, e)),
+                // Whoever feeds lines one by one waits for each answer.
+                None => out.flush(),
+            }),
+            None => score_lines(Box::new(BufReader::new(input)), out, &mut |number, line| {
+                reward(line, args.score.into(), args.beta).unwrap_or_else(|e| failure(number, e))
+            }),
+        };
+        input_error.map(|input_error| broken_input = input_error)
     })?;
     match (broken_input, first) {
         (Some(e), _) => Err(Error::io("read", place, e)),

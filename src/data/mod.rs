@@ -4,18 +4,23 @@
 //! * [`task`]: a resolved issue, in SWE-bench's field names; [`source`] reads tasks from files and mines them from git histories.
 //! * [`patch`]: unified git diffs: parse, apply, write. [`paths`]: which paths are sources, tests, documentation.
 //! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
+//! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches.
+//! * [`search_replace`]: edit blocks, read, applied and made. [`unidiff`]: patches as Python's package of that name reads them.
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
 
 pub mod bootstrap;
+pub mod difflib;
 pub mod lexical;
 pub mod metrics;
 pub mod patch;
 pub mod paths;
 pub mod random;
+pub mod search_replace;
 pub mod source;
 pub mod split;
 pub mod subtask;
 pub mod symbols;
 pub mod task;
+pub mod unidiff;
 
 pub use task::Task;

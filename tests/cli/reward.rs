@@ -31,8 +31,22 @@ fn good_input_ends_with_status_0_and_bad_lines_are_counted() {
 }
 
 #[test]
+fn patches_give_the_golden_rewards() {
+    for (name, kind, more) in
+        [("similarity", "similarity", None), ("discrete", "similarity", Some("--discrete")), ("unidiff", "unidiff", None)]
+    {
+        let input = golden(&format!("reward_{kind}.in.jsonl"));
+        let args = ["reward", "--kind", kind].into_iter().chain(more);
+        let from_file = stdout(program().args(args.clone()).arg("--input").arg(&input), 1);
+        assert_golden(&format!("reward_{name}.out.jsonl"), &from_file);
+        assert_eq!(from_file, stdout(program().args(args).write_stdin(std::fs::read(input).expect("the golden input is there")), 1));
+    }
+}
+
+#[test]
 fn wrong_usage_ends_with_status_2() {
     assert!(stderr(program().args(["reward", "--kind", "edit"]), 2).contains("error: --kind edit is not there yet"));
+    assert!(stderr(program().args(["reward", "--kind", "file", "--discrete"]), 2).contains("--discrete goes with --kind similarity"));
     for args in [vec!["reward"], vec!["reward", "--kind", "files"], vec!["reward", "--kind", "file", "--beta", "-1"], vec!["nonsense"]] {
         stderr(program().args(args), 2);
     }

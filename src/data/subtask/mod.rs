@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod evidence;
 pub mod file;
+pub mod repair;
 pub mod tree;
 
 /// The part of a completion that holds the answer: what follows the last `</think>`, if there is one, and of that the last block

@@ -104,6 +104,7 @@ pub static KEYS: &[Key] = &[
     run("rollout_batch", Kind::Integer(1), "64", "Answers decoded together. Bounds memory; changes no result."),
     stage("updates_per_batch", Kind::Integer(1), "1", "Optimizer updates on each batch of answers (the GRPO paper's mu). With 1 every ratio is exactly 1."),
     stage("activation_checkpointing", Kind::Bool, "false", "Keep only each block's input and recompute the rest in the backward pass: less memory, more time."),
+    run("subtask", Kind::Choice(&["file", "repair"]), "\"file\"", "What is asked about a task: which files to change (SoRFT), or the change itself, from whole files (SWE-RL; the reward is the similarity of patches, or with `reward.score = \"exact\"` 1 for the gold patches and else 0)."),
     run("prompt.chat", Kind::Bool, "true", "Prompts go through the model's chat template, where it has one."),
     run("prompt.universe", Kind::Choice(&["files", "tree"]), "\"files\"", "Candidates of file localisation: the task's `files`, or the whole tree (`all_paths`)."),
     run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, or over paths alone)."),

@@ -125,6 +125,7 @@ pub struct Config {
     pub adapter: Option<PathBuf>,
     pub seed: u64,
     pub heldout: Vec<PathBuf>,
+    pub subtask: String,
     pub prompt: PromptSettings,
     pub reward_beta: f64,
     pub rollout_batch: usize,
@@ -204,6 +205,7 @@ impl Config {
             adapter,
             seed: r.size("seed") as u64,
             heldout: r.paths("data.heldout"),
+            subtask: r.text("subtask"),
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
                 whole_tree: r.text("prompt.universe") == "tree",

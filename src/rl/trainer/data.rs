@@ -7,7 +7,9 @@ use crate::model::weights::ModelFiles;
 use crate::rl::config::{Algorithm, Config, Score, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
 use crate::rl::dialogue::Dialogue;
+use crate::rl::reward::Subtask;
 use crate::rl::reward::file::FileLocalisation;
+use crate::rl::reward::repair::Repair;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -134,9 +136,13 @@ fn questions(
         let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
         return Err(Error::input(message).at("max_prompt_tokens"));
     }
-    let subtask = FileLocalisation::new(&config.prompt, max_prompt - overhead, config.seed, score, config.reward_beta)?;
+    let room = max_prompt - overhead;
+    let subtask: Box<dyn Subtask> = match config.subtask.as_str() {
+        "repair" => Box::new(Repair::new(&config.prompt, room, config.seed, score)?),
+        _ => Box::new(FileLocalisation::new(&config.prompt, room, config.seed, score, config.reward_beta)?),
+    };
     let context = files.config.max_position_embeddings;
-    let made = make_items(tasks, &subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
+    let made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
     if made.cut > 0 {
         on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
     }
