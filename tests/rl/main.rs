@@ -3,6 +3,7 @@
 mod command;
 mod configuration;
 mod objectives;
+mod reference;
 mod support;
 mod training;
 
