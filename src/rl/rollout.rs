@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::generate::{Completion, FinishReason};
-use crate::rl::advantage::{Scale, group_normalised, mean_and_std};
+use crate::rl::advantage::mean_and_std;
 use crate::rl::dataset::Item;
 use crate::rl::objective::Advantage;
 use crate::rl::reward::Reward;
@@ -18,8 +18,25 @@ pub struct Targets {
     pub tokens: usize,
     /// Their log-probabilities as recorded while sampling; empty where nothing was sampled (SFT).
     pub old_logprob: Vec<f32>,
-    /// The sequence's advantage.
+    /// Their log-probabilities under the reference policy, where they were measured before the update; else empty.
+    pub ref_logprob: Vec<f32>,
+    /// What the answer scored (see [`crate::rl::experience::Rule::scores`]).
+    pub score: f64,
+    /// The sequence's advantage; the mean of the tokens' where each has its own.
     pub advantage: f32,
+    /// An advantage for each token; empty where the sequence's holds for all.
+    pub token_advantages: Vec<f32>,
+    /// The critic's values when the batch was sampled; empty where there is no critic.
+    pub old_values: Vec<f32>,
+    /// What the critic is to learn.
+    pub returns: Vec<f32>,
+}
+
+impl Targets {
+    /// The advantage as an objective takes it.
+    pub fn advantage(&self) -> Advantage<'_> {
+        if self.token_advantages.is_empty() { Advantage::Sequence(self.advantage) } else { Advantage::Token(&self.token_advantages) }
+    }
 }
 
 /// A tree to be trained on, with what the objective is told of its sequences.
@@ -50,7 +67,9 @@ impl Job {
         let targets = rollouts.iter().map(|r| Targets {
             tokens: r.completion.ids.len(),
             old_logprob: r.completion.logprobs.clone(),
+            score: r.score,
             advantage: r.advantage,
+            ..Targets::default()
         });
         Self { tree: Tree::prompt_with_answers(prompt, &answers), targets: targets.collect() }
     }
@@ -61,8 +80,8 @@ impl Job {
     }
 
     /// The advantages of its sequences.
-    pub fn advantages(&self) -> Vec<Advantage<'static>> {
-        self.targets.iter().map(|t| Advantage::Sequence(t.advantage)).collect()
+    pub fn advantages(&self) -> Vec<Advantage<'_>> {
+        self.targets.iter().map(Targets::advantage).collect()
     }
 }
 
@@ -73,13 +92,20 @@ pub struct Rollout {
     pub completion: Completion,
     /// What it earned.
     pub reward: Reward,
-    /// How much better than the group it is.
+    /// What it scored: its reward as the advantage's kind has it.
+    pub score: f64,
+    /// How much better than expected it is; where each token has an advantage of its own, their mean.
     pub advantage: f32,
 }
 
-/// Judges the answers of each prompt and normalises within its group. `items[i]` is prompt i of the completions, which are ordered by
+/// Judges the answers of each prompt, and scores them within their group. `items[i]` is prompt i of the completions, which are ordered by
 /// (prompt, sample).
-pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, scale: Scale, eps: f64) -> Result<Vec<Vec<Rollout>>> {
+pub fn judge(
+    items: &[&Item],
+    completions: Vec<Completion>,
+    group_size: usize,
+    scores: &dyn Fn(&[f64]) -> Vec<f64>,
+) -> Result<Vec<Vec<Rollout>>> {
     if completions.len() != items.len() * group_size {
         let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
         return Err(Error::input(message));
@@ -91,9 +117,8 @@ pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, s
         .map(|_| {
             let group: Vec<_> = judged.by_ref().take(group_size).collect();
             let values: Vec<f64> = group.iter().map(|(_, r)| r.value).collect();
-            let advantages = group_normalised(&values, scale, eps);
-            let rollouts = group.into_iter().zip(advantages);
-            rollouts.map(|((completion, reward), advantage)| Rollout { completion, reward, advantage }).collect()
+            let rollouts = group.into_iter().zip(scores(&values));
+            rollouts.map(|((completion, reward), score)| Rollout { completion, reward, score, advantage: score as f32 }).collect()
         })
         .collect())
 }
@@ -121,7 +146,7 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     let all: Vec<&Rollout> = groups.iter().flatten().collect();
     let mean = |f: &dyn Fn(&Rollout) -> f64| mean_and_std(&all.iter().map(|r| f(r)).collect::<Vec<_>>()).0;
     let (reward_mean, reward_std) = mean_and_std(&all.iter().map(|r| r.reward.value).collect::<Vec<_>>());
-    let flat = groups.iter().filter(|g| g.iter().all(|r| r.advantage == 0.0)).count();
+    let flat = groups.iter().filter(|g| g.windows(2).all(|w| w[0].reward.value == w[1].reward.value)).count();
     let mut out = Map::new();
     out.insert("reward_mean".into(), json!(reward_mean));
     out.insert("reward_std".into(), json!(reward_std));
@@ -157,6 +182,7 @@ pub fn microbatches(tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::advantage::{Scale, group_normalised};
     use crate::rl::reward::Question;
     use crate::tensor::plan::Plan;
 
@@ -179,6 +205,10 @@ mod tests {
         }
     }
 
+    fn normalised(scale: Scale) -> impl Fn(&[f64]) -> Vec<f64> {
+        move |rewards| group_normalised(rewards, scale, 0.0).into_iter().map(f64::from).collect()
+    }
+
     fn item(id: &str) -> Item {
         Item { id: id.into(), cluster: "r".into(), question: Box::new(LettersA), prompt: vec![1, 2, 3], gold: vec![4] }
     }
@@ -199,7 +229,7 @@ mod tests {
     fn groups_are_judged_and_normalised_by_themselves() {
         let (a, b) = (item("a"), item("b"));
         let answers = vec![completion(0, 0, "a"), completion(0, 1, "bbb"), completion(1, 0, "a"), completion(1, 1, "a")];
-        let groups = judge(&[&a, &b], answers, 2, Scale::Sample, 0.0).unwrap();
+        let groups = judge(&[&a, &b], answers, 2, &normalised(Scale::Sample)).unwrap();
         let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
         assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
         let summary = summary(&groups);
@@ -211,13 +241,13 @@ mod tests {
         let lines = lines(&[&a, &b], &groups);
         assert_eq!(lines.len(), 4);
         assert_eq!((&lines[1]["id"], &lines[1]["index"], &lines[1]["finish_reason"]), (&json!("a"), &json!(1), &json!("length")));
-        assert!(judge(&[&a], vec![], 2, Scale::Sample, 0.0).is_err());
+        assert!(judge(&[&a], vec![], 2, &normalised(Scale::Sample)).is_err());
     }
 
     #[test]
     fn jobs_count_the_predictions_of_their_plans() {
         let a = item("a");
-        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, Scale::None, 0.0).unwrap();
+        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &normalised(Scale::None)).unwrap();
         let mut jobs = vec![Job::group(&a.prompt, &group[0]), Job::supervised(&a)];
         jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
         // An answer of no tokens is a sequence of no targets.

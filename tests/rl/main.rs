@@ -3,6 +3,7 @@
 mod command;
 mod configuration;
 mod objectives;
+mod ppo;
 mod reference;
 mod support;
 mod training;
