@@ -5,6 +5,7 @@ use crate::rl::advantage::{
 };
 use crate::rl::config::{AdvantageKind, Stage};
 use crate::rl::objective::KlEstimator;
+use crate::rl::reward::overlong::soft_overlong;
 use crate::rl::rollout::{Job, Targets};
 
 /// How a stage makes advantages.
@@ -18,6 +19,8 @@ pub struct Rule {
     lambda: f64,
     /// The KL penalty in the token rewards, with its weight.
     kl: Option<(KlEstimator, f64)>,
+    /// The soft overlong punishment: the longest answer, the buffer, the weight.
+    overlong: (usize, usize, f64),
 }
 
 impl Rule {
@@ -31,7 +34,14 @@ impl Rule {
             gamma: stage.gamma,
             lambda: stage.lambda,
             kl: (stage.kl_in_reward && kl_coef > 0.0).then_some((stage.kl_estimator, kl_coef)),
+            overlong: (stage.max_new_tokens, stage.overlong_buffer, stage.overlong_penalty),
         }
+    }
+
+    /// The reward of an answer of so many tokens with what shapes it.
+    pub fn shaped(&self, reward: f64, tokens: usize) -> f64 {
+        let (longest, buffer, weight) = self.overlong;
+        if buffer == 0 { reward } else { reward + weight * soft_overlong(tokens, longest, buffer) }
     }
 
     /// The scores of the answers of one prompt: what stands at each answer's last token, or is its advantage where no token has its own.

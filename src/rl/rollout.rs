@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::model::generate::{Completion, FinishReason};
 use crate::rl::advantage::mean_and_std;
 use crate::rl::dataset::Item;
+use crate::rl::experience::Rule;
 use crate::rl::objective::Advantage;
 use crate::rl::reward::Reward;
 use crate::tensor::plan::Tree;
@@ -100,12 +101,7 @@ pub struct Rollout {
 
 /// Judges the answers of each prompt, and scores them within their group. `items[i]` is prompt i of the completions, which are ordered by
 /// (prompt, sample).
-pub fn judge(
-    items: &[&Item],
-    completions: Vec<Completion>,
-    group_size: usize,
-    scores: &dyn Fn(&[f64]) -> Vec<f64>,
-) -> Result<Vec<Vec<Rollout>>> {
+pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, rule: &Rule) -> Result<Vec<Vec<Rollout>>> {
     if completions.len() != items.len() * group_size {
         let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
         return Err(Error::input(message));
@@ -116,8 +112,8 @@ pub fn judge(
         .iter()
         .map(|_| {
             let group: Vec<_> = judged.by_ref().take(group_size).collect();
-            let values: Vec<f64> = group.iter().map(|(_, r)| r.value).collect();
-            let rollouts = group.into_iter().zip(scores(&values));
+            let values: Vec<f64> = group.iter().map(|(c, r)| rule.shaped(r.value, c.ids.len())).collect();
+            let rollouts = group.into_iter().zip(rule.scores(&values));
             rollouts.map(|((completion, reward), score)| Rollout { completion, reward, score, advantage: score as f32 }).collect()
         })
         .collect())
@@ -146,7 +142,7 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     let all: Vec<&Rollout> = groups.iter().flatten().collect();
     let mean = |f: &dyn Fn(&Rollout) -> f64| mean_and_std(&all.iter().map(|r| f(r)).collect::<Vec<_>>()).0;
     let (reward_mean, reward_std) = mean_and_std(&all.iter().map(|r| r.reward.value).collect::<Vec<_>>());
-    let flat = groups.iter().filter(|g| g.windows(2).all(|w| w[0].reward.value == w[1].reward.value)).count();
+    let flat = groups.iter().filter(|g| is_flat(g)).count();
     let mut out = Map::new();
     out.insert("reward_mean".into(), json!(reward_mean));
     out.insert("reward_std".into(), json!(reward_std));
@@ -158,6 +154,11 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     let means = names.into_iter().map(|name| (name.to_owned(), json!(mean(&|r| r.reward.part(name).unwrap_or(0.0)))));
     out.insert("parts".into(), Value::Object(means.collect()));
     out
+}
+
+/// Whether all answers of a group earn the same, so that nothing can be learned from comparing them.
+pub fn is_flat(group: &[Rollout]) -> bool {
+    group.windows(2).all(|w| w[0].reward.value == w[1].reward.value)
 }
 
 /// Cuts jobs into micro-batches: runs of whole trees of at most `max_tokens` together (a tree that is larger stands alone), in order.
@@ -182,9 +183,10 @@ pub fn microbatches(tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rl::advantage::{Scale, group_normalised};
+    use crate::rl::config::Config;
     use crate::rl::reward::Question;
     use crate::tensor::plan::Plan;
+    use std::path::Path;
 
     /// Earns its number of letters `a`, at most 1.
     struct LettersA;
@@ -205,8 +207,9 @@ mod tests {
         }
     }
 
-    fn normalised(scale: Scale) -> impl Fn(&[f64]) -> Vec<f64> {
-        move |rewards| group_normalised(rewards, scale, 0.0).into_iter().map(f64::from).collect()
+    fn rule(std: &str) -> Rule {
+        let text = format!("model = \"a/b\"\ndata.train = \"x\"\nalgorithm = \"grpo\"\nadvantage.eps = 0\nadvantage.std = \"{std}\"\n");
+        Rule::new(&Config::parse(&text, Path::new("a.toml")).unwrap().stages[0], 0.0)
     }
 
     fn item(id: &str) -> Item {
@@ -229,7 +232,7 @@ mod tests {
     fn groups_are_judged_and_normalised_by_themselves() {
         let (a, b) = (item("a"), item("b"));
         let answers = vec![completion(0, 0, "a"), completion(0, 1, "bbb"), completion(1, 0, "a"), completion(1, 1, "a")];
-        let groups = judge(&[&a, &b], answers, 2, &normalised(Scale::Sample)).unwrap();
+        let groups = judge(&[&a, &b], answers, 2, &rule("sample")).unwrap();
         let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
         assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
         let summary = summary(&groups);
@@ -241,13 +244,13 @@ mod tests {
         let lines = lines(&[&a, &b], &groups);
         assert_eq!(lines.len(), 4);
         assert_eq!((&lines[1]["id"], &lines[1]["index"], &lines[1]["finish_reason"]), (&json!("a"), &json!(1), &json!("length")));
-        assert!(judge(&[&a], vec![], 2, &normalised(Scale::Sample)).is_err());
+        assert!(judge(&[&a], vec![], 2, &rule("sample")).is_err());
     }
 
     #[test]
     fn jobs_count_the_predictions_of_their_plans() {
         let a = item("a");
-        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &normalised(Scale::None)).unwrap();
+        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &rule("none")).unwrap();
         let mut jobs = vec![Job::group(&a.prompt, &group[0]), Job::supervised(&a)];
         jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
         // An answer of no tokens is a sequence of no targets.

@@ -141,3 +141,31 @@ fn gspo_clips_the_sequences_ratio() {
     train(&config(text), &[items(3)], model(), dir.path(), false, &mut hooks).unwrap();
     assert!(numbers(&hooks.lines, "clip_fraction").iter().any(|c| *c > 0.1));
 }
+
+#[test]
+fn dynamic_sampling_drops_flat_groups_and_asks_others() {
+    // One token an answer: even or odd, so that many groups of two are flat.
+    let text = "algorithm = \"grpo\"\nbatch_prompts = 3\ngroup_size = 2\nmax_new_tokens = 1\noptim.lr = 1e-3\nsteps = 4\n\
+                dapo.sampling_rounds = 4\ndapo.overlong_buffer = 1\ndapo.overlong_penalty = 0.5\n";
+    let run = || {
+        let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+        train(&config(text), &[items(8)], model(), dir.path(), false, &mut hooks).unwrap();
+        (hooks.lines, files(dir.path()))
+    };
+    let (lines, found) = run();
+    assert!(numbers(&lines, "kept_groups").iter().any(|k| *k < 1.0), "some are dropped");
+    for step in 1..=4 {
+        let answers: Vec<Value> = std::str::from_utf8(&found[&format!("rollouts/{step}.jsonl")])
+            .unwrap()
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        for pair in answers.chunks(2) {
+            assert_eq!(pair[0]["prompt_index"], pair[1]["prompt_index"]);
+            let differ = pair[0]["reward"] != pair[1]["reward"];
+            assert_eq!(pair[0]["kept"], differ, "{pair:?}");
+        }
+        assert!(answers.iter().filter(|a| a["kept"] == true).count() <= 6);
+    }
+    assert!(run().1 == found);
+}

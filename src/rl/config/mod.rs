@@ -147,6 +147,9 @@ pub struct Stage {
     pub lambda: f64,
     pub advantage_scale: Scale,
     pub advantage_eps: f64,
+    pub sampling_rounds: usize,
+    pub overlong_buffer: usize,
+    pub overlong_penalty: f64,
     pub critic: CriticSettings,
     pub max_skipped: u64,
 }

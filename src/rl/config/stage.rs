@@ -31,6 +31,10 @@ impl Stage {
         if r.number("kl.target") > 0.0 && r.number("kl.coef") == 0.0 {
             return Err(Error::input("an adaptive weight that begins at 0 stays there").at("kl.target").hint("set kl.coef"));
         }
+        if algorithm.samples() && r.size("dapo.sampling_rounds") > 1 && r.size("group_size") == 1 {
+            let message = "dynamic sampling compares the answers of a group: with group_size = 1 every group is dropped";
+            return Err(Error::input(message).at("dapo.sampling_rounds").hint("raise group_size"));
+        }
         let (clip_low, clip_high) = r.pair("clip");
         let schedule = |peak: f64| Schedule::new(peak, shape, warmup, steps);
         Ok(Self {
@@ -95,6 +99,9 @@ impl Stage {
                 _ => Scale::Sample,
             },
             advantage_eps: r.number("advantage.eps"),
+            sampling_rounds: r.size("dapo.sampling_rounds"),
+            overlong_buffer: r.size("dapo.overlong_buffer"),
+            overlong_penalty: r.number("dapo.overlong_penalty"),
             critic: CriticSettings {
                 kind: match r.text("critic.kind").as_str() {
                     "trunk" => CriticKind::Trunk,

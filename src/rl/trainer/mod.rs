@@ -9,6 +9,7 @@
 //! All state lies between two steps: weights, moments, and the counters of [`State`]. Everything random follows from the seed and the
 //! counters. So a run that was killed goes on from its last checkpoint to the same bytes.
 
+mod batch;
 pub mod data;
 mod measure;
 mod ppo;
@@ -18,7 +19,6 @@ mod step;
 pub use data::Examples;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::generate::{self, SamplingParams, generate};
 use crate::model::optimizer::AdamW;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::ParamInfo;
@@ -26,13 +26,13 @@ use crate::model::{Gradients, Transformer};
 use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
 use crate::rl::config::{self, Algorithm, Config, Stage};
 use crate::rl::critic::Critic;
-use crate::rl::dataset::{Dataset, Item};
+use crate::rl::dataset::Dataset;
 use crate::rl::evaluate::Evaluation;
-use crate::rl::experience::Rule;
 use crate::rl::objective::{Grpo, Metrics, Objective, Sft};
 use crate::rl::order::Order;
-use crate::rl::rollout::{self, Job, Rollout};
+use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
+use batch::Batch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -106,14 +106,6 @@ pub struct Inputs<'a> {
     pub stop: &'a dyn Fn() -> bool,
     /// The caller's part.
     pub hooks: &'a mut dyn Hooks,
-}
-
-/// A batch, and what is logged of it beside the update.
-struct Batch {
-    jobs: Vec<Job>,
-    taken: usize,
-    extra: Map<String, Value>,
-    generate_seconds: f64,
 }
 
 impl<'a> Trainer<'a> {
@@ -358,64 +350,6 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok(updates)
-    }
-
-    /// The next examples of the stage's order.
-    fn take(&mut self, n: usize) -> Vec<usize> {
-        let cursor = self.state.cursor;
-        self.order.as_mut().map_or(Vec::new(), |order| (0..n as u64).map(|i| order.at(cursor + i)).collect())
-    }
-
-    fn supervised_batch(&mut self, stage: &Stage) -> Result<Batch> {
-        let indices = self.take(stage.batch_prompts);
-        let jobs = match &*self.datasets[self.state.stage] {
-            Dataset::Items(items) => indices.iter().map(|&i| Job::supervised(&items[i])).collect(),
-            Dataset::Sequences(lines) => indices.iter().map(|&i| Job::sequence(&lines[i].ids, &lines[i].targets)).collect(),
-        };
-        Ok(Batch { jobs, taken: indices.len(), extra: Map::new(), generate_seconds: 0.0 })
-    }
-
-    /// Samples, judges and logs the answers of a step.
-    fn rollout_batch(&mut self, stage: &Stage) -> Result<Batch> {
-        let started = Instant::now();
-        let indices = self.take(stage.batch_prompts);
-        let dataset = self.datasets[self.state.stage].clone();
-        let Dataset::Items(all) = &*dataset else {
-            return Err(Error::input("sampling needs tasks").at("data.train"));
-        };
-        let items: Vec<&Item> = indices.iter().map(|&i| &all[i]).collect();
-        let rule = Rule::new(stage, self.kl_coef(stage));
-        let mut groups = self.sample(stage, &items, &rule)?;
-        let generate_seconds = started.elapsed().as_secs_f64();
-        let mut jobs: Vec<Job> = items.iter().zip(&groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
-        self.experience(stage, &rule, &mut jobs, &mut groups)?;
-        self.log.rollouts(self.state.step + 1, &rollout::lines(&items, &groups))?;
-        Ok(Batch { jobs, taken: indices.len(), extra: rollout::summary(&groups), generate_seconds })
-    }
-
-    fn sample(&mut self, stage: &Stage, items: &[&Item], rule: &Rule) -> Result<Vec<Vec<Rollout>>> {
-        let prompts: Vec<Vec<u32>> = items.iter().map(|i| i.prompt.clone()).collect();
-        let params = SamplingParams {
-            n: stage.group_size,
-            max_new_tokens: stage.max_new_tokens,
-            temperature: stage.temperature,
-            seed: self.config.seed,
-            step: self.state.step + 1,
-            ..SamplingParams::default()
-        };
-        let (stop, hooks, total) = (self.stop, &mut *self.hooks, items.len() * stage.group_size);
-        let mut done = 0;
-        let completions = generate(&self.model, self.tokenizer, &prompts, &params, self.config.rollout_batch, &mut |event| {
-            if let generate::Event::Done(_) = event {
-                done += 1;
-                hooks.event(Event::Sampling(done, total));
-            }
-            !stop()
-        })?;
-        if self.stopped() {
-            return Err(Error::interrupted());
-        }
-        rollout::judge(items, completions, stage.group_size, &|rewards| rule.scores(rewards))
     }
 
     /// A step's line of `metrics.jsonl`.

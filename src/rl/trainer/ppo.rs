@@ -10,7 +10,7 @@ use crate::rl::critic::Critic;
 use crate::rl::experience::{Rule, explained_variance};
 use crate::rl::kl_control::adapt;
 use crate::rl::objective::ValueMetrics;
-use crate::rl::rollout::{Job, Rollout, Targets};
+use crate::rl::rollout::{Job, Targets};
 use crate::tensor::philox::Philox;
 use serde_json::{Map, Value, json};
 
@@ -43,8 +43,8 @@ impl Trainer<'_> {
         adaptive.then(|| adapt(self.kl_coef(stage), kl.unwrap_or(f64::NAN), stage.kl_target, stage.kl_horizon, answers))
     }
 
-    /// Gives the tokens of sampled answers their advantages, where the stage's rule gives each its own; `groups` get the means.
-    pub(super) fn experience(&mut self, stage: &Stage, rule: &Rule, jobs: &mut [Job], groups: &mut [Vec<Rollout>]) -> Result<()> {
+    /// Gives the tokens of sampled answers their advantages, where the stage's rule gives each its own.
+    pub(super) fn experience(&mut self, stage: &Stage, rule: &Rule, jobs: &mut [Job]) -> Result<()> {
         if !rule.by_token() {
             return Ok(());
         }
@@ -53,9 +53,6 @@ impl Trainer<'_> {
         let stop = self.stop;
         measure(&mut self.model, self.critic.as_ref(), jobs, reference, &settings, &mut || !stop())?;
         rule.assign(jobs);
-        for (job, group) in jobs.iter().zip(groups) {
-            job.targets.iter().zip(group).for_each(|(t, rollout)| rollout.advantage = t.advantage);
-        }
         Ok(())
     }
 
