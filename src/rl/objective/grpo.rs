@@ -131,6 +131,7 @@ impl Objective for Grpo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn sample<'a>(new: &'a [f32], old: &'a [f32], entropy: &'a [f32], a: f32) -> Sample<'a> {
         Sample { logprob: new, old_logprob: old, ref_logprob: None, entropy, advantage: Advantage::Sequence(a) }
@@ -194,5 +195,56 @@ mod tests {
         let out = g.evaluate(&[sample(&[-1.0, -2.0], &[-1.0, -2.0], &[0.0; 2], 0.0)]);
         assert!(out.d_logprob.iter().all(|&d| d == 0.0));
         assert!(Grpo { kl_coef: 0.1, ..g }.has_gradient(&[Advantage::Sequence(0.0)]));
+    }
+
+    /// PPO's loss and slope of one token, by cases.
+    fn slow(new: f32, old: f32, a: f64, low: f64, high: f64, dual: Option<f64>) -> (f64, f64) {
+        let r = (f64::from(new) - f64::from(old)).exp();
+        if a >= 0.0 {
+            return if r > 1.0 + high { (-(1.0 + high) * a, 0.0) } else { (-r * a, -r * a) };
+        }
+        let (loss, slope) = if r < 1.0 - low { (-(1.0 - low) * a, 0.0) } else { (-r * a, -r * a) };
+        match dual {
+            Some(c) if loss > -c * a => (-c * a, 0.0),
+            _ => (loss, slope),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_slow_loss_by_cases(
+            answers in prop::collection::vec(prop::collection::vec((-6.0f32..0.0, -2.0f32..2.0, -3.0f32..3.0), 0..12), 1..5),
+            low in 0.01f64..0.5,
+            high in 0.01f64..0.5,
+            dual in prop::option::of(1.5f64..4.0),
+            aggregation in prop::sample::select(vec![Aggregation::Token, Aggregation::Sequence, Aggregation::Constant(16)]),
+        ) {
+            let mut g = grpo(aggregation, &answers.iter().map(Vec::len).collect::<Vec<_>>());
+            (g.clip, g.dual_clip) = (Clip { low, high }, dual);
+            let tokens: usize = answers.iter().map(Vec::len).sum();
+            let (mut loss, mut slopes, mut found) = (0.0, Vec::new(), Output::default());
+            for answer in &answers {
+                let weight = match aggregation {
+                    Aggregation::Token => 1.0 / tokens.max(1) as f64,
+                    Aggregation::Sequence => 1.0 / answers.len() as f64 / answer.len().max(1) as f64,
+                    Aggregation::Constant(n) => 1.0 / answers.len() as f64 / n as f64,
+                };
+                let new: Vec<f32> = answer.iter().map(|t| t.0).collect();
+                let old: Vec<f32> = answer.iter().map(|t| t.0 - t.1).collect();
+                let advantage: Vec<f32> = answer.iter().map(|t| t.2).collect();
+                for i in 0..answer.len() {
+                    let (l, s) = slow(new[i], old[i], f64::from(advantage[i]), low, high, dual);
+                    loss += weight * l;
+                    slopes.push(weight * s);
+                }
+                let part = g.evaluate(&[Sample { advantage: Advantage::Token(&advantage), ..sample(&new, &old, &new, 0.0) }]);
+                found.metrics.add(&part.metrics);
+                found.d_logprob.extend(part.d_logprob);
+            }
+            prop_assert!((found.metrics.loss - loss).abs() <= 1e-9 * loss.abs().max(1.0), "{} {loss}", found.metrics.loss);
+            for (f, e) in found.d_logprob.iter().zip(slopes) {
+                prop_assert!((f64::from(*f) - e).abs() <= 1e-6 * e.abs().max(1.0), "{f} {e}");
+            }
+        }
     }
 }
