@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-/// Trains a model as a configuration says: supervised (sft) or on rewards (grpo), in one stage or several. The run folder holds the resolved
+/// Trains a model as a configuration says: supervised (sft) or on rewards (grpo, ppo), in one stage or several. The run folder holds the resolved
 /// configuration, metrics, answers, checkpoints, a report, and the result in model/ or adapter/.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -247,6 +247,7 @@ fn step_line(line: &Map<String, Value>) -> String {
         ("valid", "valid"),
         ("answer_tokens_mean", "tokens"),
         ("kl", "kl"),
+        ("value_loss", "value"),
         ("grad_norm", "|g|"),
         ("lr", "lr"),
     ] {

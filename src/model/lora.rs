@@ -64,7 +64,7 @@ impl Transformer {
         let a: Vec<f32> = (0..lora.rank * input).map(|i| ((random.uniform(key, i as u64) * 2.0 - 1.0) * bound) as f32).collect();
         let mut add = |part: &str, shape: [usize; 2], rows: &[f32]| {
             let info = ParamInfo { name: format!("base_model.model.model.{name}.{part}.weight"), shape: shape.to_vec(), decay: true };
-            self.params.push(Param { info, data: ParamData::from_rows(&shape, rows), trainable: true })
+            self.params.push(Param { info, data: ParamData::from_rows(&shape, rows).into(), trainable: true })
         };
         let a = add("lora_A", [lora.rank, input], &a);
         let b = add("lora_B", [out, lora.rank], &vec![0.0; out * lora.rank]);

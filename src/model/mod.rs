@@ -14,7 +14,9 @@ mod params;
 mod rope;
 pub mod tokenizer;
 pub mod transformer;
+pub mod value_head;
 pub mod weights;
 
 pub use config::ModelConfig;
 pub use transformer::{Gradients, TokenStats, Transformer};
+pub use value_head::ValueHead;

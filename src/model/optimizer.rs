@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019), with global-norm clipping.
 
-use crate::model::params::ParamData;
+use crate::model::params::{ParamData, Params};
 use crate::model::transformer::{Gradients, Transformer};
 use crate::tensor::ops::adamw;
 use crate::{Error, Result};
@@ -31,7 +31,12 @@ pub struct AdamW {
 impl AdamW {
     /// Moments of zero for everything the model trains.
     pub fn new(model: &Transformer, config: AdamWConfig) -> Self {
-        let list = model.params.all();
+        Self::for_params(&model.params, config)
+    }
+
+    /// Moments of zero for the trained tensors of a list.
+    pub(crate) fn for_params(params: &Params, config: AdamWConfig) -> Self {
+        let list = params.all();
         let zeros = |shape: &[usize]| (ParamData::zeros(shape), ParamData::zeros(shape));
         Self {
             config,
@@ -43,19 +48,30 @@ impl AdamW {
     /// One step with learning rate `lr`; `step` counts from 1. Returns the gradient's norm before clipping. A gradient whose norm is not
     /// finite changes nothing; the caller sees it in the returned norm.
     pub fn step(&mut self, model: &mut Transformer, grads: &mut Gradients, lr: f64, step: u64) -> Result<f64> {
+        let norm = grads.norm();
+        if norm.is_finite() {
+            self.apply(&mut model.params, grads, norm, lr, step)?;
+        }
+        Ok(norm)
+    }
+
+    /// One step clipped by a norm that the caller has; otherwise as [`AdamW::step`].
+    pub fn step_by(&mut self, model: &mut Transformer, grads: &Gradients, norm: f64, lr: f64, step: u64) -> Result<()> {
+        self.apply(&mut model.params, grads, norm, lr, step)
+    }
+
+    /// One step of the tensors of a list, clipped by a norm that the caller has: that of these gradients, or of more than these. The
+    /// gradients are finished (see [`Gradients::finish`]).
+    pub(crate) fn apply(&mut self, params: &mut Params, grads: &Gradients, norm: f64, lr: f64, step: u64) -> Result<()> {
         if step == 0 {
             return Err(Error::input("AdamW's bias correction counts steps from 1").at("step"));
-        }
-        let norm = grads.norm();
-        if !norm.is_finite() {
-            return Ok(norm);
         }
         let c = &self.config;
         // torch.nn.utils.clip_grad_norm_: the norm gets 1e-6 before the division.
         let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let exponent = i32::try_from(step).map_err(|_| Error::input("more steps than AdamW's bias correction can count"))?;
         let (bias1, bias2) = (1.0 - c.betas.0.powi(exponent), 1.0 - c.betas.1.powi(exponent));
-        for (id, param) in model.params.all_mut().iter_mut().enumerate() {
+        for (id, param) in params.all_mut().iter_mut().enumerate() {
             let (Some(grad), Some((m, v))) = (grads.slot(id), &mut self.moments[id]) else { continue };
             let decay = param.info.decay || c.decay_norms_and_biases;
             let scalars = adamw::Step {
@@ -68,9 +84,9 @@ impl AdamW {
                 bias2_sqrt: bias2.sqrt() as f32,
                 grad_scale: clip as f32,
             };
-            adamw::step(param.data.flat_mut(), grad.flat(), m.flat_mut(), v.flat_mut(), scalars);
+            adamw::step(param.data_mut().flat_mut(), grad.flat(), m.flat_mut(), v.flat_mut(), scalars);
         }
-        Ok(norm)
+        Ok(())
     }
 
     /// First and second moment of a trained tensor, row-major.

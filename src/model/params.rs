@@ -7,6 +7,7 @@ use crate::tensor::ops::embedding::SparseRows;
 use crate::tensor::ops::norm;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// Index of a tensor in the model's list.
 pub(crate) type ParamId = usize;
@@ -82,12 +83,20 @@ impl ParamData {
     }
 }
 
-/// A named tensor of the model.
+/// A named tensor of the model. Clones share its numbers until one of them writes, so that a critic with an adapter of its own, or a frozen
+/// reference, holds a second copy of what differs alone.
 #[derive(Clone, Debug)]
 pub(crate) struct Param {
     pub info: ParamInfo,
-    pub data: ParamData,
+    pub data: Arc<ParamData>,
     pub trainable: bool,
+}
+
+impl Param {
+    /// The numbers, to be changed; copied first where a clone shares them.
+    pub fn data_mut(&mut self) -> &mut ParamData {
+        Arc::make_mut(&mut self.data)
+    }
 }
 
 /// All tensors: the base's, then the adapter's.
@@ -119,7 +128,7 @@ impl Params {
     /// # Panics
     /// If the tensor is a vector: layers know what they hold.
     pub fn matrix(&self, id: ParamId) -> &PanelMatrix {
-        match &self.list[id].data {
+        match &*self.list[id].data {
             ParamData::Matrix(m) => m,
             ParamData::Vector(_) => panic!("{} is not a matrix", self.list[id].info.name),
         }
@@ -130,7 +139,7 @@ impl Params {
     /// # Panics
     /// If the tensor is a matrix.
     pub fn vector(&self, id: ParamId) -> &Tensor {
-        match &self.list[id].data {
+        match &*self.list[id].data {
             ParamData::Vector(v) => v,
             ParamData::Matrix(_) => panic!("{} is not a vector", self.list[id].info.name),
         }
@@ -158,12 +167,12 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    pub(crate) fn new(params: &Params, embedding: ParamId) -> Self {
+    pub(crate) fn new(params: &Params, embedding: Option<ParamId>) -> Self {
         let list = params.all();
         Self {
             slots: list.iter().map(|p| p.trainable.then(|| ParamData::zeros(&p.info.shape))).collect(),
             names: list.iter().map(|p| p.info.name.clone()).collect(),
-            embedding: list[embedding].trainable.then(|| (embedding, SparseRows::default())),
+            embedding: embedding.filter(|&id| list[id].trainable).map(|id| (id, SparseRows::default())),
         }
     }
 

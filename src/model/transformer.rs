@@ -10,7 +10,7 @@ use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::ops::attention::{Heads, KvLayer};
 use crate::tensor::ops::token_logprob::Keep;
-use crate::tensor::ops::{embedding, rmsnorm, rope, token_logprob};
+use crate::tensor::ops::{embedding, residual, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
 use crate::tensor::{Device, Tensor};
 use crate::{Error, Result};
@@ -43,12 +43,31 @@ pub struct Transformer {
 
 /// Activations that a backward pass needs.
 pub struct Saved {
+    trunk: SavedTrunk,
+    head: token_logprob::Saved,
+    temperature: f32,
+}
+
+impl Saved {
+    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
+    pub fn predicting(&self) -> &Tensor {
+        &self.trunk.predicting
+    }
+}
+
+/// Activations that the backward pass below the head needs.
+pub struct SavedTrunk {
     blocks: Vec<SavedLayer>,
     last: Tensor,
     rstd: Tensor,
     predicting: Tensor,
-    head: token_logprob::Saved,
-    temperature: f32,
+}
+
+impl SavedTrunk {
+    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
+    pub fn predicting(&self) -> &Tensor {
+        &self.predicting
+    }
 }
 
 /// A block's activations, or, with activation checkpointing, its input alone.
@@ -123,7 +142,7 @@ impl Transformer {
         if data.len() != expected {
             return Err(Error::input(format!("{} numbers where the shape {:?} asks for {expected}", data.len(), param.info.shape)).at(name));
         }
-        param.data = ParamData::from_rows(&param.info.shape, data);
+        param.data = ParamData::from_rows(&param.info.shape, data).into();
         Ok(())
     }
 
@@ -133,7 +152,7 @@ impl Transformer {
 
     /// Zeroed gradients for everything in [`Transformer::trainable`].
     pub fn gradients(&self) -> Gradients {
-        Gradients::new(&self.params, self.embedding)
+        Gradients::new(&self.params, Some(self.embedding))
     }
 
     fn pass<'a>(&'a self, plan: &'a Plan, adapter: Adapter) -> Pass<'a> {
@@ -188,25 +207,39 @@ impl Transformer {
         token_logprob::logits(hidden, self.head_matrix())
     }
 
-    /// Log-probabilities and entropies of a plan's predictions, nothing saved. Equal bit for bit to [`Transformer::forward`]'s.
-    pub fn evaluate(&self, plan: &Plan, temperature: f32, adapter: Adapter) -> Result<TokenStats> {
+    /// The final hidden states (normed) that predict, `[predictions, D]`, nothing saved: what the head, or a value head, reads.
+    pub fn predicting(&self, plan: &Plan, adapter: Adapter) -> Result<Tensor> {
         self.check(plan)?;
-        Self::check_temperature(temperature)?;
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for block in &self.blocks {
             x = block.forward(&pass, &x, &mut KvLayer::new(pass.heads, plan.num_pages))?.0;
         }
         let h = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0;
-        let (sources, targets) = predictions(plan);
-        let (logprob, entropy, _) = token_logprob::forward(&gather(&h, &sources), self.head_matrix(), &targets, temperature, Keep::Nothing);
+        Ok(gather(&h, &predictions(plan).0))
+    }
+
+    /// Log-probabilities and entropies of a plan's predictions, nothing saved. Equal bit for bit to [`Transformer::forward`]'s.
+    pub fn evaluate(&self, plan: &Plan, temperature: f32, adapter: Adapter) -> Result<TokenStats> {
+        Self::check_temperature(temperature)?;
+        let h = self.predicting(plan, adapter)?;
+        let (logprob, entropy, _) = token_logprob::forward(&h, self.head_matrix(), &predictions(plan).1, temperature, Keep::Nothing);
         Ok(TokenStats { logprob, entropy })
     }
 
     /// The same, with what the backward pass needs. `checkpointing`: save only each block's input and compute the rest again.
     pub fn forward(&self, plan: &Plan, temperature: f32, checkpointing: bool) -> Result<(TokenStats, Saved)> {
-        self.check(plan)?;
         Self::check_temperature(temperature)?;
+        let trunk = self.forward_trunk(plan, checkpointing)?;
+        let targets = predictions(plan).1;
+        let (logprob, entropy, head) =
+            token_logprob::forward(&trunk.predicting, self.head_matrix(), &targets, temperature, Keep::ForBackward);
+        Ok((TokenStats { logprob, entropy }, Saved { trunk, head, temperature }))
+    }
+
+    /// The pass below the head, with what its backward pass needs: all that a critic computes.
+    pub fn forward_trunk(&self, plan: &Plan, checkpointing: bool) -> Result<SavedTrunk> {
+        self.check(plan)?;
         let pass = self.pass(plan, Adapter::On);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         let mut blocks = Vec::with_capacity(self.blocks.len());
@@ -220,23 +253,42 @@ impl Transformer {
             });
         }
         let (h, rstd) = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?;
-        let (sources, targets) = predictions(plan);
-        let predicting = gather(&h, &sources);
-        let (logprob, entropy, head) = token_logprob::forward(&predicting, self.head_matrix(), &targets, temperature, Keep::ForBackward);
-        Ok((TokenStats { logprob, entropy }, Saved { blocks, last: x, rstd, predicting, head, temperature }))
+        let predicting = gather(&h, &predictions(plan).0);
+        Ok(SavedTrunk { blocks, last: x, rstd, predicting })
     }
 
     /// Adds the gradient of a loss with the given d loss / d logprob and d loss / d entropy (per prediction) to `grads`.
     pub fn backward(&self, plan: &Plan, saved: Saved, d_logprob: &[f32], d_entropy: Option<&[f32]>, grads: &mut Gradients) -> Result<()> {
-        let pass = self.pass(plan, Adapter::On);
-        let (sources, targets) = predictions(plan);
+        self.backward_with(plan, saved, d_logprob, d_entropy, None, grads)
+    }
+
+    /// The same for a loss that also reads the hidden states that predict, through a value head: `d_predicting` is its gradient by them.
+    pub fn backward_with(
+        &self,
+        plan: &Plan,
+        saved: Saved,
+        d_logprob: &[f32],
+        d_entropy: Option<&[f32]>,
+        d_predicting: Option<&Tensor>,
+        grads: &mut Gradients,
+    ) -> Result<()> {
+        let targets = predictions(plan).1;
         if d_logprob.len() != targets.len() || d_entropy.is_some_and(|d| d.len() != targets.len()) {
             return Err(Error::input(format!("{} gradients for {} predictions", d_logprob.len(), targets.len())));
         }
         let (w, head) = (self.head_matrix(), grads.matrix_mut(self.head));
-        let (h, t) = (&saved.predicting, saved.temperature);
-        let d_predicting = token_logprob::backward(h, w, &targets, t, saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
-        let d_hidden = scatter(&d_predicting, &sources, plan.num_tokens());
+        let (h, t) = (&saved.trunk.predicting, saved.temperature);
+        let mut d_hidden = token_logprob::backward(h, w, &targets, t, saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
+        if let Some(d) = d_predicting {
+            residual::add_to(&mut d_hidden, d);
+        }
+        self.backward_trunk(plan, saved.trunk, &d_hidden, grads)
+    }
+
+    /// Adds the gradient of a loss with the given gradient by the hidden states that predict, `[predictions, D]`, to `grads`.
+    pub fn backward_trunk(&self, plan: &Plan, saved: SavedTrunk, d_predicting: &Tensor, grads: &mut Gradients) -> Result<()> {
+        let pass = self.pass(plan, Adapter::On);
+        let d_hidden = scatter(d_predicting, &predictions(plan).0, plan.num_tokens());
         let norm = self.params.vector(self.final_norm);
         let mut dx = rmsnorm::backward(&d_hidden, &saved.last, norm, &saved.rstd, &plan.grad_chunks, grads.vector_mut(self.final_norm))?;
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
@@ -296,7 +348,7 @@ impl Builder<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<ParamId> {
         let info = ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay: shape.len() > 1 };
         let rows = (self.read)(&info)?;
-        Ok(self.params.push(Param { data: ParamData::from_rows(shape, &rows), info, trainable: true }))
+        Ok(self.params.push(Param { data: ParamData::from_rows(shape, &rows).into(), info, trainable: true }))
     }
 
     fn linear(&mut self, name: &str, n: usize, k: usize, bias: bool) -> Result<Linear> {

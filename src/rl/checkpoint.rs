@@ -3,7 +3,8 @@
 //! ```text
 //! checkpoints/STEP/
 //!   state.json            step, stage, data cursor, counters (all randomness follows from these)
-//!   tensors.safetensors   per trained tensor: `weight/NAME`, `first/NAME`, `second/NAME` (AdamW's moments), f32
+//!   tensors.safetensors   per trained tensor: `weight/NAME`, `first/NAME`, `second/NAME` (AdamW's moments), f32; a critic's NAMEs
+//!                         begin with `critic.`
 //!   manifest.json         size and CRC-32 of the two
 //! ```
 //!
@@ -28,7 +29,7 @@ const TEMPORARY: &str = ".tmp-";
 pub const PARTS: [&str; 3] = ["weight", "first", "second"];
 
 /// Where a run stands between two steps.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Version of the layout.
     pub format: u32,
@@ -50,6 +51,16 @@ pub struct State {
     pub skipped_in_row: u64,
     /// Whether the evaluation that belongs to this step, if one does, is in the log.
     pub evaluated: bool,
+    /// Updates of the critic made in the stage.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub critic_updates: u64,
+    /// The adaptive weight of the KL penalty, where it has moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_coef: Option<f64>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 #[derive(Serialize, Deserialize)]

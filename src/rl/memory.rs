@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::LoraConfig;
-use crate::rl::config::{Algorithm, Config, Reference, Stage};
+use crate::rl::config::{Algorithm, Config, CriticKind, Reference, Stage};
 use crate::rl::dataset::Dataset;
 use crate::rl::trainer::Examples;
 use crate::tensor::ops::token_logprob::KEPT_LOGITS;
@@ -52,7 +52,7 @@ impl MemoryPlan {
             row("gradients", trained, format!("{trained} trained numbers"), "lora.rank"),
             row("AdamW's moments", 2 * trained, "two for each trained number".into(), "lora.rank"),
         ];
-        if lora.is_none() && config.stages.iter().any(|s| s.algorithm == Algorithm::Grpo && (s.kl_measure || s.kl_coef > 0.0)) {
+        if lora.is_none() && config.stages.iter().any(|s| s.algorithm.samples() && (s.kl_measure || s.kl_coef > 0.0)) {
             let because = "a frozen copy of all weights, for the KL".to_owned();
             rows.push(row("reference policy", base, because, "kl.measure"));
             if config.stages.iter().filter(|s| s.kl_reference == Reference::Base).count() > 0 && config.stages.len() > 1 {
@@ -63,6 +63,10 @@ impl MemoryPlan {
                     "kl.reference",
                 ));
             }
+        }
+        if config.stages.iter().any(|s| s.algorithm == Algorithm::Ppo && s.critic.kind != CriticKind::Trunk) {
+            let because = format!("{trained} numbers of its own, their gradients and moments");
+            rows.push(row("critic", 4 * trained, because, "critic.kind"));
         }
         let fixed: u64 = rows.iter().map(|r| r.bytes).sum();
         let activations = config.stages.iter().zip(&examples.stages).map(|(s, d)| activations(model, s, d)).max_by_key(|r| r.bytes);
@@ -141,7 +145,7 @@ fn widths(c: &ModelConfig) -> (usize, usize, usize, usize) {
 
 /// The longest prompt and the longest tree of a dataset, as a stage uses it.
 fn largest(stage: &Stage, dataset: &Dataset) -> Largest {
-    let group = if stage.algorithm == Algorithm::Grpo { stage.group_size } else { 1 };
+    let group = if stage.algorithm.samples() { stage.group_size } else { 1 };
     let tree = match dataset {
         Dataset::Sequences(lines) => {
             lines.iter().map(|l| Largest { tokens: l.ids.len(), segments: 1, targets: l.num_targets() }).max_by_key(|t| t.tokens)
@@ -149,7 +153,7 @@ fn largest(stage: &Stage, dataset: &Dataset) -> Largest {
         Dataset::Items(items) => items
             .iter()
             .map(|i| {
-                let targets = if stage.algorithm == Algorithm::Grpo { group * stage.max_new_tokens } else { i.gold.len() };
+                let targets = if stage.algorithm.samples() { group * stage.max_new_tokens } else { i.gold.len() };
                 Largest { tokens: i.prompt.len() + targets, segments: 1 + group, targets }
             })
             .max_by_key(|t| t.tokens),
@@ -185,7 +189,7 @@ fn activations(c: &ModelConfig, stage: &Stage, dataset: &Dataset) -> Row {
 /// Keys and values of the answers that are sampled together, their prompts shared.
 fn kv_cache(c: &ModelConfig, config: &Config, stage: &Stage, dataset: &Dataset) -> Option<Row> {
     let Dataset::Items(items) = dataset else { return None };
-    if stage.algorithm != Algorithm::Grpo {
+    if !stage.algorithm.samples() {
         return None;
     }
     let (_, _, _, kv) = widths(c);

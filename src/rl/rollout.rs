@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::model::generate::{Completion, FinishReason};
-use crate::rl::advantage::{Scale, group_normalised, mean_and_std};
+use crate::rl::advantage::mean_and_std;
 use crate::rl::dataset::Item;
+use crate::rl::experience::Rule;
 use crate::rl::objective::Advantage;
 use crate::rl::reward::Reward;
 use crate::tensor::plan::Tree;
@@ -19,8 +20,25 @@ pub struct Targets {
     pub tokens: usize,
     /// Their log-probabilities as recorded while sampling; empty where nothing was sampled (SFT).
     pub old_logprob: Vec<f32>,
-    /// The sequence's advantage.
+    /// Their log-probabilities under the reference policy, where they were measured before the update; else empty.
+    pub ref_logprob: Vec<f32>,
+    /// What the answer scored (see [`crate::rl::experience::Rule::scores`]).
+    pub score: f64,
+    /// The sequence's advantage; the mean of the tokens' where each has its own.
     pub advantage: f32,
+    /// An advantage for each token; empty where the sequence's holds for all.
+    pub token_advantages: Vec<f32>,
+    /// The critic's values when the batch was sampled; empty where there is no critic.
+    pub old_values: Vec<f32>,
+    /// What the critic is to learn.
+    pub returns: Vec<f32>,
+}
+
+impl Targets {
+    /// The advantage as an objective takes it.
+    pub fn advantage(&self) -> Advantage<'_> {
+        if self.token_advantages.is_empty() { Advantage::Sequence(self.advantage) } else { Advantage::Token(&self.token_advantages) }
+    }
 }
 
 /// A tree to be trained on, with what the objective is told of its sequences.
@@ -51,7 +69,9 @@ impl Job {
         let targets = rollouts.iter().map(|r| Targets {
             tokens: r.completion.ids.len(),
             old_logprob: r.completion.logprobs.clone(),
+            score: r.score,
             advantage: r.advantage,
+            ..Targets::default()
         });
         Self { tree: Tree::prompt_with_answers(prompt, &answers), targets: targets.collect() }
     }
@@ -62,8 +82,8 @@ impl Job {
     }
 
     /// The advantages of its sequences.
-    pub fn advantages(&self) -> Vec<Advantage<'static>> {
-        self.targets.iter().map(|t| Advantage::Sequence(t.advantage)).collect()
+    pub fn advantages(&self) -> Vec<Advantage<'_>> {
+        self.targets.iter().map(Targets::advantage).collect()
     }
 }
 
@@ -74,13 +94,15 @@ pub struct Rollout {
     pub completion: Completion,
     /// What it earned.
     pub reward: Reward,
-    /// How much better than the group it is.
+    /// What it scored: its reward as the advantage's kind has it.
+    pub score: f64,
+    /// How much better than expected it is; where each token has an advantage of its own, their mean.
     pub advantage: f32,
 }
 
-/// Judges the answers of each prompt and normalises within its group. `items[i]` is prompt i of the completions, which are ordered by
+/// Judges the answers of each prompt, and scores them within their group. `items[i]` is prompt i of the completions, which are ordered by
 /// (prompt, sample).
-pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, scale: Scale, eps: f64) -> Result<Vec<Vec<Rollout>>> {
+pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, rule: &Rule) -> Result<Vec<Vec<Rollout>>> {
     if completions.len() != items.len() * group_size {
         let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
         return Err(Error::input(message));
@@ -91,10 +113,9 @@ pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, s
         .iter()
         .map(|_| {
             let group: Vec<_> = judged.by_ref().take(group_size).collect();
-            let values: Vec<f64> = group.iter().map(|(_, r)| r.value).collect();
-            let advantages = group_normalised(&values, scale, eps);
-            let rollouts = group.into_iter().zip(advantages);
-            rollouts.map(|((completion, reward), advantage)| Rollout { completion, reward, advantage }).collect()
+            let values: Vec<f64> = group.iter().map(|(c, r)| rule.shaped(r.value, c.ids.len())).collect();
+            let rollouts = group.into_iter().zip(rule.scores(&values));
+            rollouts.map(|((completion, reward), score)| Rollout { completion, reward, score, advantage: score as f32 }).collect()
         })
         .collect())
 }
@@ -122,7 +143,7 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     let all: Vec<&Rollout> = groups.iter().flatten().collect();
     let mean = |f: &dyn Fn(&Rollout) -> f64| mean_and_std(&all.iter().map(|r| f(r)).collect::<Vec<_>>()).0;
     let (reward_mean, reward_std) = mean_and_std(&all.iter().map(|r| r.reward.value).collect::<Vec<_>>());
-    let flat = groups.iter().filter(|g| g.iter().all(|r| r.advantage == 0.0)).count();
+    let flat = groups.iter().filter(|g| is_flat(g)).count();
     let mut out = Map::new();
     out.insert("reward_mean".into(), json!(reward_mean));
     out.insert("reward_std".into(), json!(reward_std));
@@ -147,6 +168,11 @@ fn duplicates(groups: &[Vec<Rollout>]) -> f64 {
     groups.iter().map(|g| repeated(g)).sum::<usize>() as f64 / others.max(1) as f64
 }
 
+/// Whether all answers of a group earn the same, so that nothing can be learned from comparing them.
+pub fn is_flat(group: &[Rollout]) -> bool {
+    group.windows(2).all(|w| w[0].reward.value == w[1].reward.value)
+}
+
 /// Cuts jobs into micro-batches: runs of whole trees of at most `max_tokens` together (a tree that is larger stands alone), in order.
 pub fn microbatches(tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
     let mut out: Vec<Range<usize>> = Vec::new();
@@ -169,8 +195,10 @@ pub fn microbatches(tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::config::Config;
     use crate::rl::reward::Question;
     use crate::tensor::plan::Plan;
+    use std::path::Path;
 
     /// Earns its number of letters `a`, at most 1.
     struct LettersA;
@@ -189,6 +217,11 @@ mod tests {
         fn cut(&self) -> Option<String> {
             None
         }
+    }
+
+    fn rule(std: &str) -> Rule {
+        let text = format!("model = \"a/b\"\ndata.train = \"x\"\nalgorithm = \"grpo\"\nadvantage.eps = 0\nadvantage.std = \"{std}\"\n");
+        Rule::new(&Config::parse(&text, Path::new("a.toml")).unwrap().stages[0], 0.0)
     }
 
     fn item(id: &str) -> Item {
@@ -211,7 +244,7 @@ mod tests {
     fn groups_are_judged_and_normalised_by_themselves() {
         let (a, b) = (item("a"), item("b"));
         let answers = vec![completion(0, 0, "a"), completion(0, 1, "bbb"), completion(1, 0, "a"), completion(1, 1, "a")];
-        let groups = judge(&[&a, &b], answers, 2, Scale::Sample, 0.0).unwrap();
+        let groups = judge(&[&a, &b], answers, 2, &rule("sample")).unwrap();
         let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
         assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
         let summary = summary(&groups);
@@ -224,13 +257,13 @@ mod tests {
         let lines = lines(&[&a, &b], &groups);
         assert_eq!(lines.len(), 4);
         assert_eq!((&lines[1]["id"], &lines[1]["index"], &lines[1]["finish_reason"]), (&json!("a"), &json!(1), &json!("length")));
-        assert!(judge(&[&a], vec![], 2, Scale::Sample, 0.0).is_err());
+        assert!(judge(&[&a], vec![], 2, &rule("sample")).is_err());
     }
 
     #[test]
     fn jobs_count_the_predictions_of_their_plans() {
         let a = item("a");
-        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, Scale::None, 0.0).unwrap();
+        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &rule("none")).unwrap();
         let mut jobs = vec![Job::group(&a.prompt, &group[0]), Job::supervised(&a)];
         jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
         // An answer of no tokens is a sequence of no targets.

@@ -13,6 +13,7 @@ use crate::rl::checkpoint::{self, Checkpoint};
 use crate::rl::config::{Algorithm, Config, Stage};
 use crate::rl::dataset::{Dataset, Item};
 use crate::rl::evaluate::Evaluation;
+use crate::rl::experience::Rule;
 use crate::rl::objective::{BatchStats, Metrics, Sample};
 use crate::rl::order::Order;
 use crate::rl::rollout::{self, Job, Rollout};
@@ -121,6 +122,7 @@ pub fn check_records(run: &Run<'_>) -> Result<Found> {
             return Err(Error::input(format!("step {step} is in no stage of config.toml")).at_file(&run.dir.join("metrics.jsonl")));
         };
         if stage.algorithm == Algorithm::Grpo
+            && answers_tell_all(stage)
             && let Dataset::Items(items) = &*run.datasets[index]
         {
             found.difference = check_step(run, step, within, index, stage, items, &mut found)?;
@@ -163,7 +165,7 @@ fn check_step(
         let Recorded { prompt_index, index, ids, logprobs, text, finish_reason, .. } = answer;
         completions.push(Completion { prompt_index, index, ids, logprobs, text, finish_reason });
     }
-    let groups = rollout::judge(&asked, completions, stage.group_size, stage.advantage_scale, stage.advantage_eps)
+    let groups = rollout::judge(&asked, completions, stage.group_size, &Rule::new(stage, stage.kl_coef))
         .map_err(|e| e.at_file(&run.dir.join(&name)))?;
     for (i, (computed, recorded)) in rollout::lines(&asked, &groups).iter().zip(&recorded).enumerate() {
         let computed = computed.as_object().cloned().unwrap_or_default();
@@ -184,14 +186,19 @@ fn check_step(
     Ok(first_difference(step, "metrics.jsonl".into(), &recorded, &computed))
 }
 
+/// Whether a step's advantages are a function of its recorded answers alone, and its questions of its number.
+fn answers_tell_all(stage: &Stage) -> bool {
+    stage.sampling_rounds == 1 && !Rule::new(stage, stage.kl_coef).by_token()
+}
+
 /// Whether a step's loss is a function of its recorded answers alone.
 fn follows_from_the_record(stage: &Stage) -> bool {
-    stage.updates_per_batch == 1 && stage.kl_coef == 0.0 && stage.entropy_coef == 0.0
+    stage.epochs == 1 && stage.minibatches == 1 && stage.kl_coef == 0.0 && stage.entropy_coef == 0.0
 }
 
 /// A step's loss and ratios from its answers: the new log-probabilities of its only update are the recorded ones, to the bit.
 fn loss(stage: &Stage, items: &[&Item], groups: &[Vec<Rollout>]) -> Map<String, Value> {
-    let (mut objective, _, _) = trainer::objective(stage);
+    let mut objective = trainer::objective(stage, stage.kl_coef);
     let jobs: Vec<Job> = items.iter().zip(groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
     objective.prepare(BatchStats::count(jobs.iter().flat_map(|j| &j.targets).map(|t| t.tokens)));
     let mut sum = Metrics::default();

@@ -1,5 +1,6 @@
 //! What `docs/exactness.md` promises, bit by bit.
 
+mod critic;
 mod gradients;
 mod sampling;
 mod shared_prefix;

@@ -79,7 +79,7 @@ fn a_run_leaves_its_folder_and_refuses_what_the_contract_refuses() {
         (&["staged.toml", "--set", "optim.lr=1e-3", "--out", "b"], 2, "every stage sets `optim.lr` itself"),
         (&["run.toml", "--set", "data.train=none.jsonl", "--out", "b"], 1, "none.jsonl: cannot read"),
         (&["run.toml", "--set", "algorithm=grpo", "--out", "b"], 1, "it needs tasks, not lines of ids"),
-        (&["run.toml", "--set", "algorithm=ppo", "--out", "b"], 1, "\"ppo\" is not in this version"),
+        (&["run.toml", "--set", "algorithm=ppo", "--out", "b"], 1, "ppo samples and judges answers, so it needs tasks"),
     ] {
         let (code, err) = w.train(args);
         assert_eq!(code, status, "{args:?}: {err}");

@@ -3,6 +3,8 @@
 mod command;
 mod configuration;
 mod objectives;
+mod ppo;
+mod reference;
 mod support;
 mod training;
 

@@ -68,6 +68,8 @@ pub struct Key {
     pub kind: Kind,
     /// The default as TOML; empty where the setting must be given.
     pub default: &'static str,
+    /// The default of `algorithm = "ppo"` where it is another; else empty.
+    pub ppo: &'static str,
     /// Where it may stand.
     pub scope: Scope,
     /// What it means.
@@ -77,11 +79,18 @@ pub struct Key {
 const ANY: f64 = f64::MAX;
 
 const fn run(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default, scope: Scope::Run, doc }
+    Key { name, kind, default, ppo: "", scope: Scope::Run, doc }
 }
 
 const fn stage(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default, scope: Scope::Stage, doc }
+    Key { name, kind, default, ppo: "", scope: Scope::Stage, doc }
+}
+
+impl Key {
+    /// The same with another default for `algorithm = "ppo"`: SoRFT's where it is known, else OpenRLHF's of that time.
+    const fn ppo(self, ppo: &'static str) -> Self {
+        Self { ppo, ..self }
+    }
 }
 
 /// Every setting, in the order in which they are documented and written.
@@ -90,19 +99,21 @@ pub static KEYS: &[Key] = &[
     run("model", Kind::Model, "", "The model to train: a Hugging Face folder, a `.gguf` file, or a hub id `owner/name`."),
     run("adapter", Kind::Path, "\"\"", "A PEFT LoRA folder to go on training from; its rank, alpha and targets hold. Empty: none."),
     run("seed", Kind::Integer(0), "0", "All randomness (data order, sampling, initialisation) follows from it."),
-    stage("algorithm", Kind::Choice(&["sft", "grpo", "ppo"]), "\"sft\"", "What is trained: supervised fine-tuning on gold answers or token lines, GRPO on rewards, or PPO (not in this version)."),
+    stage("algorithm", Kind::Choice(&["sft", "grpo", "ppo"]), "\"sft\"", "What is trained: supervised fine-tuning on gold answers or token lines, a policy gradient on rewards without a critic (GRPO and its kin), or PPO with one."),
     stage("steps", Kind::Integer(1), "100", "Optimizer batches of the stage."),
     stage("data.train", Kind::Paths, "", "Task files, or for `sft` files of `{\"ids\", \"loss_mask\"}` or `{\"messages\", \"answer\"}` lines. Several are read one after another."),
     run("data.heldout", Kind::Paths, "[]", "Task files for evaluation; never trained on."),
     stage("data.shuffle", Kind::Bool, "true", "A fresh order every epoch, keyed by the seed; `false` keeps the files' order."),
-    stage("batch_prompts", Kind::Integer(1), "8", "Prompts (or token lines) in an optimizer batch."),
-    stage("group_size", Kind::Integer(1), "8", "Answers sampled for each prompt (GRPO)."),
+    stage("batch_prompts", Kind::Integer(1), "8", "Prompts (or token lines) in an optimizer batch.").ppo("64"),
+    stage("group_size", Kind::Integer(1), "8", "Answers sampled for each prompt.").ppo("1"),
     stage("max_prompt_tokens", Kind::Integer(16), "2048", "Longest prompt in tokens, chat template included; the issue's text is cut to fit. The top-level value holds for evaluations."),
     stage("max_new_tokens", Kind::Integer(1), "256", "Longest answer in tokens. The top-level value holds for evaluations."),
     stage("temperature", Kind::Number(0.01, 100.0), "1.0", "Logits are divided by it before the softmax, in sampling and in training alike. Supervised training always uses 1."),
     stage("microbatch_tokens", Kind::Integer(1), "4096", "Whole trees (a prompt and its answers) are processed together up to this many tokens. Bounds memory; changes no result."),
     run("rollout_batch", Kind::Integer(1), "64", "Answers decoded together. Bounds memory; changes no result."),
-    stage("updates_per_batch", Kind::Integer(1), "1", "Optimizer updates on each batch of answers (the GRPO paper's mu). With 1 every ratio is exactly 1."),
+    stage("updates_per_batch", Kind::Integer(1), "1", "Optimizer updates on each batch of answers (the GRPO paper's mu; `ppo` has `ppo.epochs`). With 1 every ratio is exactly 1."),
+    stage("ppo.epochs", Kind::Integer(1), "1", "PPO: how often a batch of answers is gone through."),
+    stage("ppo.minibatches", Kind::Integer(1), "1", "PPO: updates in each of these epochs, each on its part of the prompts, drawn anew every epoch."),
     stage("activation_checkpointing", Kind::Bool, "false", "Keep only each block's input and recompute the rest in the backward pass: less memory, more time."),
     run("subtask", Kind::Choice(&["file", "repair"]), "\"file\"", "What is asked about a task: which files to change (SoRFT), or the change itself, from whole files (SWE-RL; the reward is the similarity of patches, or with `reward.score = \"exact\"` 1 for the gold patches and else 0)."),
     run("prompt.chat", Kind::Bool, "true", "Prompts go through the model's chat template, where it has one."),
@@ -115,25 +126,43 @@ pub static KEYS: &[Key] = &[
     run("prompt.template", Kind::Path, "\"\"", "A Jinja template in place of the built-in prompt. Empty: the built-in one."),
     stage("reward.score", Kind::Choice(&["fbeta", "f1", "exact", "hit"]), "\"fbeta\"", "The reward: F-beta (SoRFT), F1, exact match, or hit (1 if any gold element is named)."),
     run("reward.beta", Kind::Number(0.01, 100.0), "3.0", "Beta of F-beta: 3 weighs recall nine times, as SoRFT does."),
-    stage("optim.lr", Kind::Number(0.0, ANY), "1e-5", "Peak learning rate of AdamW."),
+    stage("optim.lr", Kind::Number(0.0, ANY), "1e-5", "Peak learning rate of AdamW.").ppo("5e-7"),
     stage("optim.schedule", Kind::Choice(&["cosine", "linear", "constant"]), "\"cosine\"", "Shape of the learning rate over the stage, after the warm-up."),
-    stage("optim.warmup", Kind::Number(0.0, ANY), "0.0", "Warm-up: a number of steps (1 or more), or a part of the stage's steps (below 1)."),
+    stage("optim.warmup", Kind::Number(0.0, ANY), "0.0", "Warm-up: a number of steps (1 or more), or a part of the stage's steps (below 1).").ppo("0.03"),
     stage("optim.weight_decay", Kind::Number(0.0, ANY), "0.0", "Decoupled weight decay, on matrices."),
     stage("optim.decay_norms_and_biases", Kind::Bool, "false", "Weight decay on norms and biases as well."),
-    stage("optim.betas", Kind::Betas, "[0.9, 0.999]", "Decay rates of AdamW's moments."),
+    stage("optim.betas", Kind::Betas, "[0.9, 0.999]", "Decay rates of AdamW's moments.").ppo("[0.9, 0.95]"),
     stage("optim.eps", Kind::Number(1e-20, 1.0), "1e-8", "Added to the root of the second moment."),
     stage("optim.max_grad_norm", Kind::Number(0.0, ANY), "1.0", "Gradients are scaled down to this 2-norm over all tensors; 0 for no clipping."),
     run("lora.rank", Kind::Integer(0), "0", "Rank of a fresh LoRA adapter; 0 trains all parameters."),
     run("lora.alpha", Kind::Number(0.0, ANY), "16.0", "The adapter's scale is alpha / rank."),
     run("lora.targets", Kind::Texts, "[\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"]", "Modules that get an adapter."),
-    stage("kl.coef", Kind::Number(0.0, ANY), "0.0", "Weight of the KL penalty to the reference policy (k3 estimate, in the loss)."),
+    stage("kl.coef", Kind::Number(0.0, ANY), "0.0", "Weight of the KL penalty to the reference policy.").ppo("0.01"),
+    stage("kl.estimator", Kind::Choice(&["k1", "k2", "k3"]), "\"k3\"", "Its estimate from the sampled tokens (Schulman 2020).").ppo("\"k1\""),
+    stage("kl.in", Kind::Choice(&["loss", "reward"]), "\"loss\"", "Where the penalty stands: in the loss, or in the reward of each token, beside the score at the last one.").ppo("\"reward\""),
+    stage("kl.target", Kind::Number(0.0, ANY), "0.0", "The mean KL of a token that an adaptive weight aims at (Ziegler et al. 2019), beginning with `kl.coef`; 0: the weight is fixed."),
+    stage("kl.horizon", Kind::Number(1.0, ANY), "10000.0", "Answers over which the adaptive weight moves."),
     stage("kl.measure", Kind::Bool, "true", "Measure the KL to the reference even where its weight is 0; costs a forward pass, and a second copy of the weights unless LoRA is trained."),
     stage("kl.reference", Kind::Choice(&["start", "base"]), "\"start\"", "The reference: the policy at the start of the stage, or the model as it was loaded (with LoRA: the adapter off)."),
     stage("clip", Kind::Clip, "0.2", "The ratio is held in [1 - below, 1 + above]; one number stands for both."),
-    stage("loss.aggregation", Kind::Choice(&["token", "sequence"]), "\"token\"", "GRPO's loss: the mean over all tokens of the batch (DAPO), or over sequences of their token means (the GRPO paper)."),
+    stage("dual_clip", Kind::Number(0.0, ANY), "0.0", "Above 1: the loss of a token of negative advantage is held at this many times the advantage (3 is usual); 0: not."),
+    stage("loss.ratio", Kind::Choice(&["token", "sequence"]), "\"token\"", "The ratio that is clipped: each token's, or the geometric mean of the sequence's (GSPO, with clips such as [3e-4, 4e-4])."),
+    stage("loss.aggregation", Kind::Choice(&["token", "sequence", "constant"]), "\"token\"", "The policy's loss: the mean over all tokens of the batch (DAPO), over sequences of their token means (the GRPO paper, GSPO), or the sum of all tokens by sequences times `max_new_tokens` (Dr. GRPO)."),
     stage("entropy.coef", Kind::Number(0.0, ANY), "0.0", "Weight of the entropy bonus."),
+    stage("advantage.kind", Kind::Choice(&["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline", "gae"]), "\"grpo\"", "How rewards become advantages: normalised in the group, less the group's mean, less the mean of the group's others, the return whitened over the batch, the same of the reward less the group's mean; `ppo` alone has, and needs, `gae`.").ppo("\"gae\""),
+    stage("advantage.whiten", Kind::Choice(&["population", "sample", "none"]), "\"population\"", "Whitening over the batch's tokens, for `reinforce++`, its baseline variant and `gae`: with divisor n (OpenRLHF), n - 1 (TRL, verl), or none."),
+    stage("advantage.gamma", Kind::Number(0.0, 1.0), "1.0", "Discount of rewards that come later, where there are token rewards."),
+    stage("advantage.lambda", Kind::Number(0.0, 1.0), "0.95", "GAE's lambda."),
     stage("advantage.std", Kind::Choice(&["sample", "population", "none"]), "\"sample\"", "What a group's deviations are divided by: the deviation with divisor n - 1, with divisor n, or nothing (Dr. GRPO)."),
     stage("advantage.eps", Kind::Number(0.0, 1.0), "1e-4", "Added to that deviation."),
+    stage("dapo.sampling_rounds", Kind::Integer(1), "1", "Above 1: dynamic sampling. Prompts whose answers all earn the same are dropped, and new ones asked in their place, in up to this many rounds a step."),
+    stage("dapo.overlong_buffer", Kind::Integer(0), "0", "Soft overlong punishment: over this many tokens before `max_new_tokens` an answer's reward falls, in a straight line; 0: not."),
+    stage("dapo.overlong_penalty", Kind::Number(0.0, ANY), "1.0", "By how much it has fallen at `max_new_tokens`."),
+    stage("critic.kind", Kind::Choice(&["trunk", "lora", "full"]), "\"full\"", "PPO's critic: a value head on the policy's own trunk, a model of its own that shares the frozen base and has its own adapter, or a full model of its own (the paper). `lora` needs an adapter, `full` none."),
+    stage("critic.lr", Kind::Number(0.0, ANY), "9e-6", "The critic's peak learning rate; schedule, warm-up and the rest of AdamW are `optim`'s."),
+    stage("critic.warmup", Kind::Integer(0), "0", "Steps at the start of the stage in which the critic alone learns."),
+    stage("critic.clip", Kind::Number(0.0, ANY), "0.2", "A value that has moved further than this from the sampled batch's gives no gradient; 0: any distance."),
+    stage("critic.coef", Kind::Number(0.0, ANY), "0.1", "`trunk`: weight of the value loss in the trunk's gradient; 0: the head alone learns from it."),
     stage("max_skipped", Kind::Integer(1), "5", "After this many skipped steps in a row (a loss or gradient that is not finite) the run stops."),
     run("eval.every", Kind::Integer(0), "0", "Evaluate on `data.heldout` every this many steps; 0: only at the start and at the end of each stage."),
     run("eval.at_start", Kind::Bool, "true", "Evaluate before the first step."),
@@ -162,7 +191,10 @@ pub fn nearest(name: &str) -> &'static str {
 pub fn markdown() -> String {
     let mut out = String::from("| setting | default | stage | meaning |\n|---|---|---|---|\n");
     for k in KEYS {
-        let default = if k.default.is_empty() { "required".to_owned() } else { format!("`{}`", k.default) };
+        let mut default = if k.default.is_empty() { "required".to_owned() } else { format!("`{}`", k.default) };
+        if !k.ppo.is_empty() {
+            let _ = write!(default, "; ppo `{}`", k.ppo);
+        }
         let stage = if k.scope == Scope::Stage { "yes" } else { "" };
         let kind = match k.kind {
             Kind::Choice(of) => format!(" ({})", of.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")),

@@ -5,14 +5,15 @@
 
 pub mod keys;
 mod load;
+mod stage;
 
 use crate::data::subtask::file::Order;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
 use crate::model::optimizer::AdamWConfig;
-use crate::rl::advantage::Scale;
-use crate::rl::objective::{Aggregation, Clip};
-use crate::rl::schedule::{Schedule, Shape};
+use crate::rl::advantage::{Scale, Whitening};
+use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
+use crate::rl::schedule::Schedule;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
 use std::fmt::Write as _;
@@ -23,8 +24,10 @@ use std::path::{Path, PathBuf};
 pub enum Algorithm {
     /// Supervised fine-tuning.
     Sft,
-    /// Group relative policy optimisation.
+    /// A policy gradient without a critic: group relative policy optimisation and its kin.
     Grpo,
+    /// Proximal policy optimisation with a critic.
+    Ppo,
 }
 
 impl Algorithm {
@@ -33,8 +36,53 @@ impl Algorithm {
         match self {
             Algorithm::Sft => "sft",
             Algorithm::Grpo => "grpo",
+            Algorithm::Ppo => "ppo",
         }
     }
+
+    /// Whether it samples answers and learns from their rewards.
+    pub fn samples(self) -> bool {
+        self != Algorithm::Sft
+    }
+}
+
+/// How rewards become advantages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdvantageKind {
+    /// Normalised in the group.
+    Grpo,
+    /// Less the group's mean.
+    DrGrpo,
+    /// Less the mean of the group's others.
+    Rloo,
+    /// Returns, whitened over the batch.
+    ReinforcePlusPlus,
+    /// The same of rewards less the group's mean.
+    ReinforcePlusPlusBaseline,
+    /// Generalised advantage estimation with a critic.
+    Gae,
+}
+
+/// What a critic is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CriticKind {
+    /// A value head on the policy's trunk.
+    Trunk,
+    /// A model that shares the frozen base, with its own adapter.
+    Lora,
+    /// A full model.
+    Full,
+}
+
+/// A critic's settings.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct CriticSettings {
+    pub kind: CriticKind,
+    pub schedule: Schedule,
+    pub warmup: u64,
+    pub clip: Option<f64>,
+    pub coef: f64,
 }
 
 /// What the KL is measured against.
@@ -73,19 +121,36 @@ pub struct Stage {
     pub max_new_tokens: usize,
     pub temperature: f32,
     pub microbatch_tokens: usize,
-    pub updates_per_batch: u64,
+    /// Passes over a batch.
+    pub epochs: u64,
+    /// Updates in each pass.
+    pub minibatches: usize,
     pub activation_checkpointing: bool,
     pub score: Score,
     pub optim: AdamWConfig,
     pub schedule: Schedule,
     pub kl_coef: f64,
+    pub kl_estimator: KlEstimator,
+    pub kl_in_reward: bool,
+    pub kl_target: f64,
+    pub kl_horizon: f64,
     pub kl_measure: bool,
     pub kl_reference: Reference,
     pub clip: Clip,
+    pub dual_clip: Option<f64>,
+    pub ratio: Ratio,
     pub aggregation: Aggregation,
     pub entropy_coef: f64,
+    pub advantage: AdvantageKind,
+    pub whitening: Whitening,
+    pub gamma: f64,
+    pub lambda: f64,
     pub advantage_scale: Scale,
     pub advantage_eps: f64,
+    pub sampling_rounds: usize,
+    pub overlong_buffer: usize,
+    pub overlong_penalty: f64,
+    pub critic: CriticSettings,
     pub max_skipped: u64,
 }
 
@@ -182,6 +247,7 @@ impl Config {
     }
 
     fn from_given(given: Given) -> Result<Self> {
+        let given = with_ppo_defaults(given);
         let mut top = defaults();
         top.extend(given.top.iter().map(|(k, v)| (*k, v.clone())));
         let overrides = if given.stages.is_empty() { vec![Values::new()] } else { given.stages.clone() };
@@ -200,6 +266,7 @@ impl Config {
                 .at("lora.rank")
                 .hint("leave out `lora.rank` or `adapter`"));
         }
+        check_critics(&stages, rank > 0 || adapter.is_some())?;
         Ok(Self {
             model: optional("model").ok_or_else(|| missing("model", "model = \"path/to/model\""))?,
             adapter,
@@ -238,11 +305,44 @@ impl Config {
     }
 }
 
+/// Refuses a critic that does not go with what is trained.
+fn check_critics(stages: &[Stage], lora: bool) -> Result<()> {
+    for stage in stages.iter().filter(|s| s.algorithm == Algorithm::Ppo) {
+        let (message, hint) = match (stage.critic.kind, lora) {
+            (CriticKind::Lora, false) => ("a critic with its own adapter shares a frozen base", "set lora.rank, or use \"full\""),
+            (CriticKind::Full, true) => ("with an adapter the base is frozen", "use \"lora\" or \"trunk\""),
+            _ => continue,
+        };
+        return Err(Error::input(message).at("critic.kind").hint(hint));
+    }
+    Ok(())
+}
+
 /// The values of all settings that have a default.
 fn defaults() -> Values {
     let text: String = KEYS.iter().filter(|k| !k.default.is_empty()).map(|k| format!("{} = {}\n", k.name, k.default)).collect();
     // A default is our own text: a test checks that each parses and is of its kind.
     load::parse_file(&text, Path::new("defaults")).map(|g| g.top).unwrap_or_default()
+}
+
+/// Gives what nobody set the defaults of `algorithm = "ppo"`: in each stage that is one, or at the top where there are no stages.
+fn with_ppo_defaults(mut given: Given) -> Given {
+    let text: String = KEYS.iter().filter(|k| !k.ppo.is_empty()).map(|k| format!("{} = {}\n", k.name, k.ppo)).collect();
+    let defaults = load::parse_file(&text, Path::new("defaults")).map(|g| g.top).unwrap_or_default();
+    let is_ppo = |values: &Values| values.get("algorithm").map(|a| *a == Value::Text("ppo".into()));
+    let top_is_ppo = is_ppo(&given.top) == Some(true);
+    let Given { top, stages } = &mut given;
+    for stage in stages.iter_mut().filter(|s| is_ppo(s).unwrap_or(top_is_ppo)) {
+        for (name, value) in defaults.iter().filter(|(name, _)| !top.contains_key(*name)) {
+            stage.entry(*name).or_insert_with(|| value.clone());
+        }
+    }
+    if stages.is_empty() && top_is_ppo {
+        for (name, value) in defaults {
+            top.entry(name).or_insert(value);
+        }
+    }
+    given
 }
 
 /// The complete configuration as TOML: every setting at the top, then the stages' own.
@@ -266,74 +366,6 @@ fn resolved(top: &Values, stages: &[Values]) -> String {
 
 fn missing(name: &str, example: &str) -> Error {
     Error::input("this setting has no default and must be given").at(name).hint(format!("write {example}, or pass --set {name}=..."))
-}
-
-impl Stage {
-    fn read(r: &Reader<'_>) -> Result<Self> {
-        let algorithm = match r.text("algorithm").as_str() {
-            "sft" => Algorithm::Sft,
-            "grpo" => Algorithm::Grpo,
-            other => {
-                return Err(Error::input(format!("\"{other}\" is not in this version")).at("algorithm").hint("\"sft\" and \"grpo\" are"));
-            }
-        };
-        let train = r.paths("data.train");
-        if train.is_empty() {
-            return Err(missing("data.train", "data.train = \"tasks.jsonl\""));
-        }
-        let shape = match r.text("optim.schedule").as_str() {
-            "linear" => Shape::Linear,
-            "constant" => Shape::Constant,
-            _ => Shape::Cosine,
-        };
-        let warmup = r.number("optim.warmup");
-        if warmup > 1.0 && warmup.fract() != 0.0 {
-            return Err(Error::input(format!("{warmup} is neither a number of steps nor a part of them (below 1)")).at("optim.warmup"));
-        }
-        let steps = r.size("steps") as u64;
-        let (clip_low, clip_high) = r.pair("clip");
-        Ok(Self {
-            algorithm,
-            steps,
-            train,
-            shuffle: r.bool("data.shuffle"),
-            batch_prompts: r.size("batch_prompts"),
-            group_size: r.size("group_size"),
-            max_prompt_tokens: r.size("max_prompt_tokens"),
-            max_new_tokens: r.size("max_new_tokens"),
-            temperature: r.number("temperature") as f32,
-            microbatch_tokens: r.size("microbatch_tokens"),
-            updates_per_batch: r.size("updates_per_batch") as u64,
-            activation_checkpointing: r.bool("activation_checkpointing"),
-            score: match r.text("reward.score").as_str() {
-                "f1" => Score::F1,
-                "exact" => Score::Exact,
-                "hit" => Score::Hit,
-                _ => Score::Fbeta,
-            },
-            optim: AdamWConfig {
-                betas: r.pair("optim.betas"),
-                eps: r.number("optim.eps"),
-                weight_decay: r.number("optim.weight_decay"),
-                decay_norms_and_biases: r.bool("optim.decay_norms_and_biases"),
-                max_grad_norm: r.number("optim.max_grad_norm"),
-            },
-            schedule: Schedule::new(r.number("optim.lr"), shape, warmup, steps),
-            kl_coef: r.number("kl.coef"),
-            kl_measure: r.bool("kl.measure"),
-            kl_reference: if r.text("kl.reference") == "base" { Reference::Base } else { Reference::Start },
-            clip: Clip { low: clip_low, high: clip_high },
-            aggregation: if r.text("loss.aggregation") == "sequence" { Aggregation::Sequence } else { Aggregation::Token },
-            entropy_coef: r.number("entropy.coef"),
-            advantage_scale: match r.text("advantage.std").as_str() {
-                "population" => Scale::Population,
-                "none" => Scale::None,
-                _ => Scale::Sample,
-            },
-            advantage_eps: r.number("advantage.eps"),
-            max_skipped: r.size("max_skipped") as u64,
-        })
-    }
 }
 
 /// Typed reading of checked values. The kinds in [`KEYS`] guarantee the types; what has no default reads as empty.

@@ -86,11 +86,32 @@ fn errors_name_file_line_and_field() {
     assert_eq!(refused("seed = 1.5\n"), "/runs/a.toml:1: seed: expected a whole number of at least 0, found 1.5");
     assert!(refused("optim.lr = nan\n").starts_with("/runs/a.toml:1: optim.lr: expected a number"));
     assert!(refused("algorithm = \"gpro\"\n").starts_with("/runs/a.toml:1: algorithm: expected one of \"sft\", \"grpo\", \"ppo\", found"));
-    assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\n")).starts_with("/runs/a.toml: algorithm: \"ppo\" is not in this version"));
+    assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\nadvantage.kind = \"rloo\"\n")).contains("advantage.kind: ppo learns a critic"));
+    assert!(refused(&format!("{MINIMAL}algorithm = \"grpo\"\nadvantage.kind = \"gae\"\n")).contains("\"gae\" needs a critic's values"));
+    assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\nlora.rank = 2\n")).contains("critic.kind: with an adapter the base is frozen"));
+    assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\ncritic.kind = \"lora\"\n")).contains("critic.kind: a critic with its own"));
+    assert!(refused(&format!("{MINIMAL}dual_clip = 0.5\n")).contains("dual_clip: 0.5 is neither 0 nor above 1"));
+    assert!(refused(&format!("{MINIMAL}kl.target = 6\n")).contains("kl.target: an adaptive weight that begins at 0"));
     assert!(refused("steps = \n").starts_with("/runs/a.toml:1: not TOML: "));
     assert!(refused("data.train = \"x\"\n").starts_with("/runs/a.toml: model: this setting has no default"));
     assert!(refused("model = \"a/b\"\n").starts_with("/runs/a.toml: data.train: this setting has no default"));
     assert!(refused("[stage]\nsteps = 1\n").starts_with("/runs/a.toml:1: stage: write each stage as a table of its own"));
     assert!(refused(&format!("{MINIMAL}optim.warmup = 1.5\n")).contains("optim.warmup: 1.5 is neither"));
     assert!(refused(&format!("{MINIMAL}clip = [0.1]\n")).contains("clip: expected a number from 0 to 1, or two"));
+}
+
+#[test]
+fn ppo_has_defaults_of_its_own_which_are_written_out() {
+    let text = format!("{MINIMAL}kl.coef = 0.05\n[[stage]]\nsteps = 2\n[[stage]]\nalgorithm = \"ppo\"\nsteps = 3\nbatch_prompts = 16\n");
+    let c = parse(&text).unwrap();
+    let ppo = &c.stages[1];
+    assert_eq!((ppo.schedule.peak, ppo.critic.schedule.peak, ppo.batch_prompts), (5e-7, 9e-6, 16));
+    assert_eq!((ppo.kl_coef, ppo.kl_estimator, ppo.kl_in_reward), (0.05, KlEstimator::K1, true));
+    assert_eq!((ppo.advantage, ppo.group_size, ppo.optim.betas), (AdvantageKind::Gae, 1, (0.9, 0.95)));
+    assert_eq!((c.stages[0].schedule.peak, c.stages[0].optim.betas), (1e-5, (0.9, 0.999)), "the other stage keeps its own");
+    let again = Config::parse(&c.resolved, Path::new("/elsewhere/config.toml")).unwrap();
+    assert_eq!(again, c);
+    let single = parse(&format!("{MINIMAL}algorithm = \"ppo\"\n")).unwrap();
+    assert_eq!((single.stages[0].schedule.peak, single.stages[0].batch_prompts), (5e-7, 64));
+    assert_eq!(Config::parse(&single.resolved, Path::new("/elsewhere/config.toml")).unwrap(), single);
 }

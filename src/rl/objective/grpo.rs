@@ -1,22 +1,10 @@
-//! Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) with DAPO's token-level aggregation and separate clip bounds (Yu et
-//! al. 2025) and an optional KL penalty in the loss.
+//! The clipped policy loss. With one advantage a sequence it is group relative policy optimisation (Shao et al. 2024, DeepSeekMath), with one
+//! a token PPO's (Schulman et al. 2017). Its settings make of it DAPO (token-level aggregation and separate clip bounds, Yu et al. 2025),
+//! Dr. GRPO (a constant divisor, Liu et al. 2025) and GSPO (a ratio for each sequence, Zheng et al. 2025). The KL penalty in the loss is
+//! optional.
 
-use super::{Advantage, BatchStats, LOG_RATIO_LIMIT, Metrics, Objective, Output, Sample, k3};
-
-/// How far the ratio may move before a token stops giving gradient: the ratio is held in `[1 - low, 1 + high]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Clip {
-    /// Below 1.
-    pub low: f64,
-    /// Above 1.
-    pub high: f64,
-}
-
-impl Default for Clip {
-    fn default() -> Self {
-        Self { low: 0.2, high: 0.2 }
-    }
-}
+use super::surrogate::{Clip, Surrogate};
+use super::{Advantage, BatchStats, KlEstimator, Metrics, Objective, Output, Sample};
 
 /// How the tokens' losses become the batch's loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,11 +14,25 @@ pub enum Aggregation {
     Token,
     /// The mean over sequences of each sequence's token mean (the GRPO paper; TRL's `grpo`). An empty sequence counts, with a mean of 0.
     Sequence,
+    /// The sum over all tokens divided by the number of sequences times this constant (Dr. GRPO: the longest answer allowed; TRL's
+    /// `dr_grpo`, verl's `seq-mean-token-sum-norm`): the length of an answer does not weigh its tokens.
+    Constant(usize),
+}
+
+/// What the ratio of the surrogate is taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ratio {
+    /// Each token: `r_t = exp(logprob_t - old_logprob_t)`.
+    #[default]
+    Token,
+    /// The sequence: `s = exp(mean_t(logprob_t - old_logprob_t))` for all its tokens (GSPO). With one advantage a token its derivative is
+    /// GSPO-token's: each token answers for its own advantage.
+    Sequence,
 }
 
 /// ```text
-/// l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) + kl_coef k3_t - entropy_coef H_t
-/// r_t = exp(logprob_t - old_logprob_t)      k3_t = exp(ref_t - logprob_t) - (ref_t - logprob_t) - 1
+/// l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) + kl_coef kl_t - entropy_coef H_t
+/// r_t = exp(logprob_t - old_logprob_t)      kl_t: KlEstimator
 /// ```
 ///
 /// aggregated over tokens ([`Aggregation`]). While a batch is used for a single update the old log-probabilities, recorded while sampling,
@@ -39,42 +41,29 @@ pub enum Aggregation {
 pub struct Grpo {
     /// Bounds of the ratio.
     pub clip: Clip,
+    /// The c > 1 of dual clipping: the loss of a token of negative advantage is held at `c |A|`.
+    pub dual_clip: Option<f64>,
+    /// Of each token, or of the sequence.
+    pub ratio: Ratio,
+    /// The KL's estimate, in the loss and in the metrics.
+    pub kl: KlEstimator,
     /// Weight of the KL penalty.
     pub kl_coef: f64,
     /// Weight of the entropy bonus.
     pub entropy_coef: f64,
-    /// Token-level or sequence-level.
+    /// How tokens weigh.
     pub aggregation: Aggregation,
     /// Fixed by [`Objective::prepare`].
     pub batch: BatchStats,
 }
 
-/// One token's surrogate: its loss, the derivative by the log-probability, the ratio, and whether the clipped term counted.
-struct Surrogate {
-    loss: f64,
-    slope: f64,
-    ratio: f64,
-    clipped: bool,
-}
-
 impl Grpo {
-    /// The clipped surrogate of one token.
-    fn surrogate(&self, logprob: f32, old: f32, advantage: f64) -> Surrogate {
-        let d = f64::from(logprob) - f64::from(old);
-        let held = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT);
-        let ratio = held.exp();
-        let free = ratio * advantage;
-        let bounded = ratio.clamp(1.0 - self.clip.low, 1.0 + self.clip.high) * advantage;
-        let clipped = bounded < free;
-        let slope = if clipped || held != d { 0.0 } else { -free };
-        Surrogate { loss: -free.min(bounded), slope, ratio, clipped }
-    }
-
     /// What one token of a sequence of `length` tokens weighs in the loss.
     fn weight(&self, length: usize) -> f64 {
         match self.aggregation {
             Aggregation::Token => 1.0 / self.batch.tokens.max(1) as f64,
             Aggregation::Sequence => 1.0 / (self.batch.sequences.max(1) as f64 * length.max(1) as f64),
+            Aggregation::Constant(longest) => 1.0 / (self.batch.sequences.max(1) as f64 * longest.max(1) as f64),
         }
     }
 
@@ -84,11 +73,13 @@ impl Grpo {
         let weight = self.weight(n);
         let mut m = Metrics { tokens: n, ..Metrics::default() };
         let mut loss = 0.0;
+        let sequence = (self.ratio == Ratio::Sequence).then(|| mean_log_ratio(s));
         for i in 0..n {
-            let token = self.surrogate(s.logprob[i], s.old_logprob[i], s.advantage.at(i));
+            let d = sequence.unwrap_or_else(|| f64::from(s.logprob[i]) - f64::from(s.old_logprob[i]));
+            let token = Surrogate::new(d, s.advantage.at(i), self.clip, self.dual_clip);
             let (mut value, mut slope) = (token.loss, token.slope);
             if let Some(reference) = s.ref_logprob {
-                let (kl, kl_slope) = k3(s.logprob[i], reference[i]);
+                let (kl, kl_slope) = self.kl.estimate(s.logprob[i], reference[i]);
                 value += self.kl_coef * kl;
                 slope += self.kl_coef * kl_slope;
                 m.kl_sum += kl;
@@ -107,6 +98,12 @@ impl Grpo {
         }
         out.metrics.add(&m);
     }
+}
+
+/// The mean over a sequence's tokens of `logprob - old_logprob`.
+fn mean_log_ratio(s: &Sample<'_>) -> f64 {
+    let differences = s.logprob.iter().zip(s.old_logprob).map(|(new, old)| f64::from(*new) - f64::from(*old));
+    differences.sum::<f64>() / s.logprob.len().max(1) as f64
 }
 
 impl Objective for Grpo {
@@ -134,6 +131,7 @@ impl Objective for Grpo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn sample<'a>(new: &'a [f32], old: &'a [f32], entropy: &'a [f32], a: f32) -> Sample<'a> {
         Sample { logprob: new, old_logprob: old, ref_logprob: None, entropy, advantage: Advantage::Sequence(a) }
@@ -197,5 +195,56 @@ mod tests {
         let out = g.evaluate(&[sample(&[-1.0, -2.0], &[-1.0, -2.0], &[0.0; 2], 0.0)]);
         assert!(out.d_logprob.iter().all(|&d| d == 0.0));
         assert!(Grpo { kl_coef: 0.1, ..g }.has_gradient(&[Advantage::Sequence(0.0)]));
+    }
+
+    /// PPO's loss and slope of one token, by cases.
+    fn slow(new: f32, old: f32, a: f64, low: f64, high: f64, dual: Option<f64>) -> (f64, f64) {
+        let r = (f64::from(new) - f64::from(old)).exp();
+        if a >= 0.0 {
+            return if r > 1.0 + high { (-(1.0 + high) * a, 0.0) } else { (-r * a, -r * a) };
+        }
+        let (loss, slope) = if r < 1.0 - low { (-(1.0 - low) * a, 0.0) } else { (-r * a, -r * a) };
+        match dual {
+            Some(c) if loss > -c * a => (-c * a, 0.0),
+            _ => (loss, slope),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_slow_loss_by_cases(
+            answers in prop::collection::vec(prop::collection::vec((-6.0f32..0.0, -2.0f32..2.0, -3.0f32..3.0), 0..12), 1..5),
+            low in 0.01f64..0.5,
+            high in 0.01f64..0.5,
+            dual in prop::option::of(1.5f64..4.0),
+            aggregation in prop::sample::select(vec![Aggregation::Token, Aggregation::Sequence, Aggregation::Constant(16)]),
+        ) {
+            let mut g = grpo(aggregation, &answers.iter().map(Vec::len).collect::<Vec<_>>());
+            (g.clip, g.dual_clip) = (Clip { low, high }, dual);
+            let tokens: usize = answers.iter().map(Vec::len).sum();
+            let (mut loss, mut slopes, mut found) = (0.0, Vec::new(), Output::default());
+            for answer in &answers {
+                let weight = match aggregation {
+                    Aggregation::Token => 1.0 / tokens.max(1) as f64,
+                    Aggregation::Sequence => 1.0 / answers.len() as f64 / answer.len().max(1) as f64,
+                    Aggregation::Constant(n) => 1.0 / answers.len() as f64 / n as f64,
+                };
+                let new: Vec<f32> = answer.iter().map(|t| t.0).collect();
+                let old: Vec<f32> = answer.iter().map(|t| t.0 - t.1).collect();
+                let advantage: Vec<f32> = answer.iter().map(|t| t.2).collect();
+                for i in 0..answer.len() {
+                    let (l, s) = slow(new[i], old[i], f64::from(advantage[i]), low, high, dual);
+                    loss += weight * l;
+                    slopes.push(weight * s);
+                }
+                let part = g.evaluate(&[Sample { advantage: Advantage::Token(&advantage), ..sample(&new, &old, &new, 0.0) }]);
+                found.metrics.add(&part.metrics);
+                found.d_logprob.extend(part.d_logprob);
+            }
+            prop_assert!((found.metrics.loss - loss).abs() <= 1e-9 * loss.abs().max(1.0), "{} {loss}", found.metrics.loss);
+            for (f, e) in found.d_logprob.iter().zip(slopes) {
+                prop_assert!((f64::from(*f) - e).abs() <= 1e-6 * e.abs().max(1.0), "{f} {e}");
+            }
+        }
     }
 }

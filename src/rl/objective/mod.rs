@@ -8,10 +8,16 @@
 //! Inputs are f32, all arithmetic is f64, derivatives are rounded to f32 once.
 
 pub mod grpo;
+pub mod kl;
 pub mod sft;
+mod surrogate;
+pub mod value;
 
-pub use grpo::{Aggregation, Clip, Grpo};
+pub use grpo::{Aggregation, Grpo, Ratio};
+pub use kl::{KlEstimator, k3};
 pub use sft::Sft;
+pub use surrogate::Clip;
+pub use value::{ValueLoss, ValueMetrics, ValueSample};
 
 /// The largest |log ratio| that an objective takes at face value: beyond it the ratio is held (with a zero derivative), so that a loss, and
 /// a gradient in f32, stay finite whatever the policy did.
@@ -91,7 +97,7 @@ pub struct Metrics {
     pub tokens: usize,
     /// Sum of the entropies.
     pub entropy_sum: f64,
-    /// Sum of the k3 estimates of KL(policy || reference), over `kl_tokens`.
+    /// Sum of the estimates of KL(policy || reference), over `kl_tokens`.
     pub kl_sum: f64,
     /// Target tokens with a reference log-probability.
     pub kl_tokens: usize,
@@ -118,7 +124,7 @@ impl Metrics {
         mean(self.entropy_sum, self.tokens)
     }
 
-    /// Mean k3 estimate of KL(policy || reference); `None` where there was no reference.
+    /// Mean estimate of KL(policy || reference); `None` where there was no reference.
     pub fn kl(&self) -> Option<f64> {
         (self.kl_tokens > 0).then(|| mean(self.kl_sum, self.kl_tokens))
     }
@@ -161,28 +167,9 @@ pub trait Objective: Send {
     fn needs_reference(&self) -> bool;
 }
 
-/// Schulman's k3 estimate of KL(policy || reference) from samples of the policy, `exp(d) - d - 1` with `d = ref - new`, and its derivative
-/// by the new log-probability, `1 - exp(d)`. Unbiased, never negative (Schulman 2020, "Approximating KL divergence").
-pub fn k3(logprob: f32, ref_logprob: f32) -> (f64, f64) {
-    let d = f64::from(ref_logprob) - f64::from(logprob);
-    let held = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT);
-    // exp_m1 keeps the digits where d is small, which is where the estimate lives.
-    let value = held.exp_m1() - held;
-    (value, if held == d { -held.exp_m1() } else { 0.0 })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn k3_is_zero_at_equality_and_never_negative() {
-        assert_eq!(k3(-1.25, -1.25), (0.0, 0.0));
-        for (new, reference) in [(-1.0, -1.0001), (-3.0, -0.5), (-0.1, -9.0), (-1e4, -1.0), (-1.0, -1e4)] {
-            let (value, slope) = k3(new, reference);
-            assert!(value >= 0.0 && value.is_finite() && slope.is_finite(), "{new} {reference}: {value} {slope}");
-        }
-    }
 
     #[test]
     fn metrics_of_nothing_are_zero() {

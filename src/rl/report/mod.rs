@@ -121,6 +121,11 @@ fn charts(run: &Run) -> Vec<Chart> {
     if reward.series[0].points.iter().any(|p| !(0.0..=1.0).contains(&p.1)) {
         reward.within = None;
     }
+    let mut kl = single(run, "KL to the reference", "nats a token, estimated", "kl", positive);
+    // The k1 estimate may be negative.
+    if kl.series[0].points.iter().any(|p| p.1 < 0.0) {
+        kl.within = None;
+    }
     let heldout = |title: &str, caption: &str, keys: &[(&str, &str)]| Chart {
         title: title.into(),
         caption: caption.into(),
@@ -136,7 +141,9 @@ fn charts(run: &Run) -> Vec<Chart> {
         single(run, "Loss", "as optimised", "loss", None),
         single(run, "Answer length", "tokens, mean of the sampled answers", "answer_tokens_mean", positive),
         single(run, "Elements named", "mean of the sampled answers", "parts/answers", positive),
-        single(run, "KL to the reference", "nats a token, k3 estimate", "kl", positive),
+        kl,
+        single(run, "Value loss", "the critic's", "value_loss", positive),
+        single(run, "Explained variance", "of the returns, by the critic's values", "explained_variance", None),
         single(run, "Entropy", "nats a token", "entropy", positive),
         single(run, "Gradient norm", "before clipping", "grad_norm", positive),
         Chart {

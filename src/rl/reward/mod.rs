@@ -2,6 +2,7 @@
 //! loop and the evaluation know nothing else of it, so each of SoRFT's subtasks is one implementation.
 
 pub mod file;
+pub mod overlong;
 pub mod patch_similarity;
 pub mod repair;
 

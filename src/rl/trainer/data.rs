@@ -4,7 +4,7 @@ use super::Event;
 use crate::data::Task;
 use crate::error::{Error, Result};
 use crate::model::weights::ModelFiles;
-use crate::rl::config::{Algorithm, Config, Score, Stage};
+use crate::rl::config::{AdvantageKind, Algorithm, Config, Score, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
 use crate::rl::dialogue::Dialogue;
 use crate::rl::reward::Subtask;
@@ -38,18 +38,19 @@ impl Examples {
             if let Dataset::Items(items) = &*dataset {
                 trained.extend(items.iter().map(|i| i.id.clone()));
             }
-            if stage.algorithm == Algorithm::Grpo && matches!(*dataset, Dataset::Sequences(_)) {
-                let message = "grpo samples and judges answers, so it needs tasks, not lines of ids";
+            if stage.algorithm.samples() && matches!(*dataset, Dataset::Sequences(_)) {
+                let message = format!("{} samples and judges answers, so it needs tasks, not lines of ids", stage.algorithm.name());
                 return Err(Error::input(message).at_file(&stage.train[0]).at("data.train"));
             }
-            if stage.algorithm == Algorithm::Grpo && dataset.len() < stage.batch_prompts {
+            if stage.algorithm.samples() && dataset.len() < stage.batch_prompts {
                 on_event(Event::Warning(format!(
                     "batch_prompts is {} but there are {} tasks: some are asked twice in a batch, and answered the same",
                     stage.batch_prompts,
                     dataset.len()
                 )));
             }
-            if stage.algorithm == Algorithm::Grpo && stage.group_size == 1 && stage.kl_coef == 0.0 && stage.entropy_coef == 0.0 {
+            let compares = stage.algorithm == Algorithm::Grpo && matches!(stage.advantage, AdvantageKind::Grpo | AdvantageKind::DrGrpo);
+            if compares && stage.group_size == 1 && stage.kl_coef == 0.0 && stage.entropy_coef == 0.0 {
                 let message = "grpo compares the answers of a group: with group_size = 1 every advantage is 0, and nothing is learned";
                 return Err(Error::input(message).at("group_size").hint("8 is a usual size"));
             }

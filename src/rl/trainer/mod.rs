@@ -2,40 +2,45 @@
 //!
 //! A step of GRPO takes prompts from the stage's order, samples a group of answers for each, judges them, normalises the rewards within
 //! each group, and updates the policy. The log-probabilities recorded while sampling are the old log-probabilities: sampling and training
-//! run the same forward pass to the bit, so no second pass is made to get them, and the first ratio is exactly 1. A step of supervised
-//! training takes gold answers, or lines of ids, in the same way.
+//! run the same forward pass to the bit, so no second pass is made to get them, and the first ratio is exactly 1. A step of PPO also asks
+//! the critic for its values and the reference for its log-probabilities before its updates. A step of supervised training takes gold
+//! answers, or lines of ids, in the same way.
 //!
 //! All state lies between two steps: weights, moments, and the counters of [`State`]. Everything random follows from the seed and the
 //! counters. So a run that was killed goes on from its last checkpoint to the same bytes.
 
+mod batch;
 pub mod data;
+mod measure;
+mod ppo;
 mod reference;
 mod step;
 
 pub use data::Examples;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::generate::{self, SamplingParams, generate};
 use crate::model::optimizer::AdamW;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::ParamInfo;
 use crate::model::{Gradients, Transformer};
 use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
 use crate::rl::config::{self, Algorithm, Config, Stage};
-use crate::rl::dataset::{Dataset, Item};
+use crate::rl::critic::Critic;
+use crate::rl::dataset::Dataset;
 use crate::rl::evaluate::Evaluation;
 use crate::rl::guard;
 use crate::rl::objective::{Grpo, Metrics, Objective, Sft};
 use crate::rl::order::Order;
-use crate::rl::rollout::{self, Job, Rollout};
+use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
+use batch::Batch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use step::Update;
+use step::{Learner, Settings, Update};
 
 /// What the loop tells while it runs.
 #[derive(Debug)]
@@ -77,6 +82,8 @@ pub struct Trainer<'a> {
     gradients: Gradients,
     /// Of the stage that runs.
     optimizer: Option<AdamW>,
+    /// Of a PPO stage.
+    critic: Option<Critic>,
     order: Option<Order>,
     reference: Option<Reference>,
     /// The policy that the run began with, as long as a stage needs it.
@@ -102,16 +109,6 @@ pub struct Inputs<'a> {
     pub stop: &'a dyn Fn() -> bool,
     /// The caller's part.
     pub hooks: &'a mut dyn Hooks,
-}
-
-/// A batch, and what is logged of it beside the update.
-struct Batch {
-    jobs: Vec<Job>,
-    /// What the jobs are about: a task's id, or the number of an example.
-    names: Vec<String>,
-    taken: usize,
-    extra: Map<String, Value>,
-    generate_seconds: f64,
 }
 
 impl<'a> Trainer<'a> {
@@ -142,6 +139,7 @@ impl<'a> Trainer<'a> {
             model,
             gradients,
             optimizer: None,
+            critic: None,
             order: None,
             reference: None,
             initial: None,
@@ -203,8 +201,16 @@ impl<'a> Trainer<'a> {
             if self.state.stage + 1 == self.config.stages.len() {
                 return Ok(());
             }
-            self.state =
-                State { stage: self.state.stage + 1, stage_step: 0, cursor: 0, updates: 0, skipped_in_row: 0, ..self.state.clone() };
+            self.state = State {
+                stage: self.state.stage + 1,
+                stage_step: 0,
+                cursor: 0,
+                updates: 0,
+                critic_updates: 0,
+                kl_coef: None,
+                skipped_in_row: 0,
+                ..self.state.clone()
+            };
         }
     }
 
@@ -214,7 +220,9 @@ impl<'a> Trainer<'a> {
         let dataset = &self.datasets[index];
         self.order = Some(Order::new(dataset.len(), self.config.seed, index, stage.shuffle));
         let mut optimizer = AdamW::new(&self.model, stage.optim.clone());
-        if let Some(checkpoint) = self.resumed.take() {
+        let resumed = self.resumed.take();
+        self.critic = self.make_critic(stage, resumed.as_ref())?;
+        if let Some(checkpoint) = resumed {
             for info in self.model.trainable() {
                 let [_, first, second] = checkpoint.read(&info)?;
                 optimizer.import(&info.name, &first, &second)?;
@@ -261,7 +269,7 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let batch = match stage.algorithm {
             Algorithm::Sft => self.supervised_batch(stage)?,
-            Algorithm::Grpo => self.rollout_batch(stage)?,
+            Algorithm::Grpo | Algorithm::Ppo => self.rollout_batch(stage)?,
         };
         let training = Instant::now();
         let lr = stage.schedule.at(self.state.stage_step + 1);
@@ -269,11 +277,13 @@ impl<'a> Trainer<'a> {
         let train_seconds = training.elapsed().as_secs_f64();
         let made = updates.iter().filter(|u| u.not_finite.is_none()).count() as u64;
         let skipped = made == 0;
+        let (policy, critic) = (self.policy_learns(stage), self.critic.is_some());
         self.state = State {
             step: self.state.step + 1,
             stage_step: self.state.stage_step + 1,
             cursor: self.state.cursor + batch.taken as u64,
-            updates: self.state.updates + made,
+            updates: self.state.updates + if policy { made } else { 0 },
+            critic_updates: self.state.critic_updates + if critic { made } else { 0 },
             skipped: self.state.skipped + u64::from(skipped),
             skipped_in_row: if skipped { self.state.skipped_in_row + 1 } else { 0 },
             evaluated: false,
@@ -282,6 +292,9 @@ impl<'a> Trainer<'a> {
         let step = self.state.step;
         let line = self.line(stage, &batch, &updates, lr);
         self.log.step(step, &line)?;
+        // The line has the weight that this step used.
+        let answers = batch.jobs.iter().map(|j| j.targets.len()).sum();
+        self.state.kl_coef = self.next_kl_coef(stage, first_epoch(stage, &updates).kl(), answers);
         let seconds = started.elapsed().as_secs_f64();
         let tokens = batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>();
         let timing = json!({"step": step, "seconds": seconds, "generate_seconds": batch.generate_seconds,
@@ -317,24 +330,37 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// Whether the policy learns in the step that comes; while a critic warms up it does not.
+    fn policy_learns(&self, stage: &Stage) -> bool {
+        stage.algorithm != Algorithm::Ppo || self.state.stage_step >= stage.critic.warmup
+    }
+
     /// Trains on a batch once, or as often as the stage asks; stops at the first update that is not finite.
     fn updates(&mut self, stage: &Stage, jobs: &[Job], lr: f64) -> Result<Vec<Update>> {
-        let (mut objective, count, temperature) = objective(stage);
+        let mut objective = objective(stage, self.kl_coef(stage));
+        let (policy, minibatches) = (self.policy_learns(stage), self.minibatches(stage, jobs.len()));
         let optimizer = self.optimizer.as_mut().ok_or_else(|| Error::input("a step outside a stage"))?;
         let mut updates = Vec::new();
-        for i in 0..count {
-            let settings = step::Settings {
-                temperature,
-                microbatch_tokens: stage.microbatch_tokens,
-                checkpointing: stage.activation_checkpointing,
-                reference: self.reference.as_ref(),
+        for (i, indices) in (0u64..).zip(minibatches) {
+            let settings = Settings {
                 lr,
                 update: self.state.updates + i + 1,
+                policy,
+                critic_lr: stage.critic.schedule.at(self.state.stage_step + 1),
+                critic_update: self.state.critic_updates + i + 1,
+                ..Settings::new(stage, self.reference.as_ref())
             };
             // A step is whole or not at all: once its first update is made, the others follow.
             let stop = self.stop;
             let mut keep_going = || i > 0 || !stop();
-            let update = step::update(&mut self.model, optimizer, &mut self.gradients, &mut *objective, jobs, &settings, &mut keep_going)?;
+            let mut learner = Learner {
+                model: &mut self.model,
+                optimizer: &mut *optimizer,
+                gradients: &mut self.gradients,
+                critic: self.critic.as_mut(),
+            };
+            let jobs: Vec<&Job> = indices.into_iter().map(|j| &jobs[j]).collect();
+            let update = step::update(&mut learner, &mut *objective, &jobs, &settings, &mut keep_going)?;
             let bad = update.not_finite.is_some();
             updates.push(update);
             if bad {
@@ -344,70 +370,11 @@ impl<'a> Trainer<'a> {
         Ok(updates)
     }
 
-    /// The next examples of the stage's order.
-    fn take(&mut self, n: usize) -> Vec<usize> {
-        let cursor = self.state.cursor;
-        self.order.as_mut().map_or(Vec::new(), |order| (0..n as u64).map(|i| order.at(cursor + i)).collect())
-    }
-
-    fn supervised_batch(&mut self, stage: &Stage) -> Result<Batch> {
-        let indices = self.take(stage.batch_prompts);
-        let (jobs, names) = match &*self.datasets[self.state.stage] {
-            Dataset::Items(items) => indices.iter().map(|&i| (Job::supervised(&items[i]), items[i].id.clone())).unzip(),
-            Dataset::Sequences(lines) => {
-                indices.iter().map(|&i| (Job::sequence(&lines[i].ids, &lines[i].targets), format!("example {}", i + 1))).unzip()
-            }
-        };
-        Ok(Batch { jobs, names, taken: indices.len(), extra: Map::new(), generate_seconds: 0.0 })
-    }
-
-    /// Samples, judges and logs the answers of a step.
-    fn rollout_batch(&mut self, stage: &Stage) -> Result<Batch> {
-        let started = Instant::now();
-        let indices = self.take(stage.batch_prompts);
-        let dataset = self.datasets[self.state.stage].clone();
-        let Dataset::Items(all) = &*dataset else {
-            return Err(Error::input("grpo needs tasks").at("data.train"));
-        };
-        let items: Vec<&Item> = indices.iter().map(|&i| &all[i]).collect();
-        let groups = self.sample(stage, &items)?;
-        let generate_seconds = started.elapsed().as_secs_f64();
-        self.log.rollouts(self.state.step + 1, &rollout::lines(&items, &groups))?;
-        let jobs = items.iter().zip(&groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
-        let names = items.iter().map(|i| i.id.clone()).collect();
-        Ok(Batch { jobs, names, taken: indices.len(), extra: rollout::summary(&groups), generate_seconds })
-    }
-
-    fn sample(&mut self, stage: &Stage, items: &[&Item]) -> Result<Vec<Vec<Rollout>>> {
-        let prompts: Vec<Vec<u32>> = items.iter().map(|i| i.prompt.clone()).collect();
-        let params = SamplingParams {
-            n: stage.group_size,
-            max_new_tokens: stage.max_new_tokens,
-            temperature: stage.temperature,
-            seed: self.config.seed,
-            step: self.state.step + 1,
-            ..SamplingParams::default()
-        };
-        let (stop, hooks, total) = (self.stop, &mut *self.hooks, items.len() * stage.group_size);
-        let mut done = 0;
-        let completions = generate(&self.model, self.tokenizer, &prompts, &params, self.config.rollout_batch, &mut |event| {
-            if let generate::Event::Done(_) = event {
-                done += 1;
-                hooks.event(Event::Sampling(done, total));
-            }
-            !stop()
-        })?;
-        if self.stopped() {
-            return Err(Error::interrupted());
-        }
-        rollout::judge(items, completions, stage.group_size, stage.advantage_scale, stage.advantage_eps)
-    }
-
     /// A step's line of `metrics.jsonl`.
     fn line(&self, stage: &Stage, batch: &Batch, updates: &[Update], lr: f64) -> Map<String, Value> {
         let mean = |f: &dyn Fn(&Update) -> f64| updates.iter().map(f).sum::<f64>() / updates.len().max(1) as f64;
         let made = updates.iter().any(|u| u.not_finite.is_none());
-        let first = updates.first().map(|u| u.metrics).unwrap_or_default();
+        let first = first_epoch(stage, updates);
         let mut line = Map::new();
         line.insert("step".into(), self.state.step.into());
         line.insert("stage".into(), (self.state.stage + 1).into());
@@ -423,11 +390,12 @@ impl<'a> Trainer<'a> {
             line.insert("not_finite".into(), json!(what));
         }
         line.insert("entropy".into(), json!(first.entropy()));
-        if stage.algorithm == Algorithm::Grpo {
+        if stage.algorithm.samples() {
             line.extend(batch.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
             line.insert("kl".into(), json!(first.kl()));
             line.insert("ratio_max".into(), json!(updates.iter().fold(0.0, |m, u| f64::max(m, u.metrics.ratio_max))));
             line.insert("clip_fraction".into(), json!(mean(&|u| Metrics::clip_fraction(&u.metrics))));
+            line.extend(self.critic_line(stage, &batch.jobs, updates));
         }
         line
     }
@@ -462,8 +430,12 @@ impl<'a> Trainer<'a> {
             return Ok(());
         };
         self.log.sync()?;
-        let params: Vec<ParamInfo> = model.trainable();
+        let critic = &self.critic;
+        let params: Vec<ParamInfo> = model.trainable().into_iter().chain(critic.iter().flat_map(Critic::trainable)).collect();
         let mut data = |name: &str| {
+            if let Some(critic) = critic.as_ref().filter(|_| Critic::owns(name)) {
+                return Ok(critic.export(name)?.to_vec());
+            }
             let weight = model.export(name)?;
             let (first, second) = optimizer.export(name)?;
             let parts = vec![weight, first, second];
@@ -479,7 +451,7 @@ impl<'a> Trainer<'a> {
 
 /// Whether a stage looks at a reference policy.
 fn needs_reference(stage: &Stage) -> bool {
-    stage.algorithm == Algorithm::Grpo && (stage.kl_coef > 0.0 || stage.kl_measure)
+    stage.algorithm.samples() && (stage.kl_coef > 0.0 || stage.kl_measure)
 }
 
 /// Whether a stage's reference is the policy that the run began with.
@@ -487,19 +459,27 @@ fn needs_initial(index: usize, stage: &Stage) -> bool {
     needs_reference(stage) && (index == 0 || stage.kl_reference == config::Reference::Base)
 }
 
-/// A stage's objective, how many updates it makes on a batch, and the temperature of its softmax.
-pub(crate) fn objective(stage: &Stage) -> (Box<dyn Objective>, u64, f32) {
+/// The sums over a step's first pass over its batch.
+fn first_epoch(stage: &Stage, updates: &[Update]) -> Metrics {
+    let mut updates = updates.iter().take(stage.minibatches).map(|u| u.metrics);
+    let mut total = updates.next().unwrap_or_default();
+    updates.for_each(|m| total.add(&m));
+    total
+}
+
+/// A stage's objective; `kl_coef` is the KL penalty's weight at this step.
+pub(crate) fn objective(stage: &Stage, kl_coef: f64) -> Box<dyn Objective> {
     match stage.algorithm {
-        Algorithm::Sft => (Box::new(Sft::default()), 1, 1.0),
-        Algorithm::Grpo => {
-            let grpo = Grpo {
-                clip: stage.clip,
-                kl_coef: stage.kl_coef,
-                entropy_coef: stage.entropy_coef,
-                aggregation: stage.aggregation,
-                ..Grpo::default()
-            };
-            (Box::new(grpo), stage.updates_per_batch, stage.temperature)
-        }
+        Algorithm::Sft => Box::new(Sft::default()),
+        Algorithm::Grpo | Algorithm::Ppo => Box::new(Grpo {
+            clip: stage.clip,
+            dual_clip: stage.dual_clip,
+            ratio: stage.ratio,
+            kl: stage.kl_estimator,
+            kl_coef: if stage.kl_in_reward { 0.0 } else { kl_coef },
+            entropy_coef: stage.entropy_coef,
+            aggregation: stage.aggregation,
+            ..Grpo::default()
+        }),
     }
 }

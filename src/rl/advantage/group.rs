@@ -1,4 +1,4 @@
-//! Advantages: how much better an answer was than the group's others.
+//! GRPO's advantage: how much better an answer was than the group's others.
 
 /// What a group's deviations are divided by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,17 +30,6 @@ pub fn group_normalised(rewards: &[f64], scale: Scale, eps: f64) -> Vec<f32> {
         Scale::None => 1.0,
     };
     rewards.iter().map(|r| ((r - mean) / divisor) as f32).collect()
-}
-
-/// Mean and population standard deviation, for the log; 0 for nothing.
-pub fn mean_and_std(values: &[f64]) -> (f64, f64) {
-    if values.is_empty() {
-        return (0.0, 0.0);
-    }
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
-    (mean, variance.sqrt())
 }
 
 #[cfg(test)]

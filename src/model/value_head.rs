@@ -1,0 +1,128 @@
+//! The value head: a number for every hidden state, with its gradient, its moments and its update.
+
+use crate::Error;
+use crate::Result;
+use crate::model::optimizer::{AdamW, AdamWConfig};
+use crate::model::params::{Gradients, Param, ParamData, ParamId, Params};
+use crate::model::transformer::ParamInfo;
+use crate::tensor::Tensor;
+use crate::tensor::ops::{matmul, residual};
+use std::ops::Range;
+
+const WEIGHT: ParamId = 0;
+const BIAS: ParamId = 1;
+
+/// `V = h w' + b` for hidden states h `[T, D]`; w `[1, D]` and b `[1]` begin at zero, so that a fresh critic expects nothing.
+pub struct ValueHead {
+    params: Params,
+    gradients: Gradients,
+    optimizer: AdamW,
+}
+
+impl ValueHead {
+    /// A head of zeros for hidden states of `width`, with moments of zero.
+    pub fn new(width: usize, config: AdamWConfig) -> Self {
+        let mut params = Params::default();
+        for (name, shape) in [("weight", vec![1, width]), ("bias", vec![1])] {
+            let info = ParamInfo { name: format!("value_head.{name}"), decay: shape.len() > 1, shape };
+            params.push(Param { data: ParamData::zeros(&info.shape).into(), info, trainable: true });
+        }
+        Self { gradients: Gradients::new(&params, None), optimizer: AdamW::for_params(&params, config), params }
+    }
+
+    /// Its tensors, in canonical order.
+    pub fn trainable(&self) -> Vec<ParamInfo> {
+        self.params.all().iter().map(|p| p.info.clone()).collect()
+    }
+
+    /// The values `[T]` of hidden states `[T, D]`.
+    pub fn forward(&self, hidden: &Tensor) -> Vec<f32> {
+        let mut y = matmul::forward(hidden, self.params.matrix(WEIGHT));
+        residual::add_bias(&mut y, self.params.vector(BIAS));
+        y.into_vec()
+    }
+
+    /// The gradient by the hidden states, `d_value w`, for d loss / d value `[T]`; adds the head's own gradient, summed over `chunks` of the
+    /// rows (a plan's head chunks).
+    pub fn backward(&mut self, hidden: &Tensor, d_value: &[f32], chunks: &[Range<usize>]) -> Tensor {
+        let dy = Tensor::from_vec(&[d_value.len(), 1], d_value.to_vec());
+        if let Some(dw) = self.gradients.matrix_mut(WEIGHT) {
+            matmul::backward_weight(&dy, hidden, chunks, dw);
+        }
+        if let Some(db) = self.gradients.vector_mut(BIAS) {
+            residual::bias_gradient(&dy, chunks, db);
+        }
+        matmul::backward_input(&dy, self.params.matrix(WEIGHT))
+    }
+
+    /// Sets its gradient to zero.
+    pub fn zero_gradients(&mut self) {
+        self.gradients.zero();
+    }
+
+    /// The 2-norm of its gradient.
+    pub fn gradient_norm(&mut self) -> f64 {
+        self.gradients.norm()
+    }
+
+    /// A tensor's gradient, row-major.
+    pub fn gradient(&mut self, name: &str) -> Option<Vec<f32>> {
+        self.gradients.export(name)
+    }
+
+    /// One step of AdamW, clipped by `norm`: that of its gradient, or of the whole critic's.
+    pub fn step(&mut self, norm: f64, lr: f64, step: u64) -> Result<()> {
+        self.optimizer.apply(&mut self.params, &self.gradients, norm, lr, step)
+    }
+
+    /// Weight, first and second moment of a tensor, row-major.
+    pub fn export(&self, name: &str) -> Result<[Vec<f32>; 3]> {
+        let (first, second) = self.optimizer.export(name)?;
+        Ok([self.params.all()[self.find(name)?].data.to_rows(), first, second])
+    }
+
+    /// Replaces a tensor and its moments.
+    pub fn import(&mut self, name: &str, [weight, first, second]: &[Vec<f32>; 3]) -> Result<()> {
+        let id = self.find(name)?;
+        let param = &mut self.params.all_mut()[id];
+        if weight.len() != param.info.shape.iter().product::<usize>() {
+            return Err(Error::input(format!("{} numbers for the shape {:?}", weight.len(), param.info.shape)).at(name));
+        }
+        param.data = ParamData::from_rows(&param.info.shape, weight).into();
+        self.optimizer.import(name, first, second)
+    }
+
+    fn find(&self, name: &str) -> Result<ParamId> {
+        self.params.find(name).ok_or_else(|| Error::input(format!("the value head has no tensor named {name}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> AdamWConfig {
+        AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay_norms_and_biases: false, max_grad_norm: 1.0 }
+    }
+
+    #[test]
+    fn is_linear_and_its_gradient_is_the_hand_written_one() {
+        let mut head = ValueHead::new(3, config());
+        let hidden = Tensor::from_vec(&[2, 3], vec![1.0, 2.0, 3.0, -1.0, 0.5, 4.0]);
+        assert_eq!(head.forward(&hidden), [0.0, 0.0]);
+        let zeros = |n: usize| vec![0.0; n];
+        head.import("value_head.weight", &[vec![0.5, -1.0, 2.0], zeros(3), zeros(3)]).unwrap();
+        head.import("value_head.bias", &[vec![0.25], zeros(1), zeros(1)]).unwrap();
+        assert_eq!(head.forward(&hidden), [4.75, 7.25]);
+        let d_hidden = head.backward(&hidden, &[2.0, -1.0], &[0..1, 1..2]);
+        assert_eq!(d_hidden.data(), [1.0, -2.0, 4.0, -0.5, 1.0, -2.0]);
+        assert_eq!(head.gradient("value_head.weight").unwrap(), [3.0, 3.5, 2.0]);
+        assert_eq!(head.gradient("value_head.bias").unwrap(), [1.0]);
+        let norm = head.gradient_norm();
+        head.step(norm, 0.1, 1).unwrap();
+        let [weight, first, _] = head.export("value_head.weight").unwrap();
+        assert!(weight[0] < 0.5 && first[0] > 0.0);
+        head.zero_gradients();
+        assert_eq!(head.gradient_norm(), 0.0);
+    }
+}
