@@ -22,6 +22,8 @@ mod sample;
 mod swiglu;
 mod token_logprob;
 
+mod cuda_attention;
+mod cuda_attention_backward;
 mod cuda_checker;
 mod cuda_driver;
 mod cuda_elementwise;
