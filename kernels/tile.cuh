@@ -41,6 +41,13 @@ __device__ __forceinline__ void load_b(u32 (&b)[4], const bf16 *t, int row, int 
   ptx::ldmatrix_trans(b, t + place<D>(row + lane % 16, chunk + lane / 16));
 }
 
+// A [16, 16] whose rows are columns 8 chunk.. of a tile, over the tile's rows row..: the left operand of a product with a transposed tile.
+template <int D>
+__device__ __forceinline__ void load_a_columns(u32 (&a)[4], const bf16 *t, int row, int chunk) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_trans(a, t + place<D>(row + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2));
+}
+
 template <int N>
 __device__ __forceinline__ void clear(float (&c)[N][4]) {
   SORFT_UNROLL

@@ -140,6 +140,7 @@ SORFT_LETTER(float, 'f')
 SORFT_LETTER(int, 'i')
 SORFT_LETTER(unsigned, 'u')
 SORFT_LETTER(long long, 'l')
+SORFT_LETTER(double, 'd')
 SORFT_LETTER(bf16, 'b')
 #undef SORFT_LETTER
 

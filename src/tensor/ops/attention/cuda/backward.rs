@@ -138,7 +138,7 @@ pub fn backward(
     let delta = deltas(gpu, d_o, o, tokens * num_heads, head_dim)?;
     let pass = Pass { gpu, d_o, q, lse, delta: &delta, kv, work, scale };
     pass.queries(&mut dq)?;
-    let mut pages = || Buffer::uninit(gpu, DType::F32, kv.len());
+    let pages = || Buffer::uninit(gpu, DType::F32, kv.len());
     let (mut dk_pages, mut dv_pages) = (pages()?, pages()?);
     pass.keys_and_values(&mut dk_pages, &mut dv_pages)?;
     pass.fold(&mut dk_pages, &mut dv_pages)?;
