@@ -28,5 +28,6 @@ mod cuda_checker;
 mod cuda_driver;
 mod cuda_elementwise;
 mod cuda_launch;
+mod cuda_matmul;
 mod cuda_rmsnorm;
 mod nvrtc;

@@ -47,11 +47,15 @@ impl Source {
     pub const ATTENTION: Source = Source { file: "attention.cu", text: include_str!("../../../kernels/attention.cu") };
     /// Attention backward.
     pub const ATTENTION_BWD: Source = Source { file: "attention_bwd.cu", text: include_str!("../../../kernels/attention_bwd.cu") };
+    /// The products of a linear layer, with a LoRA adapter.
+    pub const LINEAR: Source = Source { file: "linear.cu", text: include_str!("../../../kernels/linear.cu") };
+    /// The sum of squares of gradients.
+    pub const NORM: Source = Source { file: "norm.cu", text: include_str!("../../../kernels/norm.cu") };
     /// Keys and values into their pages.
     pub const KV_PAGES: Source = Source { file: "kv_pages.cu", text: include_str!("../../../kernels/kv_pages.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 8] = [
+    pub const ALL: [Source; 10] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -60,6 +64,8 @@ impl Source {
         Source::ATTENTION,
         Source::ATTENTION_BWD,
         Source::KV_PAGES,
+        Source::LINEAR,
+        Source::NORM,
     ];
 }
 

@@ -5,7 +5,7 @@ use super::{DeviceKv, Work, by_width};
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
 use crate::tensor::ops::attention::Heads;
-use crate::tensor::plan::{Plan, TILE};
+use crate::tensor::plan::{Plan, Segment, TILE};
 use std::sync::Arc;
 
 const QUERIES: [&str; 3] = ["attention_bwd_q_d64", "attention_bwd_q_d96", "attention_bwd_q_d128"];
@@ -100,7 +100,7 @@ fn copy_starts(plan: &Plan) -> Vec<u32> {
     let mut starts = vec![0];
     let mut copies = 0;
     for tree in &plan.trees {
-        let copied = |s: &&crate::tensor::plan::Segment| s.start % TILE > 0 && !s.tokens.is_empty();
+        let copied = |s: &&Segment| !s.start.is_multiple_of(TILE) && !s.tokens.is_empty();
         copies += plan.segments[tree.segments.clone()].iter().filter(copied).count();
         starts.push(copies as u32);
     }

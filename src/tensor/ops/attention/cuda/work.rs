@@ -115,6 +115,12 @@ struct Tables {
     first_page: Vec<usize>,
 }
 
+/// Rows that see the same pages whole, and one of the segments that name them.
+struct Sharers {
+    segment: usize,
+    rows: Vec<usize>,
+}
+
 impl Tables {
     fn new(segments: &[Segment]) -> Self {
         let mut tables = Self::default();
@@ -148,7 +154,7 @@ impl Tables {
     fn split(segments: &[Segment], rows_of_item: usize) -> Self {
         let mut tables = Self::new(segments);
         // Tokens that see all of a split's pages, by those pages, whatever their segments.
-        let mut shared: BTreeMap<(usize, &[u32]), (usize, Vec<usize>)> = BTreeMap::new();
+        let mut shared: BTreeMap<(usize, &[u32]), Sharers> = BTreeMap::new();
         for (i, s) in segments.iter().enumerate() {
             for from in s.tokens.clone().step_by(rows_of_item) {
                 let to = (from + rows_of_item).min(s.tokens.end);
@@ -163,12 +169,13 @@ impl Tables {
                     }
                     if all < to {
                         let pages = &s.pages[begin / TILE..end / TILE];
-                        shared.entry((begin, pages)).or_insert((i, Vec::new())).1.extend(all..to);
+                        let sharers = shared.entry((begin, pages)).or_insert(Sharers { segment: i, rows: Vec::new() });
+                        sharers.rows.extend(all..to);
                     }
                 }
             }
         }
-        for ((begin, _), (segment, rows)) in shared {
+        for ((begin, _), Sharers { segment, rows }) in shared {
             for rows in rows.chunks(rows_of_item) {
                 tables.push(rows.iter().copied(), segment, begin, begin + SPLIT);
             }
