@@ -7,6 +7,7 @@
 //     SORFT_EXPORT(name);
 //   * declares shared memory only by SORFT_SMEM and SORFT_DYN_SMEM, and reads or writes vectors only by load_vec and store_vec;
 //   * keeps inline PTX in ptx.cuh.
+// Tiles for tensor cores are in tile.cuh, which this file includes too.
 //
 // Products and sums are not contracted into fused multiply-adds behind our back (`--fmad=false`, `-ffp-contract=off`): where one is wanted,
 // the source says fmaf. So the bits of a result are a property of the source, the same in every instantiation and in the emulator.
@@ -75,6 +76,15 @@ __device__ __forceinline__ void store_vec(T *p, const V &v) {
 #else
   *reinterpret_cast<V *>(p) = v;
 #endif
+}
+
+// Two bf16 in one 4-byte access: a lane's share of a row of an accumulator.
+struct alignas(4) bf16x2 {
+  bf16 v[2];
+};
+__device__ __forceinline__ bf16x2 to_bf16x2(float lo, float hi) {
+  const u32 pair = ptx::cvt_bf16x2(lo, hi);
+  return bf16x2{{bf16{(u16)pair}, bf16{(u16)(pair >> 16)}}};
 }
 
 // Eight neighbouring columns of a row in f32; columns past the row's end are zero.
@@ -168,3 +178,5 @@ __device__ __forceinline__ float block_sum(float v, float *scratch) {
   __syncthreads();
   return v;
 }
+
+#include "tile.cuh"

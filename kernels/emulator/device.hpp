@@ -67,6 +67,15 @@ enum class AtomicOp { Add, Min, Max, And, Or, Xor, Exchange, CompareExchange };
 enum class AtomicType { I32, U32, U64, F32 };
 uint64_t atomic(void *address, AtomicType type, AtomicOp op, uint64_t operand, uint64_t compare);
 
+// ---- tensor cores (tensor.cpp): a whole warp together; each lane gets and gives its fragment
+void load_matrices(uint32_t (&out)[4], const void *row, bool transposed);
+void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+// ---- asynchronous copies to shared memory (async.cpp)
+void copy_async(void *to, const void *from, uint32_t bytes, uint32_t read);
+void commit_copies();
+void wait_for_copies(uint32_t pending);
+
 // ---- numbers
 // To nearest, ties to even, as cvt.rn.bf16.f32 does; a NaN gives 0x7fff.
 inline uint16_t round_to_bf16(float value) {
@@ -131,6 +140,7 @@ SORFT_LETTER(float, 'f')
 SORFT_LETTER(int, 'i')
 SORFT_LETTER(unsigned, 'u')
 SORFT_LETTER(long long, 'l')
+SORFT_LETTER(double, 'd')
 SORFT_LETTER(bf16, 'b')
 #undef SORFT_LETTER
 

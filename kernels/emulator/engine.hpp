@@ -20,6 +20,13 @@ enum class State : uint8_t { Running, Waiting, Done };
 
 struct Warp;
 
+// An asynchronous copy that has not landed: `read` bytes come from memory, the rest of `bytes` are zeros.
+struct PendingCopy {
+  void *to;
+  const void *from;
+  uint32_t bytes, read, pc;
+};
+
 // A CUDA thread.
 struct Thread {
   Fiber fiber;
@@ -34,6 +41,8 @@ struct Thread {
   uint32_t waiting_mask = 0;
   void *operand = nullptr;  // of the warp operation it takes part in
   ThreadClock clock;
+  std::vector<PendingCopy> copies;                // since the last commit
+  std::vector<std::vector<PendingCopy>> groups;   // committed, oldest first
 
   uint32_t who() const;
 };
@@ -88,6 +97,11 @@ class Engine {
 
   // A load or store of a kernel; `aligned`: it is one machine access, which must be aligned to its size.
   void access(const void *address, size_t bytes, Access access, bool aligned, uint32_t pc);
+  // The same of shared memory, by any thread of the block; other memory is a mistake of `what`.
+  void access_shared(Thread &thread, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
+  // An asynchronous copy to shared memory is under way, and has landed for the thread that waited for it.
+  void start_copy(const PendingCopy &copy);
+  void land_copy(const PendingCopy &copy);
 
   // ---- for messages
   std::string name(const Thread &thread) const { return name(thread.who()); }
@@ -108,7 +122,7 @@ class Engine {
   void start_block(Block &block, uint32_t linear, uint32_t slot);
   void end_thread();
   void switch_away();
-  void access_shared(Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  void access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc);
   void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
   std::string place_in(const Buffer &buffer, uintptr_t address) const;
   std::string deadlock() const;
@@ -122,6 +136,9 @@ class Engine {
   bool failed_ = false;
   bool block_ended_ = false;
 };
+
+// A warp operation: waits for every lane of `mask`, then the last one carries it out for all (`complete`) from their operands.
+void collective(const char *name, uint32_t mask, void *operand, void (*complete)(Warp &, uint32_t), uint32_t pc);
 
 // The launch under way on this operating-system thread; null outside one. (__thread: never constructed, so never a call to find out.)
 extern __thread Engine *engine;

@@ -46,6 +46,12 @@ const Image &image() {
 
 uint32_t count(const uint32_t dims[3]) { return dims[0] * dims[1] * dims[2]; }
 
+size_t unfinished_copies(const Thread &thread) {
+  size_t n = thread.copies.size();
+  for (const auto &group : thread.groups) n += group.size();
+  return n;
+}
+
 Dim3 unflatten(uint32_t linear, const uint32_t dims[3]) {
   return {linear % dims[0], linear / dims[0] % dims[1], linear / dims[0] / dims[1]};
 }
@@ -150,6 +156,8 @@ void Engine::end_thread() {
   Thread &thread = *current_;
   Block &block = *thread.block;
   thread.state = State::Done;
+  if (const size_t copies = unfinished_copies(thread))
+    fail(format("%s ends with %zu asynchronous copies that it has not waited for", name(thread).c_str(), copies));
   if (block.arrived > 0) fail(format("divergent block: %s ends while %u threads wait in __syncthreads", name(thread).c_str(), block.arrived) + deadlock());
   for (const Collective &open : thread.warp->open)
     if (open.mask >> thread.lane & 1) fail(format("divergent warp: %s ends while others of its warp wait for it in %s", name(thread).c_str(), open.name) + deadlock());

@@ -63,15 +63,42 @@ const char *SharedMemory::find(uintptr_t address, size_t bytes, size_t &offset) 
   return nullptr;
 }
 
-void Engine::access_shared(Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
+void Engine::access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
+  Block &block = *thread.block;
   size_t offset = 0;
   const char *array = block.shared.find(address, bytes, offset);
-  if (!array) fail(format("%zu bytes outside every shared array of the block, by %s at %s", bytes, name(current()).c_str(), at(pc).c_str()));
+  if (!array) fail(format("%zu bytes outside every shared array of the block, by %s at %s", bytes, name(thread).c_str(), at(pc).c_str()));
   if (!options.check) return;
   if (bytes < SharedMemory::GRAIN) fail(format("the race checker sees shared memory in elements of %zu bytes, at %s", SharedMemory::GRAIN, at(pc).c_str()));
   const Cell *end = block.shared.cell(address + bytes - 1) + 1;
   for (Cell *cell = block.shared.cell(address); cell != end; cell++, offset += SharedMemory::GRAIN)
-    races.touch(*cell, current(), access, pc, [&] { return format("shared `%s` byte %#zx", array, offset); });
+    races.touch(*cell, thread, access, pc, [&] { return format("shared `%s` byte %#zx", array, offset); });
+}
+
+void Engine::access_shared(Thread &thread, const void *pointer, size_t bytes, Access access, uint32_t pc, const char *what) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  stats.accesses++;
+  if (!thread.block->shared.contains(address))
+    fail(format("%s: not shared memory of the block, by %s at %s", what, name(thread).c_str(), at(pc).c_str()));
+  access_shared(thread, address, bytes, access, pc);
+}
+
+void Engine::start_copy(const PendingCopy &copy) {
+  access_shared(current(), copy.to, copy.bytes, Access::Write, copy.pc, "cp.async");
+  if (copy.read) access(copy.from, copy.read, Access::Read, false, copy.pc);
+  if (!options.check) return;
+  const uintptr_t to = reinterpret_cast<uintptr_t>(copy.to);
+  SharedMemory &shared = current().block->shared;
+  for (uint32_t i = 0; i < copy.bytes; i += SharedMemory::GRAIN) shared.cell(to + i)->in_flight = true;
+}
+
+void Engine::land_copy(const PendingCopy &copy) {
+  memcpy(copy.to, copy.from, copy.read);
+  memset(static_cast<uint8_t *>(copy.to) + copy.read, 0, copy.bytes - copy.read);
+  if (!options.check) return;
+  const uintptr_t to = reinterpret_cast<uintptr_t>(copy.to);
+  SharedMemory &shared = current().block->shared;
+  for (uint32_t i = 0; i < copy.bytes; i += SharedMemory::GRAIN) races.land(*shared.cell(to + i), current(), copy.pc);
 }
 
 std::string Engine::name(const Buffer &buffer) const {
@@ -124,7 +151,7 @@ void Engine::access(const void *pointer, size_t bytes, Access access, bool align
                 name(current()).c_str(), at(pc).c_str()));
   Block &own = *current_->block;
   if (own.shared.contains(address)) {
-    access_shared(own, address, bytes, access, pc);
+    access_shared(*current_, address, bytes, access, pc);
   } else {
     for (const auto &block : slots_)
       if (block->shared.contains(address))

@@ -99,6 +99,11 @@ void RaceChecker::note_write(Cell &cell, Thread &thread, Access access, uint32_t
   cell.atomic = access == Access::Atomic;
 }
 
+void RaceChecker::land(Cell &cell, const Thread &thread, uint32_t pc) {
+  cell.in_flight = false;
+  cell.write = {thread.who(), thread.clock.clock, pc};
+}
+
 uint32_t RaceChecker::new_reader_set(const Thread &thread) {
   uint32_t index;
   if (free_sets_.empty()) {
@@ -156,6 +161,11 @@ void RaceChecker::race(const char *kind, const Thread &thread, uint32_t pc, cons
   const bool one_block = earlier.who / MAX_THREADS == thread.block->linear;
   engine_.fail(format("race%s, %s: %s, by %s at %s, and before by %s at %s; nothing orders the two", one_block ? "" : " between blocks", kind,
                       place.c_str(), engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(earlier.who).c_str(), at(earlier.pc).c_str()));
+}
+
+void RaceChecker::in_flight(const Thread &thread, uint32_t pc, const Stamp &copy, const std::string &place) const {
+  engine_.fail(format("asynchronous copy still in flight: %s, by %s at %s; copied by %s at %s, which has not waited for it", place.c_str(),
+                      engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(copy.who).c_str(), at(copy.pc).c_str()));
 }
 
 void RaceChecker::unwritten(const Thread &thread, uint32_t pc, const std::string &place) const {

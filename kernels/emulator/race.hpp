@@ -35,6 +35,7 @@ struct Cell {
   uint32_t readers = 0;         // if not 0, `read`'s block has read with several threads: ReaderSets index + 1
   bool written = false;         // ever, by the host or a kernel
   bool atomic = false;          // the last write was an atomic
+  bool in_flight = false;       // the last write is an asynchronous copy that nobody has waited for
 };
 
 // For each block, clocks of its threads. Immutable once shared.
@@ -70,6 +71,7 @@ class RaceChecker {
   // Notes an access to one element; fails if it conflicts with an earlier one. `place` is called for the message only.
   template <class Place>
   void touch(Cell &cell, Thread &thread, Access access, uint32_t pc, const Place &place) {
+    if (cell.in_flight) in_flight(thread, pc, cell.write, place());
     if (access != Access::Write && !cell.written) unwritten(thread, pc, place());
     if (cell.write.clock && !(access == Access::Atomic && cell.atomic) && !ordered(thread, cell.write))
       race(access == Access::Read ? "read after write" : "write after write", thread, pc, cell.write, place());
@@ -77,6 +79,9 @@ class RaceChecker {
     if (const Stamp *read = unordered_read(cell, thread)) race("write after read", thread, pc, *read, place());
     note_write(cell, thread, access, pc);
   }
+
+  // The asynchronous copy to this element has landed: from now on it is a write of the thread that waited for it.
+  void land(Cell &cell, const Thread &thread, uint32_t pc);
 
   // All threads of a block have met.
   void barrier(Block &block);
@@ -99,6 +104,7 @@ class RaceChecker {
   void note_write(Cell &cell, Thread &thread, Access access, uint32_t pc);
   uint32_t new_reader_set(const Thread &thread);
   [[noreturn]] void race(const char *kind, const Thread &thread, uint32_t pc, const Stamp &earlier, const std::string &place) const;
+  [[noreturn]] void in_flight(const Thread &thread, uint32_t pc, const Stamp &copy, const std::string &place) const;
   [[noreturn]] void unwritten(const Thread &thread, uint32_t pc, const std::string &place) const;
 
   Engine &engine_;

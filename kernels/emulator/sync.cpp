@@ -14,7 +14,8 @@ std::vector<Thread *> others(const Warp &warp, uint32_t mask) {
   return threads;
 }
 
-// A warp operation: waits for every lane of `mask`, then the last one carries it out for all (`complete`) from their operands.
+}  // namespace
+
 void collective(const char *name, uint32_t mask, void *operand, void (*complete)(Warp &, uint32_t), uint32_t pc) {
   Thread &thread = engine->current();
   Warp &warp = *thread.warp;
@@ -40,6 +41,8 @@ void collective(const char *name, uint32_t mask, void *operand, void (*complete)
   engine->wake_all(others(warp, mask));
   if (!engine->ready.in_order()) engine->give_way();
 }
+
+namespace {
 
 struct ShuffleOperand {
   Shuffle kind;

@@ -10,13 +10,13 @@ use std::ops::Range;
 const BOUND: f64 = 6e-7;
 
 /// A tree of segments given as (parent, length).
-fn tree(segments: &[(Option<usize>, usize)]) -> Tree {
+pub fn tree(segments: &[(Option<usize>, usize)]) -> Tree {
     let spec = |&(parent, len): &(Option<usize>, usize)| SegmentSpec { parent, ids: vec![1; len], targets: vec![true; len] };
     Tree { segments: segments.iter().map(spec).collect() }
 }
 
 /// Depth 3; segments that end on, before and after a page's end; an empty one with a child; a prompt without answers.
-fn forest() -> Vec<Tree> {
+pub fn forest() -> Vec<Tree> {
     vec![
         tree(&[(None, 70), (Some(0), 5), (Some(1), 80), (Some(1), 1), (Some(0), 64), (Some(0), 0), (Some(5), 3)]),
         tree(&[(None, 3)]),
@@ -26,7 +26,7 @@ fn forest() -> Vec<Tree> {
 }
 
 /// For each packed row the rows that it attends to, itself last: from the trees alone, not from the plan.
-fn histories(trees: &[Tree]) -> Vec<Vec<usize>> {
+pub fn histories(trees: &[Tree]) -> Vec<Vec<usize>> {
     let mut all: Vec<Vec<usize>> = Vec::new();
     for tree in trees {
         let mut paths: Vec<Vec<usize>> = Vec::new();
@@ -109,15 +109,15 @@ impl Shape {
     }
 }
 
-struct Inputs {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
+pub struct Inputs {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub d_o: Tensor,
 }
 
 impl Inputs {
-    fn new(heads: Heads, t: usize, q_scale: f32) -> Self {
+    pub fn new(heads: Heads, t: usize, q_scale: f32) -> Self {
         let (width, kv_width) = (heads.num_heads * heads.head_dim, heads.num_kv_heads * heads.head_dim);
         let q = normal(t * width, 1).iter().map(|x| x * q_scale).collect();
         let [k, v] = [2, 3].map(|s| tensor(&[t, kv_width], s));
@@ -130,7 +130,7 @@ impl Inputs {
     }
 }
 
-fn scale(heads: Heads) -> f32 {
+pub fn scale(heads: Heads) -> f32 {
     (heads.head_dim as f32).powf(-0.5)
 }
 
@@ -148,7 +148,7 @@ fn run(heads: Heads, plan: &Plan, x: &Inputs, stale: f32) -> [Tensor; 4] {
     [o, dq, dk, dv]
 }
 
-fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
+pub fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
     Heads { num_heads, num_kv_heads, head_dim }
 }
 

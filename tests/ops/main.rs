@@ -22,9 +22,12 @@ mod sample;
 mod swiglu;
 mod token_logprob;
 
+mod cuda_attention;
+mod cuda_attention_backward;
 mod cuda_checker;
 mod cuda_driver;
 mod cuda_elementwise;
 mod cuda_launch;
+mod cuda_matmul;
 mod cuda_rmsnorm;
 mod nvrtc;

@@ -13,6 +13,8 @@ pub enum DType {
     Bf16,
     /// float32: statistics, gradients of weights, master weights.
     F32,
+    /// float64: sums of squares.
+    F64,
     /// 32-bit unsigned integers: token ids, offsets.
     U32,
 }
@@ -23,6 +25,7 @@ impl DType {
         match self {
             DType::Bf16 => 2,
             DType::F32 | DType::U32 => 4,
+            DType::F64 => 8,
         }
     }
 
@@ -31,6 +34,7 @@ impl DType {
         match self {
             DType::Bf16 => 'b',
             DType::F32 => 'f',
+            DType::F64 => 'd',
             DType::U32 => 'u',
         }
     }
@@ -41,6 +45,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::Bf16 => "bf16",
             DType::F32 => "f32",
+            DType::F64 => "f64",
             DType::U32 => "u32",
         })
     }
@@ -81,7 +86,7 @@ impl Buffer {
     /// If the device is out of memory or failed.
     ///
     /// # Panics
-    /// If `dtype` holds integers.
+    /// If `dtype` is neither bf16 nor f32.
     pub fn from_f32(gpu: &Arc<Gpu>, dtype: DType, data: &[f32]) -> Result<Self> {
         let mut buffer = Self::uninit(gpu, dtype, data.len())?;
         buffer.upload_f32(data)?;
@@ -104,7 +109,7 @@ impl Buffer {
     /// If the device failed.
     ///
     /// # Panics
-    /// If the length differs or the buffer holds integers.
+    /// If the length differs or the buffer holds neither bf16 nor f32.
     pub fn upload_f32(&mut self, data: &[f32]) -> Result<()> {
         assert_eq!(data.len(), self.len, "as many numbers as the buffer holds");
         match self.dtype {
@@ -113,7 +118,7 @@ impl Buffer {
                 let rounded: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
                 self.gpu.backend().upload(self.address, bytemuck::cast_slice(&rounded))
             }
-            DType::U32 => panic!("floating-point numbers for a buffer of integers"),
+            DType::F64 | DType::U32 => panic!("f32 numbers for a buffer of {}", self.dtype),
         }
     }
 
@@ -123,7 +128,7 @@ impl Buffer {
     /// If the device failed, also in an earlier launch.
     ///
     /// # Panics
-    /// If the buffer holds integers.
+    /// If the buffer holds neither bf16 nor f32.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self.dtype {
             DType::F32 => {
@@ -136,8 +141,22 @@ impl Buffer {
                 self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
                 Ok(data.into_iter().map(bf16::to_f32).collect())
             }
-            DType::U32 => panic!("floating-point numbers of a buffer of integers"),
+            DType::F64 | DType::U32 => panic!("f32 numbers of a buffer of {}", self.dtype),
         }
+    }
+
+    /// Waits for the device and downloads a buffer of f64.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        assert_eq!(self.dtype, DType::F64, "a buffer of f64");
+        let mut data = vec![0f64; self.len];
+        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+        Ok(data)
     }
 
     /// Number of elements.

@@ -25,8 +25,12 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 2] =
-    [("sorft.cuh", include_str!("../../../kernels/sorft.cuh")), ("ptx.cuh", include_str!("../../../kernels/ptx.cuh"))];
+const HEADERS: [(&str, &str); 4] = [
+    ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
+    ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
+    ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
+    ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
+];
 
 impl Source {
     /// RMSNorm, forward and backward.
@@ -37,12 +41,32 @@ impl Source {
     pub const SWIGLU: Source = Source { file: "swiglu.cu", text: include_str!("../../../kernels/swiglu.cu") };
     /// The AdamW step.
     pub const ADAMW: Source = Source { file: "adamw.cu", text: include_str!("../../../kernels/adamw.cu") };
-
     /// The embedding's rows and their gradient.
     pub const EMBEDDING: Source = Source { file: "embedding.cu", text: include_str!("../../../kernels/embedding.cu") };
+    /// Attention forward: training, prefill and decode.
+    pub const ATTENTION: Source = Source { file: "attention.cu", text: include_str!("../../../kernels/attention.cu") };
+    /// Attention backward.
+    pub const ATTENTION_BWD: Source = Source { file: "attention_bwd.cu", text: include_str!("../../../kernels/attention_bwd.cu") };
+    /// The products of a linear layer, with a LoRA adapter.
+    pub const LINEAR: Source = Source { file: "linear.cu", text: include_str!("../../../kernels/linear.cu") };
+    /// The sum of squares of gradients.
+    pub const NORM: Source = Source { file: "norm.cu", text: include_str!("../../../kernels/norm.cu") };
+    /// Keys and values into their pages.
+    pub const KV_PAGES: Source = Source { file: "kv_pages.cu", text: include_str!("../../../kernels/kv_pages.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 5] = [Source::RMSNORM, Source::ROPE, Source::SWIGLU, Source::ADAMW, Source::EMBEDDING];
+    pub const ALL: [Source; 10] = [
+        Source::RMSNORM,
+        Source::ROPE,
+        Source::SWIGLU,
+        Source::ADAMW,
+        Source::EMBEDDING,
+        Source::ATTENTION,
+        Source::ATTENTION_BWD,
+        Source::KV_PAGES,
+        Source::LINEAR,
+        Source::NORM,
+    ];
 }
 
 /// Machine code of one source for one architecture.
@@ -180,7 +204,9 @@ mod tests {
             assert!(!text.contains("<<<"), "{}: host code", source.file);
             assert!(!text.contains("__shared__"), "{}: shared memory by SORFT_SMEM and SORFT_DYN_SMEM", source.file);
             let includes: Vec<&str> = text.lines().filter(|l| l.trim_start().starts_with("#include")).collect();
-            assert_eq!(includes, ["#include \"sorft.cuh\""], "{}", source.file);
+            assert_eq!(includes[0], "#include \"sorft.cuh\"", "{}", source.file);
+            let known = |l: &&str| HEADERS.iter().any(|(name, _)| **l == format!("#include \"{name}\""));
+            assert!(includes.iter().all(known), "{}: only headers of kernels/", source.file);
         }
     }
 }

@@ -12,6 +12,7 @@
 //! Floor: forward 4 T L H d / 2 operations, backward (with scores recomputed in both passes) 14 T L H d / 2, at the FMA rate.
 
 mod backward;
+pub mod cuda;
 mod forward;
 mod kv;
 

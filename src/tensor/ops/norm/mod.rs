@@ -1,5 +1,7 @@
 //! The 2-norm of gradients, and the search for numbers that are not finite.
 
+pub mod cuda;
+
 use crate::tensor::cpu::parallel::ELEMENTS;
 use crate::tensor::cpu::vectorized;
 use rayon::prelude::*;

@@ -3,6 +3,8 @@
 //! Shapes: x `[T, K]`, y `[T, N]`, W `[N, K]` in panels, b `[N]`, A `[r, K]`, B `[N, r]`. Contractions are summed in chunks of
 //! [`K_CHUNK`](crate::tensor::plan::K_CHUNK); weight gradients over the plan's token chunks.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::{PanelMatrix, gemm};
 use std::ops::Range;

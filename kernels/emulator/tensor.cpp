@@ -1,0 +1,96 @@
+// tensor.cpp - what a warp does together on 8 x 8 and 16 x 16 pieces: ldmatrix and mma.sync.
+//
+// Which lane holds which number is as the PTX manual draws it ("Matrix fragments for mma.m16n8k16", "ldmatrix"): lane 4g + t holds, of each
+// 8 x 8 piece, columns 2t and 2t + 1 of row g.
+#include <cstring>
+
+#include "engine.hpp"
+
+namespace emu {
+namespace {
+
+constexpr uint32_t WHOLE = 0xffffffffu;
+
+struct LoadOperand {
+  const uint8_t *row;
+  uint32_t *out;
+};
+
+// Each number is a read of the lane that receives it, wherever its address came from: so a row that was written without a meeting of the
+// two lanes is found.
+template <bool TRANSPOSED>
+void complete_load(Warp &warp, uint32_t) {
+  const char *const name = TRANSPOSED ? "ldmatrix.trans" : "ldmatrix";
+  const uint32_t pc = engine->current().waiting_pc;
+  const auto row = [&](uint32_t i) { return static_cast<LoadOperand *>(warp.lanes[i]->operand)->row; };
+  for (uint32_t i = 0; i < 32; i++)
+    if (reinterpret_cast<uintptr_t>(row(i)) % 16 != 0)
+      engine->fail(format("%s: the address of a row is a multiple of 16, by %s at %s", name, engine->name(*warp.lanes[i]).c_str(), at(pc).c_str()));
+  for (uint32_t lane = 0; lane < 32; lane++) {
+    Thread &thread = *warp.lanes[lane];
+    uint32_t *out = static_cast<LoadOperand *>(thread.operand)->out;
+    for (uint32_t piece = 0; piece < 4; piece++) {
+      uint16_t pair[2];
+      for (uint32_t j = 0; j < 2; j++) {
+        const uint32_t along = lane % 4 * 2 + j, across = lane / 4;
+        const uint8_t *from = row(piece * 8 + (TRANSPOSED ? along : across)) + 2 * (TRANSPOSED ? across : along);
+        engine->access_shared(thread, from, 2, Access::Read, pc, name);
+        memcpy(&pair[j], from, 2);
+      }
+      memcpy(&out[piece], pair, 4);
+    }
+  }
+}
+
+struct MultiplyOperand {
+  float *d;
+  const uint32_t *a;
+  uint32_t b[2];
+};
+
+double low(uint32_t pair) { return from_bits<float>(pair << 16); }
+double high(uint32_t pair) { return from_bits<float>(pair & 0xffff0000u); }
+
+// Sums in f64 and rounds once: at least as exact as the hardware, whose way of rounding is not published.
+void complete_multiply(Warp &warp, uint32_t) {
+  double a[16][16], b[8][16];
+  for (uint32_t lane = 0; lane < 32; lane++) {
+    const auto &own = *static_cast<MultiplyOperand *>(warp.lanes[lane]->operand);
+    const uint32_t g = lane / 4, t = lane % 4 * 2;
+    for (uint32_t piece = 0; piece < 4; piece++) {
+      double *at = &a[g + piece % 2 * 8][t + piece / 2 * 8];
+      at[0] = low(own.a[piece]);
+      at[1] = high(own.a[piece]);
+    }
+    for (uint32_t piece = 0; piece < 2; piece++) {
+      b[g][t + piece * 8] = low(own.b[piece]);
+      b[g][t + piece * 8 + 1] = high(own.b[piece]);
+    }
+  }
+  for (uint32_t lane = 0; lane < 32; lane++) {
+    float *d = static_cast<MultiplyOperand *>(warp.lanes[lane]->operand)->d;
+    for (uint32_t i = 0; i < 4; i++) {
+      const double *x = a[lane / 4 + i / 2 * 8], *y = b[lane % 4 * 2 + i % 2];
+      double sum = d[i];
+      for (uint32_t k = 0; k < 16; k++) sum += x[k] * y[k];
+      d[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace
+
+void load_matrices(uint32_t (&out)[4], const void *row, bool transposed) {
+  const uint32_t pc = EMU_CALLER;
+  LoadOperand own{static_cast<const uint8_t *>(row), out};
+  engine->current().waiting_pc = pc;
+  if (transposed) collective("ldmatrix.trans", WHOLE, &own, complete_load<true>, pc);
+  else collective("ldmatrix", WHOLE, &own, complete_load<false>, pc);
+}
+
+void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  MultiplyOperand own{d, a, {b0, b1}};
+  collective("mma.m16n8k16", WHOLE, &own, complete_multiply, EMU_CALLER);
+}
+
+}  // namespace emu

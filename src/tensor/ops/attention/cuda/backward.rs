@@ -1,0 +1,258 @@
+//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`.
+
+use super::work::{Cut, PAIRS};
+use super::{DeviceKv, Work, by_width};
+use crate::Result;
+use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
+use crate::tensor::ops::attention::Heads;
+use crate::tensor::plan::{Plan, Segment, TILE};
+use std::sync::Arc;
+
+const QUERIES: [&str; 3] = ["attention_bwd_q_d64", "attention_bwd_q_d96", "attention_bwd_q_d128"];
+const PAGES: [&str; 3] = ["attention_bwd_kv_d64", "attention_bwd_kv_d96", "attention_bwd_kv_d128"];
+
+/// Pairs that a block for keys takes at a time (`PAIRS` of the kernel): fewer where its sums leave fewer registers.
+fn pairs_of_run(head_dim: usize) -> usize {
+    if head_dim == 64 { PAIRS } else { PAIRS / 2 }
+}
+
+/// The tables of a batch's backward pass, on the device; made once a batch.
+#[derive(Debug)]
+pub struct BackwardWork {
+    queries: Work,
+    num_pages: usize,
+    pages: Buffer,
+    runs: Buffer,
+    starts: Buffer,
+    slots: Buffer,
+    trees: usize,
+    copies: Buffer,
+    copy_starts: Buffer,
+}
+
+impl BackwardWork {
+    /// The work of a plan that owns its pages.
+    ///
+    /// # Errors
+    /// If the kernels do not know such heads, or the device is out of memory or failed.
+    pub fn new(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads) -> Result<Self> {
+        let queries = Work::cut(gpu, &plan.segments, heads, Cut::Whole)?;
+        let tables = PageTables::new(plan, pairs_of_run(heads.head_dim) / heads.group());
+        let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
+        let copies: Vec<u32> = plan.copies.iter().flat_map(|c| [c.from, c.to, c.slots]).collect();
+        let slots: Vec<u32> = plan.kv_slots.iter().flat_map(|(page, slot)| [*page, *slot]).collect();
+        Ok(Self {
+            queries,
+            num_pages: plan.num_pages,
+            pages: upload(&tables.pages)?,
+            runs: upload(&tables.runs)?,
+            starts: upload(&tables.starts)?,
+            slots: upload(&slots)?,
+            trees: plan.trees.len(),
+            copies: upload(&copies)?,
+            copy_starts: upload(&copy_starts(plan))?,
+        })
+    }
+}
+
+/// The tables of the pass over pages, on the host.
+struct PageTables {
+    /// The position of each page's first slot, and how many slots are filled.
+    pages: Vec<u32>,
+    /// (first row, rows): what reads a page, in packed order.
+    runs: Vec<u32>,
+    /// Where each page's runs begin.
+    starts: Vec<u32>,
+}
+
+impl PageTables {
+    fn new(plan: &Plan, rows_of_run: usize) -> Self {
+        let mut pages = vec![[0; 2]; plan.num_pages];
+        let mut runs = vec![Vec::new(); plan.num_pages];
+        for segment in &plan.segments {
+            for (tile, &page) in segment.pages.iter().enumerate() {
+                let begin = tile * TILE;
+                let [first, filled] = &mut pages[page as usize];
+                *first = begin;
+                *filled = (segment.end() - begin).min(TILE).max(*filled);
+                // Rows before the page see nothing of it.
+                let from = segment.tokens.start + begin.saturating_sub(segment.start);
+                for row in (from..segment.tokens.end).step_by(rows_of_run) {
+                    runs[page as usize].push([row, rows_of_run.min(segment.tokens.end - row)]);
+                }
+            }
+        }
+        let small = |n: usize| u32::try_from(n).expect("tables of a batch are counted in 32 bits");
+        let starts = std::iter::once(0).chain(runs.iter().scan(0, |sum, r| {
+            *sum += r.len();
+            Some(*sum)
+        }));
+        Self {
+            starts: starts.map(small).collect(),
+            pages: pages.concat().into_iter().map(small).collect(),
+            runs: runs.concat().concat().into_iter().map(small).collect(),
+        }
+    }
+}
+
+/// Where each tree's page copies begin in the plan's.
+fn copy_starts(plan: &Plan) -> Vec<u32> {
+    let mut starts = vec![0];
+    let mut copies = 0;
+    for tree in &plan.trees {
+        let copied = |s: &&Segment| !s.start.is_multiple_of(TILE) && !s.tokens.is_empty();
+        copies += plan.segments[tree.segments.clone()].iter().filter(copied).count();
+        starts.push(copies as u32);
+    }
+    assert_eq!(copies, plan.copies.len(), "a copy for each segment that begins inside a page");
+    starts
+}
+
+/// Gradients of the rotated queries and keys and of the values: dq `[T, H * d]`, dk and dv `[T, H_kv * d]`, all bf16. `lse` is the forward pass's.
+///
+/// # Errors
+/// If a buffer does not fit the shapes, or the device failed.
+///
+/// # Panics
+/// If the work speaks of other heads or pages than `kv`.
+#[allow(clippy::too_many_arguments)] // what the equation has
+pub fn backward(
+    gpu: &Arc<Gpu>,
+    d_o: &Buffer,
+    q: &Buffer,
+    o: &Buffer,
+    lse: &Buffer,
+    kv: &DeviceKv,
+    work: &BackwardWork,
+    scale: f32,
+) -> Result<(Buffer, Buffer, Buffer)> {
+    assert_eq!((work.queries.group, work.num_pages), (kv.heads.group(), kv.pages), "the work was made for such heads and pages");
+    let Heads { num_heads, num_kv_heads, head_dim } = kv.heads;
+    let tokens = work.queries.tokens;
+    let mut dq = Buffer::uninit(gpu, DType::Bf16, tokens * num_heads * head_dim)?;
+    let mut dk = Buffer::uninit(gpu, DType::Bf16, tokens * num_kv_heads * head_dim)?;
+    let mut dv = Buffer::uninit(gpu, DType::Bf16, tokens * num_kv_heads * head_dim)?;
+    if tokens == 0 {
+        return Ok((dq, dk, dv));
+    }
+    let delta = deltas(gpu, d_o, o, tokens * num_heads, head_dim)?;
+    let pass = Pass { gpu, d_o, q, lse, delta: &delta, kv, work, scale };
+    pass.queries(&mut dq)?;
+    let pages = || Buffer::uninit(gpu, DType::F32, kv.len());
+    let (mut dk_pages, mut dv_pages) = (pages()?, pages()?);
+    pass.keys_and_values(&mut dk_pages, &mut dv_pages)?;
+    pass.fold(&mut dk_pages, &mut dv_pages)?;
+    pass.per_token(&mut dk, &mut dv, &dk_pages, &dv_pages)?;
+    Ok((dq, dk, dv))
+}
+
+fn deltas(gpu: &Arc<Gpu>, d_o: &Buffer, o: &Buffer, pairs: usize, head_dim: usize) -> Result<Buffer> {
+    let mut delta = Buffer::uninit(gpu, DType::F32, pairs)?;
+    let kernel = Kernel { source: Source::ATTENTION_BWD, name: "attention_delta" };
+    Launch::new(gpu, kernel, [pairs.div_ceil(4), 1, 1], [128, 1, 1], 0)
+        .output("delta", &mut delta, DType::F32, pairs)
+        .input("d_o", d_o, DType::Bf16, pairs * head_dim)
+        .input("o", o, DType::Bf16, pairs * head_dim)
+        .dim("pairs", pairs)
+        .dim("dim", head_dim)
+        .run()?;
+    Ok(delta)
+}
+
+struct Pass<'a> {
+    gpu: &'a Arc<Gpu>,
+    d_o: &'a Buffer,
+    q: &'a Buffer,
+    lse: &'a Buffer,
+    delta: &'a Buffer,
+    kv: &'a DeviceKv,
+    work: &'a BackwardWork,
+    scale: f32,
+}
+
+impl Pass<'_> {
+    /// The arguments that both passes take after their outputs.
+    fn inputs<'l>(&self, launch: Launch<'l>) -> Launch<'l> {
+        let queries = &self.work.queries;
+        let pairs = queries.tokens * self.kv.heads.num_heads;
+        launch
+            .input("d_o", self.d_o, DType::Bf16, pairs * self.kv.heads.head_dim)
+            .input("q", self.q, DType::Bf16, pairs * self.kv.heads.head_dim)
+            .input("keys", &self.kv.keys, DType::Bf16, self.kv.len())
+            .input("values", &self.kv.values, DType::Bf16, self.kv.len())
+            .input("lse", self.lse, DType::F32, pairs)
+            .input("delta", self.delta, DType::F32, pairs)
+            .input("positions", &queries.positions, DType::U32, queries.tokens)
+    }
+
+    fn queries(&self, dq: &mut Buffer) -> Result<()> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
+        let queries = &self.work.queries;
+        let kernel = Kernel { source: Source::ATTENTION_BWD, name: by_width(head_dim, QUERIES) };
+        let shared = 6 * TILE * head_dim * DType::Bf16.size();
+        let launch = Launch::new(self.gpu, kernel, [queries.num_items(), num_kv_heads, 1], [128, 1, 1], shared).output(
+            "dq",
+            dq,
+            DType::Bf16,
+            queries.tokens * num_heads * head_dim,
+        );
+        self.inputs(launch)
+            .input("items", &queries.items, DType::U32, 5 * queries.num_items())
+            .input("rows", &queries.rows, DType::U32, queries.rows.len())
+            .input("pages", &queries.pages, DType::U32, queries.pages.len())
+            .dim("heads", num_heads)
+            .dim("kv_heads", num_kv_heads)
+            .f32(self.scale)
+            .run()
+    }
+
+    fn keys_and_values(&self, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
+        let kernel = Kernel { source: Source::ATTENTION_BWD, name: by_width(head_dim, PAGES) };
+        let shared = (2 * TILE + 4 * pairs_of_run(head_dim)) * head_dim * DType::Bf16.size();
+        let launch = Launch::new(self.gpu, kernel, [self.work.num_pages, num_kv_heads, 1], [128, 1, 1], shared)
+            .output("dk", dk, DType::F32, self.kv.len())
+            .output("dv", dv, DType::F32, self.kv.len());
+        self.inputs(launch)
+            .input("pages", &self.work.pages, DType::U32, 2 * self.work.num_pages)
+            .input("runs", &self.work.runs, DType::U32, self.work.runs.len())
+            .input("starts", &self.work.starts, DType::U32, self.work.num_pages + 1)
+            .dim("heads", num_heads)
+            .dim("kv_heads", num_kv_heads)
+            .f32(self.scale)
+            .run()
+    }
+
+    /// What reached a child's copy of a partial page belongs to the parent.
+    fn fold(&self, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
+        if self.work.copies.is_empty() {
+            return Ok(());
+        }
+        let Heads { num_kv_heads, head_dim, .. } = self.kv.heads;
+        let kernel = Kernel { source: Source::KV_PAGES, name: "kv_fold_f32" };
+        let grid = [self.work.trees, num_kv_heads, (TILE * head_dim).div_ceil(128)];
+        Launch::new(self.gpu, kernel, grid, [128, 1, 1], 0)
+            .output("dk", dk, DType::F32, self.kv.len())
+            .output("dv", dv, DType::F32, self.kv.len())
+            .input("copies", &self.work.copies, DType::U32, self.work.copies.len())
+            .input("starts", &self.work.copy_starts, DType::U32, self.work.trees + 1)
+            .dim("kv_heads", num_kv_heads)
+            .dim("dim", head_dim)
+            .run()
+    }
+
+    fn per_token(&self, dk: &mut Buffer, dv: &mut Buffer, dk_pages: &Buffer, dv_pages: &Buffer) -> Result<()> {
+        let Heads { num_kv_heads, head_dim, .. } = self.kv.heads;
+        let (tokens, width) = (self.work.queries.tokens, num_kv_heads * head_dim);
+        let kernel = Kernel { source: Source::KV_PAGES, name: "kv_read_f32" };
+        Launch::new(self.gpu, kernel, [tokens, width.div_ceil(128 * 8), 1], [128, 1, 1], 0)
+            .output("dk", dk, DType::Bf16, tokens * width)
+            .output("dv", dv, DType::Bf16, tokens * width)
+            .input("dk_pages", dk_pages, DType::F32, self.kv.len())
+            .input("dv_pages", dv_pages, DType::F32, self.kv.len())
+            .input("slots", &self.work.slots, DType::U32, 2 * tokens)
+            .dim("kv_heads", num_kv_heads)
+            .dim("dim", head_dim)
+            .run()
+    }
+}
