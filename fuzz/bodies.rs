@@ -18,8 +18,11 @@ use sorft_native::rl::run_log::read_lines;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// What a target does with its bytes.
+pub type Body = fn(&[u8]);
+
 /// All of them, by the name of their target.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("peft", peft),

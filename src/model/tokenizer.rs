@@ -19,7 +19,7 @@ impl Tokenizer {
     /// # Errors
     /// If the bytes are no tokenizer, or a token cannot have the id that its entry says.
     pub fn from_json(json: Vec<u8>) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| {
+        let mut inner = parse(&json).map_err(|e| {
             Error::input(format!("cannot read the tokenizer: {e}"))
                 .hint("the file is damaged, its download is not complete, or its kind is not known")
         })?;
@@ -95,6 +95,16 @@ impl Tokenizer {
         let message =
             format!("a tokenizer that does not fit the model: token `{token}` has id {id}, the model has {model_vocab_size} tokens");
         Err(Error::input(message).hint("use the tokenizer.json that came with these weights"))
+    }
+}
+
+/// Reads the file. The crate panics where JSON ends inside some parts, and on some parts that are not what they should be: the first is made
+/// sure of before, the second is caught.
+fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| e.to_string())?;
+    match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)) {
+        Ok(read) => read.map_err(|e| e.to_string()),
+        Err(_) => Err("a part of it is not what it should be".to_owned()),
     }
 }
 

@@ -161,12 +161,18 @@ pub fn save(
     remove(&place)?;
     fs::rename(&temporary, &place).map_err(|e| Error::io("rename to", &place, e))?;
     sync_dir(dir)?;
+    prune(dir, state.step, keep)?;
+    Ok(place)
+}
+
+/// Removes all checkpoints up to the whole one of `step` but the last `keep` of them (0: none).
+pub fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
     if keep > 0 {
-        for (_, old) in list(dir)?.into_iter().rev().skip(keep) {
+        for (_, old) in list(dir)?.into_iter().rev().filter(|(at, _)| *at <= step).skip(keep) {
             remove(&old)?;
         }
     }
-    Ok(place)
+    Ok(())
 }
 
 fn write_folder(folder: &Path, state: &State, params: &[ParamInfo], data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>) -> Result<()> {

@@ -99,6 +99,7 @@ algorithm = "grpo"
 steps = 6
 optim.lr = 2e-3
 kl.coef = 0.02
+entropy.coef = 0.01
 updates_per_batch = 2
 "#;
 

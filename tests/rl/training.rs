@@ -54,7 +54,8 @@ fn grpo_raises_the_reward_and_its_first_ratio_is_exactly_one() {
     assert!(mean(&reward[20..]) > mean(&reward[..5]) + 0.2, "{reward:?}");
     let rollouts = std::fs::read_to_string(dir.path().join("rollouts/7.jsonl")).unwrap();
     assert_eq!(rollouts.lines().count(), 12);
-    assert!(hooks.warnings.is_empty(), "{:?}", hooks.warnings);
+    // The watch is right about both: ten tokens are few, and the rate is high.
+    assert!(hooks.warnings.iter().all(|w| w.contains(": truncated is ") || w.contains(": kl is ")), "{:?}", hooks.warnings);
 }
 
 #[test]

@@ -89,6 +89,11 @@ fn old_ones_are_removed_and_a_failed_write_leaves_the_last() {
     }
     let steps = |d: &Path| list(d).unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
     assert_eq!(steps(dir.path()), [3, 20]);
+    // A damaged one that is newer than the step does not count: the last whole ones stay.
+    fs::create_dir(dir.path().join("30")).unwrap();
+    prune(dir.path(), 20, 2).unwrap();
+    assert_eq!(steps(dir.path()), [3, 20, 30]);
+    fs::remove_dir(dir.path().join("30")).unwrap();
     let failed = save(dir.path(), &state(21), &params(), &mut |_| Err(Error::input("no numbers")), 2);
     assert!(failed.is_err());
     assert_eq!(steps(dir.path()), [3, 20]);

@@ -238,6 +238,10 @@ impl Config {
         let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::io("read", &path, e).hint("--resume goes on with a run that this program began: give its folder with --out")
         })?;
+        if text.starts_with(HEADER) && !text.ends_with(END) {
+            let message = format!("the file is cut off: its last line is not `{}`", END.trim());
+            return Err(Error::input(message).at_file(&path).hint("put back the whole file: the settings it lacks would be others now"));
+        }
         Self::parse(&text, &path)
     }
 
@@ -318,6 +322,11 @@ fn check_critics(stages: &[Stage], lora: bool) -> Result<()> {
     Ok(())
 }
 
+/// The first and the last line of a run's `config.toml`. Without the last, a file that was cut off between two lines would be read as one
+/// of other settings.
+const HEADER: &str = "# The complete settings of this run, as resolved, to the last line; `train --resume` reads them.\n";
+const END: &str = "# end of settings\n";
+
 /// The values of all settings that have a default.
 fn defaults() -> Values {
     let text: String = KEYS.iter().filter(|k| !k.default.is_empty()).map(|k| format!("{} = {}\n", k.name, k.default)).collect();
@@ -347,7 +356,7 @@ fn with_ppo_defaults(mut given: Given) -> Given {
 
 /// The complete configuration as TOML: every setting at the top, then the stages' own.
 fn resolved(top: &Values, stages: &[Values]) -> String {
-    let mut out = String::from("# The complete settings of this run, as resolved; `train --resume` reads them.\n");
+    let mut out = HEADER.to_owned();
     for key in KEYS {
         if let Some(value) = top.get(key.name) {
             let _ = writeln!(out, "{} = {}", key.name, value.to_toml());
@@ -361,7 +370,7 @@ fn resolved(top: &Values, stages: &[Values]) -> String {
             }
         }
     }
-    out
+    out + END
 }
 
 fn missing(name: &str, example: &str) -> Error {

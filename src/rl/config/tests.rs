@@ -67,7 +67,10 @@ fn set_overrides_and_forgives_missing_quotes() {
         ("steps=x", "--set: steps: expected a whole number of at least 1, found `x`"),
         ("step=3", "--set: unknown setting `step`\n  the nearest known one is `steps`; docs/configuration.md has them all"),
         ("steps", "--set: expected key=value, found `steps`"),
-        ("stage.2.steps=1", "--set: there is no stage 2: the configuration has 1"),
+        (
+            "stage.2.steps=1",
+            "--set: there is no stage 2: the configuration has 1\n  the stages are the [[stage]] tables, from 1; a setting of the whole run has no `stage.N.` before it",
+        ),
         ("stage.1.seed=1", "--set: `seed` holds for the whole run, not for a stage\n  move it above the first [[stage]]"),
     ] {
         let e = Config::load(Some(&path), &[set.to_owned()]).unwrap_err();

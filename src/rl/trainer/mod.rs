@@ -153,6 +153,8 @@ impl<'a> Trainer<'a> {
             trainer.initial = Some(Reference::freeze(&trainer.model)?);
         }
         if let Some(checkpoint) = &found {
+            // What a kill in the middle of pruning has left.
+            checkpoint::prune(&out.join("checkpoints"), checkpoint.state.step, config.checkpoint_keep)?;
             for info in trainer.model.trainable() {
                 let [weight, ..] = checkpoint.read(&info)?;
                 trainer.model.import(&info.name, &weight)?;
