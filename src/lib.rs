@@ -8,10 +8,12 @@
 //! * [`data`]: tasks, patches, prompts, answers and how well they hit. Knows nothing of tensors.
 //! * [`model`]: the transformer, its weights and tokenizer, the KV cache, generation, LoRA and the optimizer.
 //! * [`rl`]: rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
+//! * [`agentless`]: ranking candidate patches, confined commands, the files of Agentless and SWE-bench's harness.
 //! * [`cli`]: one file a subcommand.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod agentless;
 pub mod cli;
 pub mod data;
 pub mod error;
