@@ -195,6 +195,21 @@ mod tests {
         assert_eq!(processed_name(3), "output_3_processed.jsonl");
     }
 
+    /// `tests/agentless/check_predictions.py` has SWE-bench's harness read these bytes.
+    #[test]
+    fn predictions_are_written_as_the_harness_reads_them() {
+        let with = |id: &str, patch: &str| Prediction {
+            model_name_or_path: "agentless".to_owned(),
+            instance_id: id.to_owned(),
+            model_patch: patch.to_owned(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("all_preds.jsonl");
+        let patch = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-one\n+üne\n";
+        write(&path, &[with("made__up-1", patch), with("made__up-2", "")]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), include_str!("../../tests/agentless/all_preds.jsonl"));
+    }
+
     #[test]
     fn predictions_in_three_forms_and_their_errors() {
         let dir = tempfile::tempdir().unwrap();
