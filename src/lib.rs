@@ -9,10 +9,12 @@
 //! * [`model`]: the transformer, its weights and tokenizer, the KV cache, generation, LoRA and the optimizer.
 //! * [`rl`]: rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
 //! * `serve`: an HTTP server that answers as OpenAI's does (feature `serve`).
+//! * [`agentless`]: ranking candidate patches, confined commands, the files of Agentless and SWE-bench's harness.
 //! * [`cli`]: one file a subcommand.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod agentless;
 pub mod cli;
 pub mod data;
 pub mod error;

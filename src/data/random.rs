@@ -20,6 +20,11 @@ impl Keyed {
         Self { state }
     }
 
+    /// The stream keyed by one name more, given by its [`hash`]: `new(s, &[a, b])` is `new(s, &[a]).with(hash(b))`.
+    pub fn with(&self, hash: u64) -> Self {
+        Self { state: mix(self.state ^ hash) }
+    }
+
     /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);

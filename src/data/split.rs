@@ -26,7 +26,8 @@ impl Split {
 }
 
 /// Deals the repositories into `folds` folds of about equally many tasks (a keyed order, largest-need first) and holds out number
-/// `fold`. No repository is on both sides, whichever files its tasks came from.
+/// `fold`. No repository is on both sides, whichever files its tasks came from, however its name is spelt, and forks go with it
+/// ([`Task::repo_key`]).
 ///
 /// # Errors
 ///
@@ -35,8 +36,9 @@ pub fn by_repository(tasks: &[Task], folds: usize, fold: usize, seed: u64) -> Re
     if folds < 2 || fold >= folds {
         return Err(Error::usage(format!("there is no fold {fold} of {folds}")).hint("folds are counted from 0, and there are at least 2"));
     }
+    let keys: Vec<String> = tasks.iter().map(Task::repo_key).collect();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    tasks.iter().for_each(|t| *counts.entry(t.repo_name()).or_default() += 1);
+    keys.iter().for_each(|key| *counts.entry(key).or_default() += 1);
     if counts.len() < folds {
         let ending = if counts.len() == 1 { "y" } else { "ies" };
         let message = format!("{} repositor{ending} cannot be split into {folds} folds", counts.len());
@@ -52,7 +54,7 @@ pub fn by_repository(tasks: &[Task], folds: usize, fold: usize, seed: u64) -> Re
         sizes[at] += counts[repo];
         fold_of.insert(repo, at);
     }
-    Ok(Split::by(tasks.len(), |i| fold_of[tasks[i].repo_name()] == fold))
+    Ok(Split::by(tasks.len(), |i| fold_of[keys[i].as_str()] == fold))
 }
 
 /// Holds out the newest `fraction` of the tasks (at least one, and not all).
@@ -88,12 +90,18 @@ pub fn by_time(tasks: &[Task], fraction: f64) -> Result<Split> {
 }
 
 /// Seconds since 1970 of a time in any of the forms that task files have: RFC 3339 (with `T` or a blank), the same without an offset
-/// (taken as UTC), a date, or a count of seconds or milliseconds.
+/// (taken as UTC), a date, or a count of seconds, milli-, micro- or nanoseconds.
 pub fn instant(text: &str) -> Option<i64> {
     let text = text.trim();
     if let Ok(number) = text.parse::<i64>() {
-        // Seconds reach this number in the year 5138; milliseconds passed it in 1973.
-        return Some(if number.abs() > 100_000_000_000 { number.div_euclid(1000) } else { number });
+        // Seconds reach the first number in the year 5138; milliseconds passed it in 1973. So on for micro- and nanoseconds.
+        let per_second = match number.unsigned_abs() {
+            0..=100_000_000_000 => 1,
+            ..=100_000_000_000_000 => 1_000,
+            ..=100_000_000_000_000_000 => 1_000_000,
+            _ => 1_000_000_000,
+        };
+        return Some(number.div_euclid(per_second));
     }
     let with_t = text.replacen(' ', "T", 1);
     if let Ok(time) = DateTime::parse_from_rfc3339(&with_t).or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S %z")) {
@@ -132,6 +140,20 @@ mod tests {
     }
 
     #[test]
+    fn forks_and_other_spellings_stay_on_one_side() {
+        let names = ["o/one", "O/One", "fork/one", "", "o/two", "o/next.js", "p/Next.JS", "mirror/o__two.0c0ffee1"];
+        let tasks: Vec<Task> = names.iter().enumerate().map(|(i, name)| task(name, i, "")).collect();
+        let tasks: Vec<Task> =
+            tasks.into_iter().map(|t| if t.repo.is_empty() { Task { instance_id: "o__one-3".to_owned(), ..t } } else { t }).collect();
+        let keys = |side: &[usize]| side.iter().map(|&i| tasks[i].repo_key()).collect::<std::collections::BTreeSet<_>>();
+        for seed in 0..20 {
+            let s = by_repository(&tasks, 3, 0, seed).unwrap();
+            assert!(keys(&s.train).is_disjoint(&keys(&s.heldout)), "{s:?}");
+            assert!(s.train.len() == 8 - s.heldout.len() && [4, 2].contains(&s.heldout.len()), "{s:?}");
+        }
+    }
+
+    #[test]
     fn the_newest_are_held_out_whatever_their_offset() {
         let times = ["2024-01-01T00:30:00+02:00", "2023-12-31T23:00:00Z", "2023-12-31 23:30:00", "2020-01-01", "1704067200"];
         let tasks: Vec<Task> = times.iter().enumerate().map(|(i, t)| task("r", i, t)).collect();
@@ -147,7 +169,14 @@ mod tests {
 
     #[test]
     fn times_are_read_in_many_forms() {
-        for text in ["2022-03-03T15:14:54Z", "2022-03-03 15:14:54+00:00", "2022-03-03 15:14:54 +0000", "1646320494", "1646320494000"] {
+        for text in [
+            "2022-03-03T15:14:54Z",
+            "2022-03-03 15:14:54+00:00",
+            "2022-03-03 15:14:54 +0000",
+            "1646320494",
+            "1646320494000",
+            "1646320494000000000",
+        ] {
             assert_eq!(instant(text), Some(1_646_320_494), "{text}");
         }
         assert_eq!(instant("yesterday"), None);

@@ -159,6 +159,30 @@ impl Task {
             (true, None) => &self.instance_id,
         }
     }
+
+    /// What tells repositories apart where none may be on two sides of a split: the name without its owner, in lower case, so that a
+    /// fork (another owner, the same history), a repository that moved to another owner, and another spelling of the same name count
+    /// as one. `owner/name`, `owner__name` and SWE-smith's `owner__name.commit` are known.
+    pub fn repo_key(&self) -> String {
+        repository_key(self.repo_name())
+    }
+}
+
+/// See [`Task::repo_key`].
+pub(crate) fn repository_key(name: &str) -> String {
+    let name = name.trim_end_matches('/').to_ascii_lowercase();
+    let last = name.rsplit('/').next().unwrap_or(&name);
+    let last = match last.rsplit_once("__") {
+        // Only mirrors carry a commit behind a dot; `next.js` is a name.
+        Some((_, mirror)) => mirror.rsplit_once('.').filter(|(_, c)| is_commit(c)).map_or(mirror, |(name, _)| name),
+        None => last,
+    };
+    last.strip_suffix(".git").unwrap_or(last).to_owned()
+}
+
+/// True for (the beginning of) a commit's hash.
+fn is_commit(text: &str) -> bool {
+    text.len() >= 7 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 const FIELDS_HINT: &str = "a task needs at least instance_id, problem_statement and patch (SWE-bench's field names)";

@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::cli::output::{json_line, say, to_stdout};
-use crate::data::source::{multi_swe_bench, swe_bench};
+use super::decontamination;
+use crate::cli::output::{json_line, say, table, to_stdout};
+use crate::data::source::family::{self, Family};
+use crate::data::source::funnel::Funnel;
+use crate::data::source::swe_bench;
 use crate::{Error, Result};
 
 /// Read a task file of the SWE-bench family and write it in this project's form.
 ///
-/// Reads JSON lines or a JSON list, gzipped or not. Checks every task, turns test lists that are strings into lists, adds gold_files,
+/// Reads JSON lines or a JSON list, gzipped or not, or parquet. Checks every task, turns test lists that are strings into lists, adds gold_files,
 /// and keeps the fields it does not know.
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -22,6 +25,10 @@ pub(super) struct Args {
     /// The form of the file
     #[arg(long, value_enum, default_value_t = Format::SweBench)]
     format: Format,
+    /// Leave out what comes from the repositories of a list, one owner/name a line: a FILE, `swe-bench` for those of SWE-bench's test
+    /// split, or `none`
+    #[arg(long, value_name = "FILE", default_value = "none")]
+    decontaminate: String,
     /// Replace the file of --out if it is there
     #[arg(long)]
     force: bool,
@@ -32,10 +39,28 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// SWE-bench, SWE-Gym, SWE-rebench and others with its field names
+    /// SWE-bench's field names: its own files, this project's, and others of which no more is asked
     SweBench,
+    /// SWE-Gym
+    SweGym,
+    /// SWE-rebench and SWE-bench-extra
+    SweRebench,
+    /// SWE-smith: the patch makes the bug, its reverse is the fix; rows without an issue's text are left out
+    SweSmith,
     /// Multi-SWE-bench and Multi-SWE-RL
     MultiSweBench,
+}
+
+impl Format {
+    fn family(self) -> Family {
+        match self {
+            Self::SweBench => Family::SweBench,
+            Self::SweGym => Family::SweGym,
+            Self::SweRebench => Family::SweRebench,
+            Self::SweSmith => Family::SweSmith,
+            Self::MultiSweBench => Family::MultiSweBench,
+        }
+    }
 }
 
 /// Runs the command.
@@ -43,12 +68,23 @@ pub(super) fn run(args: Args) -> Result<()> {
     if let Some(out) = &args.out {
         swe_bench::refuse_existing(out, args.force)?;
     }
-    let mut tasks = match args.format {
-        Format::SweBench => swe_bench::read(&args.file).map_err(|e| {
-            if e.to_string().contains("field `instance_id`") { e.hint("for Multi-SWE-bench's fields: --format multi-swe-bench") } else { e }
-        })?,
-        Format::MultiSweBench => multi_swe_bench::read(&args.file)?,
-    };
+    let list = decontamination(&args.decontaminate)?;
+    let imported = family::read(&args.file, args.format.family()).map_err(|e| {
+        if args.format.family() == Family::SweBench && e.to_string().contains("field `instance_id`") {
+            e.hint("for Multi-SWE-bench's fields: --format multi-swe-bench")
+        } else {
+            e
+        }
+    })?;
+    let mut tasks = imported.tasks;
+    let contaminated = list.apply(&mut tasks);
+    let mut funnel = Funnel { from: args.file.display().to_string(), unit: "rows".to_owned(), seen: imported.rows, ..Funnel::default() };
+    funnel.drop("without_issue", "has no issue's text", imported.without_issue);
+    funnel.drop("contaminated", "is from a repository of the list of --decontaminate", contaminated);
+    funnel.kept = tasks.len();
+    if tasks.is_empty() {
+        return Err(Error::input("every task is from a repository of the list of --decontaminate").at_file(&args.file));
+    }
     let mut nothing_to_find = 0;
     for task in &mut tasks {
         let gold = task.gold().map_err(|e| e.at(&task.instance_id))?;
@@ -66,9 +102,13 @@ pub(super) fn run(args: Args) -> Result<()> {
     match &args.out {
         Some(out) => {
             swe_bench::write(out, &tasks, args.force)?;
+            funnel.write(out)?;
             let with_files = tasks.iter().filter(|t| !t.files.is_empty()).count();
             if args.json {
                 return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
+            }
+            if !funnel.dropped.is_empty() {
+                say!("{}", table(&funnel.rows()).trim_end());
             }
             say!("{} tasks, {with_files} of them with contents", tasks.len());
             Ok(())

@@ -1,13 +1,16 @@
 //! `data mine`: tasks from a local git repository's history.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+use super::decontamination;
+use crate::cli::interrupt;
 use crate::cli::output::{json_line, say, table, to_stdout};
-use crate::data::source::git::{MineOptions, MineReport, Skip, mine};
-use crate::data::source::swe_bench;
+use crate::data::source::git::{MineOptions, MineReport, Skip, mine_to_file};
+use crate::data::source::issues::Issues;
 use crate::{Error, Result};
 
 /// Make tasks from the history of a local git repository: commit messages as issues, diffs as gold patches.
@@ -15,6 +18,9 @@ use crate::{Error, Result};
 /// Walks from HEAD along the first parents. Merges, bots, reverts, releases, changes of lock files, documentation or tests alone,
 /// additions alone, binary, huge and empty changes, and messages too short to say anything are skipped; a table on stderr says how many
 /// for which reason. A shallow clone is mined as far as it goes, with a warning.
+///
+/// With --out, what was interrupted goes on where it was when the same command is given again (FILE.partial and FILE.state.json hold it),
+/// and FILE.funnel.json keeps the table for `data stats`.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The repository: a folder that holds `.git`, or a bare repository
@@ -59,6 +65,17 @@ pub(super) struct Args {
     /// Take what would be skipped
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     keep: Vec<Keep>,
+    /// Take only commits that say so
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    require: Vec<Require>,
+    /// The repository's issues and pull requests, as exported from GitHub's REST or GraphQL interface (a JSON list or JSON lines, gzipped
+    /// or not): where a commit, or its pull request, resolves an issue (`fixes #12`), the issue's text becomes the task's
+    #[arg(long, value_name = "FILE")]
+    issues: Option<PathBuf>,
+    /// Repositories that are not mined, because models are measured on them: a FILE of owner/name lines, `swe-bench` for those of its test
+    /// split, or `none`. Forks and other spellings count
+    #[arg(long, value_name = "FILE", default_value = "swe-bench")]
+    decontaminate: String,
     /// The key of all random choices
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -74,15 +91,81 @@ enum Keep {
     Releases,
     /// Changes of documentation: it counts as source
     Docs,
+    /// Merges along the first parents, as one change each: for histories in which pull requests are merged by merge commits
+    Merges,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Require {
+    /// Commits whose message, or issue, speaks of a fix
+    Fix,
+    /// Commits that resolve an issue of --issues
+    Issue,
 }
 
 /// Runs the command.
 pub(super) fn run(args: Args) -> Result<()> {
-    if let Some(out) = &args.out {
-        swe_bench::refuse_existing(out, args.force)?;
+    let options = options(&args)?;
+    interrupt::listen()?;
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
     }
+    let mut show = |seen: usize, taken: usize| {
+        bar.set_message(format!("{seen} commits, {taken} tasks"));
+        bar.tick();
+        if interrupt::pressed() { Err(Error::interrupted()) } else { Ok(()) }
+    };
+    // Without --out the file is a temporary one: stdout gets the oldest task first, which is found last.
+    let folder = tempfile::tempdir().map_err(|e| Error::io("make a folder in", &std::env::temp_dir(), e))?;
+    let out = args.out.clone().unwrap_or_else(|| folder.path().join("tasks.jsonl"));
+    let report = mine_to_file(&args.repo, &options, &out, args.force, &mut show);
+    bar.finish_and_clear();
+    let report = report?;
+    if report.shallow {
+        say!(
+            "warning: {} is a shallow clone: its older history is not there\n  to have all of it: git -C {} fetch --unshallow",
+            args.repo.display(),
+            args.repo.display()
+        );
+    }
+    let summary = summary(&report);
+    let funnel = report.funnel(args.all_parents);
+    if !args.json {
+        say!("{}", table(&funnel.rows()).trim_end());
+    }
+    if report.taken == 0 {
+        if args.json {
+            say!("{summary}");
+        }
+        let hint = if report.skipped.get(&Skip::Merge) > Some(&0) && !args.all_parents {
+            "most of this history may be in merged branches: try --all-parents, or --keep merges"
+        } else {
+            "see the table above for what was skipped, and data mine --help for the limits"
+        };
+        return Err(Error::input("no commit gives a task").at_file(&args.repo).hint(hint));
+    }
+    if args.out.is_some() {
+        funnel.write(&out)?;
+        return if args.json { json_line(&summary) } else { Ok(()) };
+    }
+    if args.json {
+        say!("{summary}");
+    }
+    let mut file = File::open(&out).map_err(|e| Error::io("read", &out, e))?;
+    to_stdout(|to| std::io::copy(&mut file, to).map(drop))
+}
+
+fn options(args: &Args) -> Result<MineOptions> {
     let keeps = |what| args.keep.contains(&what);
-    let options = MineOptions {
+    let requires = |what| args.require.contains(&what);
+    if requires(Require::Issue) && args.issues.is_none() {
+        return Err(Error::usage("--require issue needs the issues").hint("give an export of them: --issues FILE"));
+    }
+    if keeps(Keep::Merges) && args.all_parents {
+        return Err(Error::usage("--keep merges goes without --all-parents, which takes the commits of the merged branches one by one"));
+    }
+    Ok(MineOptions {
         name: args.name.clone(),
         all_parents: args.all_parents,
         max_tasks: args.max_tasks.unwrap_or(usize::MAX),
@@ -95,52 +178,14 @@ pub(super) fn run(args: Args) -> Result<()> {
         keep_bots: keeps(Keep::Bots),
         keep_reverts: keeps(Keep::Reverts),
         keep_releases: keeps(Keep::Releases),
+        keep_merges: keeps(Keep::Merges),
         keep_docs: keeps(Keep::Docs),
+        require_fix: requires(Require::Fix),
+        require_issue: requires(Require::Issue),
+        issues: args.issues.as_deref().map(Issues::read).transpose()?.unwrap_or_default(),
+        decontamination: decontamination(&args.decontaminate)?,
         seed: args.seed,
-    };
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-        bar.set_style(style);
-    }
-    let (tasks, report) = mine(&args.repo, &options, &mut |seen, taken| {
-        bar.set_message(format!("{seen} commits, {taken} tasks"));
-        bar.tick();
-    })?;
-    bar.finish_and_clear();
-    if report.shallow {
-        say!(
-            "warning: {} is a shallow clone: its older history is not there\n  to have all of it: git -C {} fetch --unshallow",
-            args.repo.display(),
-            args.repo.display()
-        );
-    }
-    let summary = summary(&report);
-    if !args.json {
-        say!("{}", funnel(&report, args.all_parents).trim_end());
-    }
-    if tasks.is_empty() {
-        if args.json {
-            say!("{summary}");
-        }
-        let hint = if report.skipped.get(&Skip::Merge) > Some(&0) && !args.all_parents {
-            "most of this history may be in merged branches: try --all-parents"
-        } else {
-            "see the table above for what was skipped, and data mine --help for the limits"
-        };
-        return Err(Error::input("no commit gives a task").at_file(&args.repo).hint(hint));
-    }
-    match &args.out {
-        Some(out) => {
-            swe_bench::write(out, &tasks, args.force)?;
-            if args.json { json_line(&summary) } else { Ok(()) }
-        }
-        None => {
-            if args.json {
-                say!("{summary}");
-            }
-            to_stdout(|out| swe_bench::write_lines(out, &tasks))
-        }
-    }
+    })
 }
 
 fn summary(report: &MineReport) -> Value {
@@ -150,17 +195,4 @@ fn summary(report: &MineReport) -> Value {
         "repo": report.repo, "head": report.head, "commits": report.commits, "tasks": report.taken,
         "skipped": skipped, "shallow": report.shallow,
     })
-}
-
-/// The table of what became of the commits.
-fn funnel(report: &MineReport, all_parents: bool) -> String {
-    let which = if all_parents { "commits" } else { "commits along the first parents" };
-    let mut rows = vec![vec![format!("{which} of {}", report.repo), report.commits.to_string()]];
-    for skip in Skip::ALL {
-        if let Some(n) = report.skipped.get(&skip) {
-            rows.push(vec![format!("  - {}", skip.describe().1), format!("-{n}")]);
-        }
-    }
-    rows.push(vec!["tasks".to_owned(), report.taken.to_string()]);
-    table(&rows)
 }

@@ -10,6 +10,7 @@ mod stats;
 use clap::Subcommand;
 
 use crate::Result;
+use crate::data::source::decontaminate::Decontamination;
 
 /// Make, read, split, count and show task files.
 #[derive(clap::Args)]
@@ -37,5 +38,14 @@ pub(super) fn run(args: Args) -> Result<()> {
         Command::Split(args) => split::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Show(args) => show::run(args),
+    }
+}
+
+/// The list that `--decontaminate` names: `swe-bench`, `none` or a file.
+fn decontamination(name: &str) -> Result<Decontamination> {
+    match name {
+        "none" => Ok(Decontamination::default()),
+        "swe-bench" => Decontamination::swe_bench(),
+        file => Decontamination::read(std::path::Path::new(file)),
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     if !(args.fraction > 0.0 && args.fraction < 1.0) {
         return Err(Error::usage(format!("--fraction {} is not between 0 and 1", args.fraction)).hint("for a fifth: --fraction 0.2"));
     }
-    let tasks = read_all(&args.files)?;
+    let tasks = read_all(&args.files, &mut |_| {})?;
     let (by, split) = split(&tasks, &args)?;
     let sides = [("train", &train, &split.train), ("heldout", &heldout, &split.heldout)];
     let mut prepared = Vec::new();
@@ -99,7 +99,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 fn split(tasks: &[Task], args: &Args) -> Result<(&'static str, Split)> {
     let folds = ((1.0 / args.fraction).round() as usize).max(2);
-    let repos = tasks.iter().map(Task::repo_name).collect::<std::collections::BTreeSet<_>>().len();
+    let repos = tasks.iter().map(Task::repo_key).collect::<std::collections::BTreeSet<_>>().len();
     let by_repo = args.by == By::Repository || (args.by == By::Auto && repos >= folds);
     if by_repo {
         return Ok(("repository", by_repository(tasks, folds, args.fold, args.seed)?));
@@ -107,12 +107,14 @@ fn split(tasks: &[Task], args: &Args) -> Result<(&'static str, Split)> {
     Ok(("time", by_time(tasks, args.fraction)?))
 }
 
-/// The tasks of all files; a name that two files share is an error.
-pub(super) fn read_all(files: &[PathBuf]) -> Result<Vec<Task>> {
+/// The tasks of all files, `count` hearing how many each holds; a name that two files share is an error.
+pub(super) fn read_all(files: &[PathBuf], count: &mut dyn FnMut(usize)) -> Result<Vec<Task>> {
     let mut tasks: Vec<Task> = Vec::new();
     let mut from: std::collections::HashMap<String, &Path> = std::collections::HashMap::new();
     for path in files {
-        for task in swe_bench::read(path)? {
+        let read = swe_bench::read(path)?;
+        count(read.len());
+        for task in read {
             if let Some(other) = from.insert(task.instance_id.clone(), path) {
                 let message = format!("instance_id `{}` is in {} as well", task.instance_id, other.display());
                 return Err(Error::input(message).at_file(path).hint("every task needs a name of its own"));

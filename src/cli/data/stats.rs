@@ -12,9 +12,13 @@ use crate::data::Task;
 use crate::data::bootstrap::Bootstrap;
 use crate::data::lexical::Field;
 use crate::data::metrics::{BETA, Table, bm25_scores};
+use crate::data::source::funnel::Funnel;
 use crate::data::split::instant;
 
 /// Count what task files hold, and say how far matching words alone gets (--bm25).
+///
+/// Where `data mine` or `data import` left a funnel beside a file (FILE.funnel.json), it is printed: what was looked at, what each filter
+/// dropped, and what was kept.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The files to count, as one
@@ -33,13 +37,16 @@ const MOST: usize = 5;
 
 /// Runs the command.
 pub(super) fn run(args: Args) -> Result<()> {
-    let tasks = read_all(&args.files)?;
+    let (tasks, funnels) = read_all_with_funnels(&args.files)?;
     let facts = facts(&tasks)?;
     let baseline = if args.bm25 { Some(baseline(&tasks)?) } else { None };
     if args.json {
         let mut value = facts;
         if let (Some(baseline), Value::Object(map)) = (baseline, &mut value) {
             map.insert("bm25".to_owned(), baseline.iter().map(|(field, k, t)| json!({ "field": field, "k": k, "table": t })).collect());
+        }
+        if let (false, Value::Object(map)) = (funnels.is_empty(), &mut value) {
+            map.insert("funnels".to_owned(), json!(funnels));
         }
         return json_line(&value);
     }
@@ -51,12 +58,23 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     to_stdout(|out| {
         out.write_all(table(&rows).as_bytes())?;
+        for funnel in &funnels {
+            write!(out, "\n{}", table(&funnel.rows()))?;
+        }
         if let Some(baseline) = &baseline {
             out.write_all(b"\n")?;
             out.write_all(baseline_table(baseline).as_bytes())?;
         }
         Ok(())
     })
+}
+
+/// The tasks of all files, and the funnels that lie beside them.
+fn read_all_with_funnels(files: &[PathBuf]) -> Result<(Vec<Task>, Vec<Funnel>)> {
+    let mut counts = Vec::new();
+    let tasks = read_all(files, &mut |tasks| counts.push(tasks))?;
+    let funnels = files.iter().zip(counts).map(|(file, n)| Funnel::read(file, n)).collect::<Result<Vec<_>>>()?;
+    Ok((tasks, funnels.into_iter().flatten().collect()))
 }
 
 fn plain(value: &Value) -> String {

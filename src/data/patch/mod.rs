@@ -7,8 +7,10 @@
 mod apply;
 mod header;
 mod parse;
+mod reverse;
 mod write;
 
+pub use reverse::reverse;
 pub use write::{Side, similarity, write_change};
 
 /// A parsed diff: the files it changes, in its order.

@@ -1,21 +1,13 @@
 //! Multi-SWE-bench and Multi-SWE-RL: the same tasks under other names (`org`, `repo`, `number`, `base.sha`, `resolved_issues`,
 //! `fix_patch`, maps of tests).
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
-use super::swe_bench::read_with;
 use crate::data::Task;
 use crate::{Error, Result};
 
-/// Reads a file of this form; errors as in [`super::swe_bench::read`].
-pub fn read(path: &Path) -> Result<Vec<Task>> {
-    read_with(path, convert)
-}
-
 /// One task. The issue's text is that of the resolved issues, else the pull request's own; fields without a counterpart are kept.
-fn convert(value: Value) -> Result<Task> {
+pub(super) fn convert(value: Value) -> Result<Task> {
     let Value::Object(mut map) = value else {
         return Err(Error::input("expected a task (a JSON object)"));
     };
@@ -33,8 +25,13 @@ fn convert(value: Value) -> Result<Task> {
         map.get(field)?.as_object().map(|tests| tests.keys().map(|k| Value::from(k.as_str())).collect())
     };
     let (fail, pass) = (names(&map, "fixed_tests"), names(&map, "p2p_tests"));
-    let base = map.get("base").and_then(|b| b.get("sha")).cloned();
-    let patch = map.shift_remove("fix_patch");
+    let base = map.get("base").and_then(|b| b.get("sha")).filter(|sha| sha.is_string()).cloned();
+    let patch = map.shift_remove("fix_patch").filter(Value::is_string);
+    for (field, found) in [("base.sha", &base), ("fix_patch", &patch)] {
+        if found.is_none() {
+            return Err(Error::input("expected a text, found none").at(format_args!("field `{field}`")));
+        }
+    }
     let mut out: Map<String, Value> = map;
     out.insert("instance_id".to_owned(), Value::from(format!("{org}__{repo}-{number}")));
     out.insert("repo".to_owned(), Value::from(format!("{org}/{repo}")));
@@ -66,7 +63,9 @@ mod tests {
         assert_eq!(task.extra["lang"], "c");
         let mut without = value;
         without["resolved_issues"] = json!([]);
-        assert_eq!(convert(without).unwrap().problem_statement, "Fix");
+        assert_eq!(convert(without.clone()).unwrap().problem_statement, "Fix");
+        without["fix_patch"] = json!(null);
+        assert!(convert(without).unwrap_err().to_string().contains("field `fix_patch`"));
         assert!(convert(json!({"instance_id": "x"})).unwrap_err().to_string().contains("`org`"));
     }
 }

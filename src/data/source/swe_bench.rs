@@ -1,4 +1,4 @@
-//! Task files of the SWE-bench family: one JSON object a line, gzipped or not, or one JSON list.
+//! Task files of the SWE-bench family: one JSON object a line or one JSON list, gzipped or not, or a parquet file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,21 +14,25 @@ use crate::data::Task;
 use crate::error::json_message;
 use crate::{Error, Result};
 
-/// Reads the tasks of a file: JSON lines, or one JSON list; gzip is recognised by its first bytes, whatever the name.
+/// Reads the tasks of a file: JSON lines, one JSON list, or parquet; gzip and parquet are known by their first bytes, whatever the name.
 ///
 /// # Errors
 ///
 /// A line that is no task (named as `file:line`), two tasks of one name (both lines named), a file without any task.
 pub fn read(path: &Path) -> Result<Vec<Task>> {
-    read_with(path, Task::from_json)
+    read_with(path, |value| Task::from_json(value).map(Some))
 }
 
-/// As [`read`], with `convert` making a task of each JSON object: for formats that differ from SWE-bench's.
-pub fn read_with(path: &Path, convert: impl Fn(Value) -> Result<Task>) -> Result<Vec<Task>> {
+/// As [`read`], with `convert` making a task of each JSON object, or leaving it out: for formats that differ from SWE-bench's.
+pub fn read_with(path: &Path, convert: impl FnMut(Value) -> Result<Option<Task>>) -> Result<Vec<Task>> {
     let mut input = open(path)?;
     let failed = |e| Error::io("read", path, e);
-    let is_list = input.fill_buf().map_err(failed)?.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[');
     let mut tasks = Collector { path, convert, lines: HashMap::new(), tasks: Vec::new() };
+    if input.fill_buf().map_err(failed)?.starts_with(b"PAR1") {
+        read_parquet(path, &mut |value, row| tasks.add(value, row, "row"))?;
+        return tasks.finish();
+    }
+    let is_list = input.fill_buf().map_err(failed)?.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[');
     if is_list {
         let list: Vec<Value> = serde_json::from_reader(input)
             .map_err(|e| Error::input(format!("expected a JSON list of tasks: {e}")).at_line(path, e.line()))?;
@@ -52,10 +56,19 @@ pub fn read_with(path: &Path, convert: impl Fn(Value) -> Result<Task>) -> Result
             tasks.add(value, number, "line")?;
         }
     }
-    if tasks.tasks.is_empty() {
-        return Err(Error::input("the file holds no task").at_file(path).hint("expected one JSON object a line, with SWE-bench's fields"));
+    tasks.finish()
+}
+
+/// Hands the rows of a parquet file to `take`, with their numbers.
+fn read_parquet(path: &Path, take: &mut dyn FnMut(Value, usize) -> Result<()>) -> Result<()> {
+    #[cfg(feature = "parquet")]
+    return super::parquet::rows(path, take);
+    #[cfg(not(feature = "parquet"))]
+    {
+        let _ = take;
+        let hint = "build it with the feature `parquet`, or give the file as JSON lines";
+        Err(Error::input("this program was built without parquet").at_file(path).hint(hint))
     }
-    Ok(tasks.tasks)
 }
 
 /// Tasks as they are read, with the lines that they came from.
@@ -66,15 +79,27 @@ struct Collector<'a, F> {
     tasks: Vec<Task>,
 }
 
-impl<F: Fn(Value) -> Result<Task>> Collector<'_, F> {
+impl<F: FnMut(Value) -> Result<Option<Task>>> Collector<'_, F> {
     fn add(&mut self, value: Value, number: usize, unit: &str) -> Result<()> {
-        let task = (self.convert)(value).and_then(|t| t.check().map(|()| t)).map_err(|e| e.at_line(self.path, number))?;
+        let at = |e: Error| {
+            if unit == "row" { e.at(format_args!("{}, row {number}", self.path.display())) } else { e.at_line(self.path, number) }
+        };
+        let task = (self.convert)(value).and_then(|t| t.as_ref().map_or(Ok(()), Task::check).map(|()| t)).map_err(at)?;
+        let Some(task) = task else { return Ok(()) };
         if let Some(first) = self.lines.insert(task.instance_id.clone(), number) {
             let message = format!("instance_id `{}` is already that of {unit} {first}", task.instance_id);
-            return Err(Error::input(message).at_line(self.path, number).hint("every task of a file needs a name of its own"));
+            return Err(at(Error::input(message)).hint("every task of a file needs a name of its own"));
         }
         self.tasks.push(task);
         Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<Task>> {
+        if self.tasks.is_empty() {
+            let hint = "expected one JSON object a line, with SWE-bench's fields";
+            return Err(Error::input("the file holds no task").at_file(self.path).hint(hint));
+        }
+        Ok(self.tasks)
     }
 }
 
@@ -110,16 +135,21 @@ impl Prepared<'_> {
 
 /// The first half of [`write()`]: where several files belong together, all are prepared before any is published.
 pub fn prepare<'a>(path: &'a Path, tasks: &[Task]) -> Result<Prepared<'a>> {
+    prepare_with(path, |out| write_lines(out, tasks))
+}
+
+/// As [`prepare`], with `write` giving the text: for tasks that are not all in memory.
+pub fn prepare_with<'a>(path: &'a Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Prepared<'a>> {
     let failed = |e| Error::io("write", path, e);
     let temporary = tempfile::Builder::new().prefix(".tasks-").tempfile_in(folder_of(path)).map_err(failed)?;
     {
         let file = BufWriter::with_capacity(1 << 16, temporary.as_file());
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) {
             let mut encoder = GzEncoder::new(file, Compression::default());
-            write_lines(&mut encoder, tasks).and_then(|()| encoder.finish()?.flush()).map_err(failed)?;
+            write(&mut encoder).and_then(|()| encoder.finish()?.flush()).map_err(failed)?;
         } else {
             let mut file = file;
-            write_lines(&mut file, tasks).and_then(|()| file.flush()).map_err(failed)?;
+            write(&mut file).and_then(|()| file.flush()).map_err(failed)?;
         }
     }
     share(temporary.as_file()).and_then(|()| temporary.as_file().sync_all()).map_err(failed)?;

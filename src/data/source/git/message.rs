@@ -47,6 +47,76 @@ pub(super) fn is_release(message: &str) -> bool {
     }
 }
 
+/// Words that a fix is told by, in its message.
+const FIXING: &[&str] = &[
+    "fix",
+    "fixes",
+    "fixed",
+    "fixing",
+    "bugfix",
+    "bugfixes",
+    "hotfix",
+    "bug",
+    "bugs",
+    "resolve",
+    "resolves",
+    "resolved",
+    "closes",
+    "crash",
+    "crashes",
+    "crashed",
+    "crashing",
+    "regression",
+    "regressions",
+    "broken",
+    "breaks",
+    "breakage",
+    "wrong",
+    "wrongly",
+    "incorrect",
+    "incorrectly",
+    "invalid",
+    "correct",
+    "corrects",
+    "corrected",
+    "repair",
+    "repairs",
+    "prevent",
+    "prevents",
+    "avoid",
+    "avoids",
+    "error",
+    "errors",
+    "exception",
+    "exceptions",
+    "failure",
+    "failures",
+    "fails",
+    "failing",
+    "leak",
+    "leaks",
+    "deadlock",
+    "overflow",
+    "segfault",
+    "segfaults",
+    "panic",
+    "panics",
+    "issue",
+    "issues",
+    "typo",
+];
+
+/// True for a message one of whose words tells a fix.
+pub(super) fn is_fix(message: &str) -> bool {
+    message.split(|c: char| !c.is_alphanumeric()).any(|w| FIXING.contains(&w.to_ascii_lowercase().as_str()))
+}
+
+/// What a hosted merge commit says below its first line (the pull request's title); for another message, the whole of it.
+pub(super) fn without_merge_line(message: &str) -> &str {
+    let Some((first, rest)) = message.trim_start().split_once('\n') else { return message };
+    if first.starts_with("Merge ") && !rest.trim().is_empty() { rest.trim_start() } else { message }
+}
+
 /// `1.2`, `v1.2.3`, `2.0.0rc1`, `0.9.dev0`.
 fn is_version(word: &str) -> bool {
     let rest = word.strip_prefix('v').unwrap_or(word);
@@ -119,6 +189,14 @@ mod tests {
             assert!(!is_release(text), "{text}");
         }
         assert!(is_revert("Revert \"x\"\n\nThis reverts commit abc.") && is_revert("revert: x") && !is_revert("Reverting is slow"));
+    }
+
+    #[test]
+    fn fixes_and_merges() {
+        assert!(is_fix("Stop the crash on start") && is_fix("fix(core): x") && !is_fix("Add a prefix to names"));
+        assert_eq!(without_merge_line("Merge pull request #7 from a/b\n\nMend it\n"), "Mend it\n");
+        assert_eq!(without_merge_line("Merge branch 'x'"), "Merge branch 'x'");
+        assert_eq!(without_merge_line("Mend it\n\nbecause"), "Mend it\n\nbecause");
     }
 
     #[test]

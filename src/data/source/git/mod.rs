@@ -4,22 +4,30 @@
 //! What is mined is a function of the history, the options and the repository's name alone: no clock, no configuration of the user,
 //! no order of a hash map. Each commit that is not taken is counted under the first [`Skip`] that holds for it.
 
+mod build;
 mod candidates;
 mod change;
+mod imports;
 mod message;
 mod repository;
+mod resume;
+mod scan;
 mod skip;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use rayon::prelude::*;
 
-use self::change::{ChangedFile, Content, read_changes};
-use self::repository::{Commit, Repository};
+use self::build::build;
+use self::repository::{Repository, Walk};
+pub use self::resume::mine_to_file;
+use self::scan::{Scanned, scan};
 pub use self::skip::Skip;
+use super::decontaminate::Decontamination;
+use super::funnel::Funnel;
+use super::issues::Issues;
 use crate::data::Task;
-use crate::data::patch::Patch;
 use crate::data::paths::{Role, role};
 use crate::data::random::hash;
 use crate::{Error, Result};
@@ -51,8 +59,18 @@ pub struct MineOptions {
     pub keep_reverts: bool,
     /// Take releases and version bumps.
     pub keep_releases: bool,
+    /// Take merges of the first-parent walk, with what they bring in as their change.
+    pub keep_merges: bool,
     /// Count documentation as source.
     pub keep_docs: bool,
+    /// Take only what its message or its issue tells to be a fix.
+    pub require_fix: bool,
+    /// Take only what resolves an issue of `issues`.
+    pub require_issue: bool,
+    /// The repository's issues: where a commit resolves some, their text is the task's, not the commit's message.
+    pub issues: Issues,
+    /// Repositories that are not mined.
+    pub decontamination: Decontamination,
     /// The key of the random choice of files beside the gold ones.
     pub seed: u64,
 }
@@ -72,7 +90,12 @@ impl Default for MineOptions {
             keep_bots: false,
             keep_reverts: false,
             keep_releases: false,
+            keep_merges: false,
             keep_docs: false,
+            require_fix: false,
+            require_issue: false,
+            issues: Issues::default(),
+            decontamination: Decontamination::default(),
             seed: 0,
         }
     }
@@ -95,197 +118,179 @@ pub struct MineReport {
     pub shallow: bool,
 }
 
+impl MineOptions {
+    fn is_source(&self, path: &str) -> bool {
+        match role(path) {
+            Role::Source => true,
+            Role::Doc => self.keep_docs,
+            _ => false,
+        }
+    }
+}
+
+impl MineReport {
+    /// The report as a funnel.
+    pub fn funnel(&self, all_parents: bool) -> Funnel {
+        let unit = if all_parents { "commits" } else { "commits along the first parents" };
+        let mut funnel =
+            Funnel { from: self.repo.clone(), unit: unit.to_owned(), seen: self.commits, kept: self.taken, ..Funnel::default() };
+        for skip in Skip::ALL {
+            let (name, what) = skip.describe();
+            funnel.drop(name, what, self.skipped.get(&skip).copied().unwrap_or(0));
+        }
+        funnel
+    }
+}
+
 /// More changed paths than this are not even read: a reformatting, a vendored tree.
 const HUGE: usize = 300;
 
+/// So many commits are worked on at once.
+const BATCH: usize = 128;
+
+/// So many commits before a fix are asked which files changed together with those of the fix.
+const HISTORY: usize = 512;
+
 /// Mines the repository at `path` (a work tree with its `.git`, or a bare repository) from HEAD: the tasks, oldest first, and what was
-/// skipped. `progress` hears of every commit looked at: how many so far, and how many were taken.
+/// skipped. `progress` hears how many commits were looked at, and how many were taken; an error of it ends the walk.
 ///
 /// A shallow clone is mined as far as it goes: [`MineReport::shallow`] says so.
 ///
 /// # Errors
 ///
-/// Not a git repository, one without a commit, objects that are missing or damaged.
+/// Not a git repository, one without a commit, objects that are missing or damaged; a repository of the decontamination list.
 pub fn mine(path: &Path, options: &MineOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<(Vec<Task>, MineReport)> {
-    let repository = Repository::open(path)?;
-    let repo = options.name.clone().unwrap_or_else(|| repository.name(path));
-    let mut report = MineReport { repo, head: repository.head()?, shallow: repository.is_shallow(), ..MineReport::default() };
-    let mut miner = Miner { repository, options, repo: report.repo.clone(), seen: HashSet::new() };
+    let mut mining = Mining::start(path, options)?;
     let mut tasks = Vec::new();
-    let mut walk = miner.repository.walk(options.all_parents)?;
-    while tasks.len() < options.max_tasks
-        && let Some(commit) = walk.next(&miner.repository)?
-    {
-        report.commits += 1;
-        match miner.task(&commit)? {
-            Ok(task) => tasks.push(task),
-            Err(reason) => *report.skipped.entry(reason).or_default() += 1,
-        }
-        progress(report.commits, tasks.len());
+    while let Some(batch) = mining.batch()? {
+        tasks.extend(batch);
+        progress(mining.report.commits, mining.report.taken);
     }
-    report.taken = tasks.len();
     tasks.reverse();
-    Ok((tasks, report))
+    Ok((tasks, mining.report))
 }
 
-struct Miner<'a> {
-    repository: Repository,
+/// A walk under way. Memory does not grow with the history, but for the hashes of the patches taken and the names of the commits seen.
+struct Mining<'a> {
+    path: PathBuf,
     options: &'a MineOptions,
-    repo: String,
+    repository: Repository,
+    /// Each thread opens the repository for itself, once.
+    pool: rayon::ThreadPool,
+    walk: Walk,
+    /// The commits scanned and not yet built, and behind them those of [`HISTORY`].
+    window: VecDeque<Scanned>,
     /// Hashes of the patches taken.
     seen: HashSet<u64>,
+    report: MineReport,
 }
 
-impl Miner<'_> {
-    /// The commit's task, or why it gives none.
-    fn task(&mut self, commit: &Commit) -> Result<Result<Task, Skip>> {
-        let message = match self.message(commit) {
-            Ok(message) => message,
-            Err(skip) => return Ok(Err(skip)),
-        };
-        // `message` has made sure that there is one parent, and that it is here.
-        let Some(parent) = commit.parents.first() else { return Ok(Err(Skip::Root)) };
-        let base = self.repository.commit(*parent)?;
-        let raw = self.repository.diff(base.tree, commit.tree, HUGE)?;
-        if raw.is_empty() {
-            return Ok(Err(Skip::Empty));
+impl<'a> Mining<'a> {
+    fn start(path: &Path, options: &'a MineOptions) -> Result<Self> {
+        let repository = Repository::open(path)?;
+        let repo = options.name.clone().unwrap_or_else(|| repository.name(path));
+        if options.decontamination.meets(&repo) {
+            let hint = "its tasks must not be learnt from; to mine it all the same: --decontaminate none";
+            return Err(Error::input(format!("{repo} is, or is named as, a repository that is held out")).at_file(path).hint(hint));
         }
-        if raw.len() > HUGE {
-            return Ok(Err(Skip::Huge));
-        }
-        if let Some(skip) = self.by_roles(&raw.iter().map(|c| role(&c.path)).collect()) {
-            return Ok(Err(skip));
-        }
-        let (sources, others): (Vec<_>, Vec<_>) = raw.into_iter().partition(|c| self.is_source(&c.path) && c.is_file());
-        let tests: Vec<_> = others.into_iter().filter(|c| role(&c.path) == Role::Test && c.is_file()).collect();
-        let sources = match self.sources(&sources)? {
-            Ok(sources) => sources,
-            Err(skip) => return Ok(Err(skip)),
-        };
-        let patch = change::write_patch(&sources);
-        if let Some(skip) = self.by_lines(&patch)? {
-            return Ok(Err(skip));
-        }
-        let id = format!("{}-{}", self.repo.replace('/', "__"), &commit.id.to_string()[..10]);
-        let gold: BTreeSet<String> = sources.iter().filter_map(ChangedFile::base_path).collect();
-        let Some((files, all_paths)) = candidates::choose(&self.repository, base.tree, &gold, &id, self.options, |p| self.is_source(p))?
-        else {
-            return Ok(Err(Skip::NoChoice));
-        };
-        if !self.seen.insert(fingerprint(&patch)) {
-            return Ok(Err(Skip::Duplicate));
-        }
-        let tests = read_changes(&self.repository, &tests, self.options.max_bytes / 2)?;
-        let tests: Vec<_> = tests.into_iter().filter(|c| c.content() == Content::Text).collect();
-        let extra: Map<String, Value> = [("problem_source".to_owned(), Value::from("commit message"))].into_iter().collect();
-        Ok(Ok(Task {
-            instance_id: id,
-            repo: self.repo.clone(),
-            base_commit: parent.to_string(),
-            fix_commit: Some(commit.id.to_string()),
-            created_at: Some(commit.time.clone()),
-            problem_statement: message,
-            test_patch: change::write_patch(&tests),
-            patch,
-            gold_files: Some(gold.into_iter().collect()),
-            files,
-            all_paths,
-            extra,
-            ..Task::default()
-        }))
+        let report = MineReport { repo, head: repository.head()?, shallow: repository.is_shallow(), ..MineReport::default() };
+        let walk = repository.walk(options.all_parents)?;
+        let pool = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
+        let (window, seen) = (VecDeque::new(), HashSet::new());
+        Ok(Self { path: path.to_owned(), options, repository, pool, walk, window, seen, report })
     }
 
-    /// The commit's message as an issue's text, or why the commit is skipped before its change is read.
-    fn message(&self, commit: &Commit) -> Result<String, Skip> {
-        match commit.parents.len() {
-            0 => return Err(Skip::Root),
-            1 => {}
-            _ => return Err(Skip::Merge),
+    /// The tasks of the next commits, the newest first; none at the end of the walk.
+    fn batch(&mut self) -> Result<Option<Vec<Task>>> {
+        self.fill()?;
+        if self.window.is_empty() || self.report.taken >= self.options.max_tasks {
+            return Ok(None);
         }
-        if commit.at_border {
-            return Err(Skip::Shallow);
+        let (path, options, repo, window) = (&self.path, self.options, &self.report.repo, self.window.make_contiguous());
+        let window = &*window;
+        let n = window.len().min(BATCH);
+        let built: Vec<_> = self.pool.install(|| {
+            let one = |i: usize| {
+                let history = &window[i + 1..window.len().min(i + 1 + HISTORY)];
+                with_repository(path, |r| build(r, &window[i], history, repo, options))
+            };
+            (0..n).into_par_iter().map(one).collect::<Result<_>>()
+        })?;
+        let mut tasks = Vec::new();
+        for built in built {
+            if self.report.taken >= self.options.max_tasks {
+                break;
+            }
+            self.report.commits += 1;
+            let skip = match built {
+                Ok(task) if self.seen.insert(fingerprint(&task.patch)) => {
+                    self.report.taken += 1;
+                    tasks.push(task);
+                    continue;
+                }
+                Ok(_) => Skip::Duplicate,
+                Err(skip) => skip,
+            };
+            *self.report.skipped.entry(skip).or_default() += 1;
         }
-        if !self.options.keep_bots && message::is_bot(&commit.author, &commit.email) {
-            return Err(Skip::Bot);
-        }
-        let text = std::str::from_utf8(&commit.message).map_err(|_| Skip::MessageEncoding)?;
-        if !self.options.keep_reverts && message::is_revert(text) {
-            return Err(Skip::Revert);
-        }
-        if !self.options.keep_releases && message::is_release(text) {
-            return Err(Skip::Release);
-        }
-        let text = message::without_trailers(text);
-        if text.chars().count() < self.options.min_message {
-            return Err(Skip::ShortMessage);
-        }
-        Ok(text)
+        self.window.drain(..n);
+        Ok(Some(tasks))
     }
 
-    fn is_source(&self, path: &str) -> bool {
-        match role(path) {
-            Role::Source => true,
-            Role::Doc => self.options.keep_docs,
-            _ => false,
+    /// Scans commits until the window holds a batch and the history of its last commit.
+    fn fill(&mut self) -> Result<()> {
+        while self.window.len() < BATCH + HISTORY {
+            let mut commits = Vec::new();
+            while commits.len() < BATCH
+                && let Some(commit) = self.walk.next(&self.repository)?
+            {
+                commits.push(commit);
+            }
+            if commits.is_empty() {
+                break;
+            }
+            let (path, options) = (&self.path, self.options);
+            let scanned: Result<Vec<Scanned>> =
+                self.pool.install(|| commits.into_par_iter().map(|c| with_repository(path, |r| scan(r, c, options))).collect());
+            self.window.extend(scanned?);
         }
-    }
-
-    /// Why a commit that changes files of these roles has no source among them.
-    fn by_roles(&self, roles: &BTreeSet<Role>) -> Option<Skip> {
-        let source = roles.contains(&Role::Source) || (self.options.keep_docs && roles.contains(&Role::Doc));
-        let only = |role| roles.len() == 1 && roles.contains(&role);
-        match () {
-            () if source => None,
-            () if only(Role::Lock) => Some(Skip::LockOnly),
-            () if only(Role::Doc) => Some(Skip::DocsOnly),
-            () if only(Role::Test) => Some(Skip::TestsOnly),
-            () => Some(Skip::NoSource),
-        }
-    }
-
-    /// The changed sources with their contents, or why they are no task.
-    fn sources(&self, raw: &[change::RawChange]) -> Result<Result<Vec<ChangedFile>, Skip>> {
-        let limit = self.options.max_bytes / 2;
-        if raw.is_empty() {
-            return Ok(Err(Skip::NoSource));
-        }
-        // A move is one file and two raw changes; what cannot get below the limit by moves is not read.
-        if raw.len() > self.options.max_files.saturating_mul(2) {
-            return Ok(Err(Skip::ManyFiles));
-        }
-        let sources = read_changes(&self.repository, raw, limit)?;
-        let sources = change::find_moves(sources);
-        let any = |content| sources.iter().any(|c| c.content() == content);
-        let skip = if sources.iter().all(|c| c.content() == Content::Binary) || any(Content::Binary) {
-            Some(Skip::Binary)
-        } else if sources.iter().all(|c| c.base_path().is_none()) {
-            Some(Skip::AddsOnly)
-        } else if sources.len() > self.options.max_files {
-            Some(Skip::ManyFiles)
-        } else if any(Content::OtherEncoding) || raw.iter().any(|c| c.path.contains('\u{FFFD}')) {
-            Some(Skip::Encoding)
-        } else if any(Content::TooLarge) || sources.iter().map(ChangedFile::old_len).sum::<usize>() > limit {
-            Some(Skip::Large)
-        } else {
-            None
-        };
-        Ok(skip.map_or(Ok(sources), Err))
-    }
-
-    /// Why a patch of so many lines is no task.
-    fn by_lines(&self, patch: &str) -> Result<Option<Skip>> {
-        Ok(match Patch::parse(patch)?.changed_lines() {
-            0 => Some(Skip::NoLines),
-            n if n > self.options.max_lines => Some(Skip::ManyLines),
-            _ => None,
-        })
+        Ok(())
     }
 }
 
-/// A hash of a patch that does not see where in a file the change stands.
+/// Runs `work` with this thread's handle of the repository: handles cannot be shared, and each has caches that are worth keeping.
+fn with_repository<T>(path: &Path, work: impl FnOnce(&Repository) -> Result<T>) -> Result<T> {
+    thread_local! {
+        static OPEN: std::cell::RefCell<Option<Repository>> = const { std::cell::RefCell::new(None) };
+    }
+    OPEN.with_borrow_mut(|open| {
+        let repository = match open.take() {
+            Some(repository) => repository,
+            None => Repository::open(path)?,
+        };
+        work(open.insert(repository))
+    })
+}
+
+/// A hash of what a patch does, wherever it does it: the names of its files without folders and its changed lines, white space aside.
+/// A backport, a cherry-pick, or the same fix in a copy of a file are near duplicates.
 fn fingerprint(patch: &str) -> u64 {
-    let lines: Vec<&str> = patch.lines().filter(|l| !l.starts_with("@@ ") && !l.starts_with("index ")).collect();
-    hash(lines.join("\n").as_bytes())
+    let mut text = String::new();
+    for line in patch.lines() {
+        let name = line.strip_prefix("+++ ").or_else(|| line.strip_prefix("--- ")).map(|name| name.rsplit('/').next().unwrap_or(name));
+        let changed = line.starts_with(['+', '-']).then_some(line);
+        let Some(part) = name.or(changed) else { continue };
+        let mut words = part[usize::from(name.is_none())..].split_whitespace().peekable();
+        if words.peek().is_some() {
+            text.push_str(if name.is_some() { "file" } else { &line[..1] });
+            words.for_each(|w| {
+                text.push(' ');
+                text.push_str(w);
+            });
+            text.push('\n');
+        }
+    }
+    hash(text.as_bytes())
 }
 
 /// An error of the library that reads the repository, with its causes.

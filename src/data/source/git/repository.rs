@@ -2,14 +2,17 @@
 //!
 //! The repository is opened in isolation: no configuration of the user or the system has a say in what is mined.
 
-use std::collections::{BTreeMap, BinaryHeap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gix::ObjectId;
 use gix::objs::tree::EntryKind;
 
 use super::change::{Blob, RawChange};
 use super::git_error;
+use crate::data::random::hash;
 use crate::{Error, Result};
 
 /// An open repository.
@@ -17,7 +20,27 @@ pub(super) struct Repository {
     repo: gix::Repository,
     path: PathBuf,
     border: HashSet<ObjectId>,
+    listings: RefCell<Listings>,
 }
+
+/// A source file of a tree.
+#[derive(Clone)]
+pub(super) struct SourceFile {
+    pub path: Arc<str>,
+    /// The path's [`hash`], asked for often.
+    pub hash: u64,
+    pub blob: Blob,
+}
+
+/// The sources below trees, kept between commits: from one to the next most folders stay as they are.
+#[derive(Default)]
+struct Listings {
+    by_tree: HashMap<(ObjectId, String), Arc<Vec<SourceFile>>>,
+    entries: usize,
+}
+
+/// So many entries of listings are kept: some tens of megabytes.
+const MOST_LISTED: usize = 400_000;
 
 /// What is needed of a commit.
 pub(super) struct Commit {
@@ -48,7 +71,7 @@ impl Repository {
         let failed = |e: &dyn std::error::Error| git_error(path, "read the border of the shallow clone", e);
         let border = repo.shallow_commits().map_err(|e| failed(&e))?;
         let border = border.map(|c| c.iter().copied().collect()).unwrap_or_default();
-        Ok(Self { repo, path: path.to_owned(), border })
+        Ok(Self { repo, path: path.to_owned(), border, listings: RefCell::default() })
     }
 
     pub(super) fn is_shallow(&self) -> bool {
@@ -108,6 +131,13 @@ impl Repository {
         })
     }
 
+    /// A commit's tree.
+    pub(super) fn tree_of(&self, id: ObjectId) -> Result<ObjectId> {
+        let failed = |e: &dyn std::error::Error| self.object_error(&format!("read commit {id}"), e);
+        let commit = self.repo.find_commit(id).map_err(|e| failed(&e))?;
+        Ok(commit.tree_id().map_err(|e| failed(&e))?.detach())
+    }
+
     /// A walk from HEAD: along the first parents, or over all commits that HEAD reaches, newest first.
     pub(super) fn walk(&self, all_parents: bool) -> Result<Walk> {
         let mut walk = Walk { all_parents, ready: BinaryHeap::new(), seen: HashSet::new() };
@@ -124,16 +154,18 @@ impl Repository {
     }
 
     fn diff_into(&self, old: Option<ObjectId>, new: Option<ObjectId>, prefix: &str, limit: usize, out: &mut Vec<RawChange>) -> Result<()> {
-        let mut names: BTreeMap<String, (Option<Blob>, Option<Blob>)> = BTreeMap::new();
-        for (name, entry) in self.entries(old)? {
-            names.entry(name).or_default().0 = Some(entry);
+        let (old, new) = self.differing(old, new)?;
+        let mut sides: Vec<(String, Option<Blob>, Option<Blob>)> = Vec::new();
+        sides.extend(old.into_iter().map(|(name, blob)| (name, Some(blob), None)));
+        for (name, blob) in new {
+            match sides.iter_mut().find(|(n, _, _)| *n == name) {
+                Some(side) => side.2 = Some(blob),
+                None => sides.push((name, None, Some(blob))),
+            }
         }
-        for (name, entry) in self.entries(new)? {
-            names.entry(name).or_default().1 = Some(entry);
-        }
-        for (name, (old, new)) in names {
-            if old == new || out.len() > limit {
-                continue;
+        for (name, old, new) in sides {
+            if out.len() > limit {
+                return Ok(());
             }
             let path = format!("{prefix}{name}");
             let tree = |side: Option<Blob>| side.filter(|e| e.kind == EntryKind::Tree).map(|e| e.id);
@@ -148,33 +180,78 @@ impl Repository {
         Ok(())
     }
 
-    fn entries(&self, tree: Option<ObjectId>) -> Result<Vec<(String, Blob)>> {
-        let Some(id) = tree else { return Ok(Vec::new()) };
-        let what = format!("read tree {id}");
-        let tree = self.repo.find_tree(id).map_err(|e| self.object_error(&what, &e))?;
-        let decoded = tree.decode().map_err(|e| self.object_error(&what, &e))?;
-        // A name that is not UTF-8 gets a replacement character, by which a commit that changes it is skipped.
-        let entry = |e: &gix::objs::tree::EntryRef<'_>| {
-            (String::from_utf8_lossy(e.filename).into_owned(), Blob { kind: e.mode.kind(), id: e.oid.to_owned() })
+    /// The entries of two trees that are not the same in both. Both are in git's order, so equal ones meet; names are copied for those
+    /// alone that differ.
+    fn differing(&self, old: Option<ObjectId>, new: Option<ObjectId>) -> Result<(Vec<(String, Blob)>, Vec<(String, Blob)>)> {
+        let failed = |id: ObjectId, e: &dyn std::error::Error| self.object_error(&format!("read tree {id}"), e);
+        let find = |id: Option<ObjectId>| id.map(|id| self.repo.find_tree(id).map_err(|e| failed(id, &e))).transpose();
+        let (old_tree, new_tree) = (find(old)?, find(new)?);
+        let old_entries = match &old_tree {
+            Some(t) => t.decode().map_err(|e| failed(t.id, &e))?.entries,
+            None => Vec::new(),
         };
-        Ok(decoded.entries.iter().map(entry).collect())
+        let new_entries = match &new_tree {
+            Some(t) => t.decode().map_err(|e| failed(t.id, &e))?.entries,
+            None => Vec::new(),
+        };
+        let (mut i, mut j) = (0, 0);
+        let (mut old_out, mut new_out) = (Vec::new(), Vec::new());
+        while i < old_entries.len() || j < new_entries.len() {
+            let order = match (old_entries.get(i), new_entries.get(j)) {
+                (Some(a), Some(b)) => a.cmp(b),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                _ => std::cmp::Ordering::Greater,
+            };
+            if order.is_eq() && old_entries[i].oid == new_entries[j].oid && old_entries[i].mode == new_entries[j].mode {
+                (i, j) = (i + 1, j + 1);
+                continue;
+            }
+            if order.is_le() {
+                old_out.push(named(&old_entries[i]));
+                i += 1;
+            }
+            if order.is_ge() {
+                new_out.push(named(&new_entries[j]));
+                j += 1;
+            }
+        }
+        Ok((old_out, new_out))
     }
 
     /// All files of a tree (no links, no submodules) for whose paths `take` holds, in alphabetical order.
-    pub(super) fn files(&self, tree: ObjectId, take: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Blob>> {
-        let mut out = BTreeMap::new();
-        let mut open = vec![(String::new(), tree)];
-        while let Some((prefix, tree)) = open.pop() {
-            for (name, entry) in self.entries(Some(tree))? {
-                let path = format!("{prefix}{name}");
-                match entry.kind {
-                    EntryKind::Tree => open.push((format!("{path}/"), entry.id)),
-                    EntryKind::Blob | EntryKind::BlobExecutable if take(&path) && !path.contains('\u{FFFD}') => {
-                        out.insert(path, entry);
-                    }
-                    _ => {}
+    pub(super) fn files(&self, tree: ObjectId, take: &dyn Fn(&str) -> bool) -> Result<Arc<Vec<SourceFile>>> {
+        if self.listings.borrow().entries > MOST_LISTED {
+            self.listings.take();
+        }
+        self.listing(tree, "", take)
+    }
+
+    fn listing(&self, id: ObjectId, prefix: &str, take: &dyn Fn(&str) -> bool) -> Result<Arc<Vec<SourceFile>>> {
+        let key = (id, prefix.to_owned());
+        if let Some(known) = self.listings.borrow().by_tree.get(&key) {
+            return Ok(known.clone());
+        }
+        let what = format!("read tree {id}");
+        let tree = self.repo.find_tree(id).map_err(|e| self.object_error(&what, &e))?;
+        let decoded = tree.decode().map_err(|e| self.object_error(&what, &e))?;
+        let mut out = Vec::new();
+        // git's order of a tree's entries is the alphabetical one of the paths below them.
+        for (name, blob) in decoded.entries.iter().map(named) {
+            let path = format!("{prefix}{name}");
+            match blob.kind {
+                EntryKind::Tree => out.extend(self.listing(blob.id, &format!("{path}/"), take)?.iter().cloned()),
+                EntryKind::Blob | EntryKind::BlobExecutable if take(&path) && !path.contains('\u{FFFD}') => {
+                    out.push(SourceFile { hash: hash(path.as_bytes()), path: path.into(), blob });
                 }
+                _ => {}
             }
+        }
+        let out = Arc::new(out);
+        // The root differs from commit to commit.
+        if !prefix.is_empty() {
+            let mut listings = self.listings.borrow_mut();
+            listings.entries += out.len() + 1;
+            listings.by_tree.insert(key, out.clone());
         }
         Ok(out)
     }
@@ -190,6 +267,11 @@ impl Repository {
         let mut object = self.repo.find_blob(blob.id).map_err(|e| self.object_error(&format!("read blob {}", blob.id), &e))?;
         Ok(object.take_data())
     }
+}
+
+/// An entry's name and what it is. A name that is not UTF-8 gets a replacement character, by which a commit that changes it is skipped.
+fn named(e: &gix::objs::tree::EntryRef<'_>) -> (String, Blob) {
+    (String::from_utf8_lossy(e.filename).into_owned(), Blob { kind: e.mode.kind(), id: e.oid.to_owned() })
 }
 
 /// The commits still to be looked at, the newest first.

@@ -17,6 +17,10 @@ pub enum Skip {
     Revert,
     /// A release or a change of version.
     Release,
+    /// Neither its words nor an issue tell it to be a fix, and that is asked for.
+    NotAFix,
+    /// It resolves no issue of the export, and that is asked for.
+    NoIssue,
     /// The message is too short to say what is wrong.
     ShortMessage,
     /// Nothing changes.
@@ -53,7 +57,7 @@ pub enum Skip {
 
 impl Skip {
     /// All reasons, in the order in which they are asked.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Root,
         Self::Merge,
         Self::Shallow,
@@ -61,6 +65,8 @@ impl Skip {
         Self::MessageEncoding,
         Self::Revert,
         Self::Release,
+        Self::NotAFix,
+        Self::NoIssue,
         Self::ShortMessage,
         Self::Empty,
         Self::Huge,
@@ -89,6 +95,8 @@ impl Skip {
             Self::MessageEncoding => ("message_encoding", "has a message that is not UTF-8"),
             Self::Revert => ("revert", "reverts another commit"),
             Self::Release => ("release", "makes a release or changes the version"),
+            Self::NotAFix => ("not_a_fix", "does not say that it fixes something (--require fix)"),
+            Self::NoIssue => ("no_issue", "resolves no issue of --issues (--require issue)"),
             Self::ShortMessage => ("short_message", "has too short a message (--min-message)"),
             Self::Empty => ("empty", "changes nothing"),
             Self::Huge => ("huge", "changes hundreds of files"),

@@ -254,3 +254,152 @@ fn the_choice_of_files_is_keyed_and_sorted() {
     assert!(a.files.keys().filter(|p| p.starts_with("d1/e1/")).count() >= 4, "near ones are among them: {:?}", a.files.keys());
     assert!(a.files.keys().filter(|p| !p.starts_with("d1/e1/")).count() >= 3, "and far ones: {:?}", a.files.keys());
 }
+
+#[test]
+fn issues_replace_messages_and_can_be_required() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    f.commit("Return three from b (#4)", &[("src/a.py", &SOURCES[0].1.replace("return 2", "return 3"))]);
+    f.commit("Set x to two; fixes #5", &[("src/b.py", "x = 2\ny = 2\n")]);
+    f.commit("Add a function that was missing here", &[("src/deep/c.rs", "fn c() {}\nfn d() {}\n")]);
+    f.commit("Avoid a crash of the other part", &[("lib/d.go", "package d\r\nvar a = 3\r\n")]);
+    let export = tempfile::NamedTempFile::new().unwrap();
+    let lines = concat!(
+        "{\"number\": 3, \"title\": \"b is wrong\", \"body\": \"It gives two.\"}\n",
+        "{\"number\": 4, \"title\": \"Mend b\", \"body\": \"Closes #3\", \"pull_request\": {}}\n",
+    );
+    std::fs::write(export.path(), lines).unwrap();
+    let issues = Issues::read(export.path()).unwrap();
+    let with = |require_fix, require_issue| {
+        let options = MineOptions { require_fix, require_issue, issues: issues.clone(), ..MineOptions::default() };
+        mine(f.path(), &options, &mut |_, _| {}).unwrap()
+    };
+    let (tasks, _) = with(false, false);
+    let statements: Vec<_> = tasks.iter().map(|t| t.problem_statement.as_str()).collect();
+    assert_eq!(
+        statements,
+        [
+            "b is wrong\n\nIt gives two.",
+            "Set x to two; fixes #5",
+            "Add a function that was missing here",
+            "Avoid a crash of the other part"
+        ]
+    );
+    assert_eq!((&tasks[0].extra["problem_source"], &tasks[0].extra["issue_numbers"]), (&Value::from("issue"), &serde_json::json!([3])));
+    let (tasks, report) = with(true, false);
+    assert_eq!((tasks.len(), report.skipped[&Skip::NotAFix]), (3, 2), "the first commit and the new function");
+    let (tasks, report) = with(true, true);
+    assert_eq!((tasks.len(), report.skipped[&Skip::NoIssue]), (1, 2));
+}
+
+#[test]
+fn merges_are_changes_on_demand() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    f.git(&["checkout", "-q", "-b", "topic"]);
+    f.commit("half of it", &[("src/b.py", "x = 7\ny = 2\n")]);
+    f.commit("the rest", &[("src/b.py", "x = 7\ny = 8\n")]);
+    f.git(&["checkout", "-q", "main"]);
+    f.time += 5;
+    f.git(&["merge", "-q", "--no-ff", "-m", "Merge pull request #9 from ann/topic\n\nSet x and y to what they must be", "topic"]);
+    let options = MineOptions { keep_merges: true, ..MineOptions::default() };
+    let (tasks, report) = mine(f.path(), &options, &mut |_, _| {}).unwrap();
+    assert_eq!((tasks.len(), report.commits), (1, 2));
+    assert_eq!(tasks[0].problem_statement, "Set x and y to what they must be");
+    assert!(tasks[0].patch.contains("-x = 1\n-y = 2\n+x = 7\n+y = 8\n"));
+    f.check_applies(&tasks[0]);
+}
+
+#[test]
+fn related_files_are_shown() {
+    let Some(mut f) = Fixture::new() else { return };
+    let many: Vec<(String, String)> = (0..80).map(|i| (format!("m{}/f{i:02}.py", i % 8), format!("x = {i}\n"))).collect();
+    f.commit("The very first commit of all", &many.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect::<Vec<_>>());
+    f.commit("Change two files that belong together", &[("m0/f00.py", "import m5.f13\nx = 1\n"), ("m3/f11.py", "x = 1\n")]);
+    f.commit("Fix the one file that is wrong here", &[("m0/f00.py", "import m5.f13\nx = 2\n")]);
+    f.commit("A later commit says nothing about it", &[("m0/f00.py", "import m5.f13\nx = 3\n"), ("m6/f14.py", "y = 3\n")]);
+    let options = |seed| MineOptions { distractors: 8, seed, ..MineOptions::default() };
+    let mut later = 0;
+    for seed in 0..6 {
+        let (tasks, _) = mine(f.path(), &options(seed), &mut |_, _| {}).unwrap();
+        let files = &tasks[1].files;
+        assert_eq!(files.len(), 9);
+        assert!(files.contains_key("m3/f11.py"), "changed with it before: {:?}", files.keys());
+        assert!(files.contains_key("m5/f13.py"), "imported by it: {:?}", files.keys());
+        later += usize::from(files.contains_key("m6/f14.py"));
+    }
+    assert!(later < 3, "what changes with it later is drawn by chance alone");
+}
+
+#[test]
+fn near_duplicates_are_one() {
+    let patch =
+        |path: &str, line: &str| format!("diff --git a/{path} b/{path}\nindex 1..2\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-x\n{line}\n");
+    let first = fingerprint(&patch("old/place/a.py", "+y  =  1"));
+    assert_eq!(first, fingerprint(&patch("new/a.py", "+    y = 1\n+\n z")));
+    assert_ne!(first, fingerprint(&patch("new/b.py", "+y = 1")));
+    assert_ne!(first, fingerprint(&patch("new/a.py", "+y = 2")));
+    assert_ne!(first, fingerprint(&patch("new/a.py", "-y = 1")));
+}
+
+#[test]
+fn held_out_repositories_are_refused() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    let decontamination = Decontamination::swe_bench().unwrap();
+    let options = MineOptions { name: Some("fork/Django".to_owned()), decontamination, ..MineOptions::default() };
+    let error = mine(f.path(), &options, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("fork/Django is, or is named as") && error.contains("--decontaminate none"), "{error}");
+}
+
+/// A history of `n` commits, made at once.
+fn long_history(f: &Fixture, n: usize) {
+    let mut text = String::new();
+    for i in 0..n {
+        let who = format!("Ann <ann@example.com> {} +0000\n", 1_700_000_000 + i * 60);
+        let message = format!("Fix the number of part {i} as it must be");
+        text.push_str(&format!("commit refs/heads/main\nauthor {who}committer {who}data {}\n{message}\n", message.len()));
+        let content = format!("x = {i}\ny = {}\n", i * i);
+        let path = format!("src/d{}/f{}.py", i % 3, i % 7);
+        text.push_str(&format!("M 100644 inline {path}\ndata {}\n{content}\n", content.len()));
+    }
+    let mut child = f.command(&["fast-import", "--quiet"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn what_was_interrupted_goes_on_and_ends_with_the_same_bytes() {
+    let Some(f) = Fixture::new() else { return };
+    long_history(&f, 700);
+    let options = MineOptions { name: Some("o/r".to_owned()), distractors: 4, ..MineOptions::default() };
+    let (whole, cut) = (f.path().join("whole.jsonl"), f.path().join("cut.jsonl"));
+    let report = mine_to_file(f.path(), &options, &whole, false, &mut |_, _| Ok(())).unwrap();
+    assert!(report.taken > 500 && report.commits == 700, "{report:?}");
+    let funnel = report.funnel(false);
+    assert!(funnel.adds_up() && funnel.seen == 700 && funnel.kept == report.taken);
+    for stop in [100, 300, 600] {
+        let stopped =
+            mine_to_file(f.path(), &options, &cut, false, &mut |seen, _| if seen >= stop { Err(Error::interrupted()) } else { Ok(()) });
+        assert_eq!(stopped.unwrap_err().exit_code(), 130);
+        assert!(!cut.exists() && f.path().join("cut.jsonl.state.json").exists());
+    }
+    // A kill may leave half a line behind what the state speaks of.
+    let mut partial = std::fs::OpenOptions::new().append(true).open(f.path().join("cut.jsonl.partial")).unwrap();
+    partial.write_all(b"{\"half").unwrap();
+    let other = MineOptions { max_lines: 3, ..options.clone() };
+    let error = mine_to_file(f.path(), &other, &cut, false, &mut |_, _| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("an interrupted mining had other options"), "{error}");
+    let mut first = None;
+    let resumed = mine_to_file(f.path(), &options, &cut, false, &mut |seen, _| {
+        first.get_or_insert(seen);
+        Ok(())
+    });
+    let resumed = resumed.unwrap();
+    assert!(first.unwrap() > 600, "it did not begin anew");
+    assert_eq!((resumed.taken, &resumed.skipped), (report.taken, &report.skipped));
+    assert!(std::fs::read(&cut).unwrap() == std::fs::read(&whole).unwrap());
+    assert!(!f.path().join("cut.jsonl.partial").exists() && !f.path().join("cut.jsonl.state.json").exists());
+    let in_memory = mine(f.path(), &options, &mut |_, _| {}).unwrap().0;
+    assert_eq!(crate::data::source::swe_bench::read(&whole).unwrap(), in_memory);
+}
