@@ -22,7 +22,7 @@ fn patches(chars: usize) -> (String, String) {
         if b.len() >= chars {
             break;
         }
-        let shared: String = (0..3).map(|_| line(" ")).chain([line("-")]).collect();
+        let shared = [line(" "), line(" "), line(" "), line("-")].concat();
         let (mine, theirs) = (line("+"), line("+"));
         let _ = write!(a, "@@ -{i},7 +{i},7 @@\n{shared}{}", if i % 3 == 0 { &theirs } else { &mine });
         let _ = write!(b, "@@ -{i},7 +{i},7 @@\n{shared}{theirs}");

@@ -138,8 +138,9 @@ pub fn grouped_opcodes(mut codes: Vec<Opcode>, n: usize) -> Vec<Vec<Opcode>> {
         }
         group.push(code);
     }
-    if !group.is_empty() && !(group.len() == 1 && group[0].tag == Tag::Equal) {
-        groups.push(group);
+    match group[..] {
+        [] | [Opcode { tag: Tag::Equal, .. }] => {}
+        _ => groups.push(group),
     }
     groups
 }

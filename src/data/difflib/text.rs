@@ -84,12 +84,9 @@ pub fn json_string(text: &[u8]) -> String {
         }
         // The three bytes of a surrogate come as three invalid chunks of one byte: the first says nothing without the others.
         let at = chunk.invalid().as_ptr().addr().wrapping_sub(text.as_ptr().addr());
-        match (chunk.invalid(), text.get(at..at + 3)) {
-            ([0xED], Some(&[_, second, third])) => {
-                let point = 0xD000 | (u32::from(second & 0x3F) << 6) | u32::from(third & 0x3F);
-                out.push_str(&format!("\\u{point:04x}"));
-            }
-            _ => {}
+        if let ([0xED], Some(&[_, second, third])) = (chunk.invalid(), text.get(at..at + 3)) {
+            let point = 0xD000 | (u32::from(second & 0x3F) << 6) | u32::from(third & 0x3F);
+            out.push_str(&format!("\\u{point:04x}"));
         }
     }
     out.push('"');
