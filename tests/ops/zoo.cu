@@ -214,3 +214,79 @@ KERNEL values(float *out, const float *in, i32 n) {
   out[1408 + t] = lane < 16 ? (float)__shfl_xor_sync(0xffffu, lane, 8) : (float)__shfl_xor_sync(0xffff0000u, lane, 8);
 }
 SORFT_EXPORT(values)
+
+// An asynchronous copy is waited for by nobody before it is read, not even by the thread that asked for it.
+KERNEL copy_not_waited_for(float *out, const float *in, i32 n) {
+  SORFT_DYN_SMEM(float, s);
+  if (threadIdx.x < 32) ptx::cp_async(s + 4 * threadIdx.x, in + 4 * threadIdx.x, true);
+  ptx::cp_async_commit();
+  if (!MISTAKE) ptx::cp_async_wait<0>();
+  __syncthreads();
+  out[threadIdx.x] = s[threadIdx.x];  // HERE
+  ptx::cp_async_wait<0>();
+}
+SORFT_EXPORT(copy_not_waited_for)
+
+// Two groups are under way, and the wait leaves the one that is needed among those that may be.
+KERNEL copy_waited_for_too_late(float *out, const float *in, i32 n) {
+  SORFT_DYN_SMEM(float, s);
+  for (int half = 0; half < 2; half++) {
+    if (threadIdx.x / 16 == half) ptx::cp_async(s + 4 * threadIdx.x, in + 4 * threadIdx.x, true);
+    ptx::cp_async_commit();
+  }
+  ptx::cp_async_wait<MISTAKE ? 2 : 1>();
+  __syncthreads();
+  const float first = s[threadIdx.x % 64];  // HERE
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  out[threadIdx.x] = first + s[threadIdx.x];
+}
+SORFT_EXPORT(copy_waited_for_too_late)
+
+// A thread's own wait tells other threads nothing.
+KERNEL copy_without_barrier(float *out, const float *in, i32 n) {
+  SORFT_DYN_SMEM(float, s);
+  if (threadIdx.x < 32) ptx::cp_async(s + 4 * threadIdx.x, in + 4 * threadIdx.x, true);  // HERE
+  ptx::cp_async_commit();
+  if (MISTAKE) __syncthreads();
+  ptx::cp_async_wait<0>();
+  if (!MISTAKE) __syncthreads();
+  out[threadIdx.x] = s[threadIdx.x];  // HERE
+}
+SORFT_EXPORT(copy_without_barrier)
+
+// A copy is on its way to a place that others still read.
+KERNEL copy_over_what_is_read(float *out, const float *in, i32 n) {
+  SORFT_DYN_SMEM(float, s);
+  s[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  const float before = s[127 - threadIdx.x];  // HERE
+  if (!MISTAKE) __syncthreads();
+  if (threadIdx.x < 32) ptx::cp_async(s + 4 * threadIdx.x, in + 4 * threadIdx.x, true);  // HERE
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  out[threadIdx.x] = before + s[threadIdx.x];
+}
+SORFT_EXPORT(copy_over_what_is_read)
+
+// ldmatrix brings lanes what other lanes have written.
+KERNEL ldmatrix_without_syncwarp(float *out, const float *in, i32 n) {
+  SORFT_SMEM(bf16x8, s, 128);
+  for (int i = 0; i < VEC; i++) s[threadIdx.x].v[i] = to_bf16(in[threadIdx.x]);
+  if (!MISTAKE) __syncwarp();
+  u32 pieces[4];
+  ptx::ldmatrix(pieces, s + threadIdx.x);  // HERE
+  out[threadIdx.x] = to_f32(bf16{(u16)pieces[threadIdx.x % 4]});
+}
+SORFT_EXPORT(ldmatrix_without_syncwarp)
+
+// mma.sync is for whole warps.
+KERNEL mma_by_half_a_warp(float *out, const float *in, i32 n) {
+  float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  const u32 a[4] = {0, 0, 0, 0};
+  if (!MISTAKE || threadIdx.x % 32 < 16) ptx::mma(d, a, 0, 0);
+  else __syncwarp();  // HERE
+  out[threadIdx.x] = d[0] + in[threadIdx.x];
+}
+SORFT_EXPORT(mma_by_half_a_warp)
