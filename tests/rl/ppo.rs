@@ -58,7 +58,7 @@ fn the_reward_rises_the_values_learn_and_the_first_ratio_is_exactly_one() {
 }
 
 #[test]
-fn while_the_critic_warms_up_the_policy_stays() {
+fn while_the_critic_warms_up_the_startstays() {
     for kind in KINDS {
         let (before, dir) = (weights(&policy(kind).0), tempfile::tempdir().unwrap());
         let (trained, lines) = run(kind, "steps = 2\ncritic.warmup = 2\n", dir.path());
@@ -116,6 +116,23 @@ fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
         assert!(weights(&last.expect("the run ends")) == weights(&trained), "{kind}");
         assert!(files(whole.path()) == files(broken.path()), "{kind}");
     }
+}
+
+#[test]
+fn a_run_stopped_again_before_its_stage_begins_keeps_its_moments() {
+    let (start, text) = policy("full");
+    let config = config(&format!("{text}eval.every = 2\nsteps = 4\n"));
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let run = |out: &std::path::Path, mut hooks: Recorder| train(&config, &[items(3)], start.clone(), out, true, &mut hooks).err();
+    assert!(run(whole.path(), Recorder::default()).is_none());
+    // Stopped in the evaluation after step 2, and twice more when it is made up for.
+    assert!(run(broken.path(), Recorder { stop_after_step: Some(2), ..Recorder::default() }).is_some());
+    for _ in 0..2 {
+        let e = run(broken.path(), Recorder { stop_when_resumed: true, ..Recorder::default() }).expect("it is stopped");
+        assert_eq!(e.kind(), Kind::Interrupted);
+    }
+    assert!(run(broken.path(), Recorder::default()).is_none());
+    assert!(files(whole.path()) == files(broken.path()));
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct Recorder {
     pub stop_after_step: Option<u64>,
     pub stop_after_answers: Option<(u64, usize)>,
     pub stop_in_evaluation: bool,
+    /// At the first note, which says that a run goes on.
+    pub stop_when_resumed: bool,
     pub warnings: Vec<String>,
     pub lines: Vec<Map<String, Value>>,
     pub stop: std::rc::Rc<Cell<bool>>,
@@ -81,6 +83,7 @@ impl Hooks for Recorder {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Warning(text) => self.warnings.push(text),
+            Event::Note(_) if self.stop_when_resumed => self.stop.set(true),
             Event::Step(step, _, line) => {
                 self.steps = step;
                 self.lines.push(line.clone());

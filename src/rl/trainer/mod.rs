@@ -177,7 +177,8 @@ impl<'a> Trainer<'a> {
     /// [`Error::interrupted`].
     pub fn run(mut self) -> Result<Transformer> {
         match self.stages() {
-            Err(e) if e.kind() == Kind::Interrupted && self.state.step > 0 => {
+            // Before its stage is entered a resumed run has no moments, and its checkpoint is there.
+            Err(e) if e.kind() == Kind::Interrupted && self.state.step > 0 && self.resumed.is_none() => {
                 self.checkpoint()?;
                 Err(e)
             }
