@@ -10,7 +10,7 @@ use crate::rl::dataset::{Dataset, Item};
 use crate::rl::dialogue::Dialogue;
 use crate::rl::distill::endpoint::{Budget, Endpoint, Remote};
 use crate::rl::distill::local::Local;
-use crate::rl::distill::{Said, Sampling, Summary, distill, gold};
+use crate::rl::distill::{REASON_FIRST, Said, Sampling, Summary, distill, gold};
 use crate::rl::trainer::{Event, Examples};
 use crate::{Error, Result};
 use serde_json::json;
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// 0 is greedy
     #[arg(long, default_value_t = 1.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f32,
+    /// What the teacher is told after each question, and the student is not; empty for nothing
+    #[arg(long, default_value = REASON_FIRST, value_name = "TEXT")]
+    instruction: String,
     /// Of an endpoint: the model's name there
     #[arg(long, value_name = "NAME")]
     teacher_model: Option<String>,
@@ -90,7 +93,12 @@ impl Args {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage("--temperature takes a number of at least 0"));
         }
-        Ok(Sampling { n: self.n, max_new_tokens: self.max_new_tokens, temperature: self.temperature })
+        Ok(Sampling {
+            n: self.n,
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            instruction: self.instruction.clone(),
+        })
     }
 
     /// The prices and the limit, where prices are given.

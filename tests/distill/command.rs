@@ -107,7 +107,7 @@ fn a_killed_run_pays_only_for_what_is_missing() {
     let work = Workplace::new();
     let teacher = Teacher::start(|_, _| {
         std::thread::sleep(Duration::from_millis(40));
-        Act::Answer("Looking at the parser.\n\nsrc/c.py".into(), "stop")
+        Act::Answer("<think>It is the parser of c.</think>\n\nsrc/c.py".into(), "stop")
     });
     let url = teacher.url();
     let distill = ["distill", "run.toml", "--teacher", &url, "--teacher-model", "m", "--out", "out", "-n", "6", "--parallel", "3"];
@@ -135,7 +135,10 @@ fn a_killed_run_pays_only_for_what_is_missing() {
     assert_eq!(teacher.seen().len() - asked, 30 - kept, "the rest, and nothing twice");
     assert_eq!(work.lines("out/samples.jsonl").len(), 30);
     assert_eq!(work.lines("out/sft.jsonl").len() + work.lines("out/rejected.jsonl").len(), 30);
-    assert!(!work.lines("out/sft.jsonl").is_empty());
+    let kept_lines = work.lines("out/sft.jsonl");
+    let question = kept_lines[0]["messages"][0]["content"].as_str().unwrap();
+    assert!(question.contains("Which of these files") && !question.contains("<think>"), "the student is not told to reason");
+    assert!(teacher.seen().iter().all(|s| s.question.contains("Which of these files") && s.question.contains("<think>")));
     let cost = format!("cost {:.4}", (30 - kept) as f64 * (100.0 + 2.0 * 10.0) / 1e6);
     assert!(shown.as_str().unwrap().contains(&cost), "{cost}: {shown}");
 }

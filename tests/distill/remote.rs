@@ -47,7 +47,7 @@ fn endpoint(teacher: &Teacher) -> Endpoint {
         url: teacher.url(),
         model: "m".into(),
         key: Some("secret".into()),
-        sampling: Sampling { n: 3, max_new_tokens: 50, temperature: 0.7 },
+        sampling: Sampling { n: 3, max_new_tokens: 50, temperature: 0.7, instruction: String::new() },
         parallel: 4,
         per_minute: 0,
         timeout: Duration::from_millis(700),

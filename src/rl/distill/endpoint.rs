@@ -89,8 +89,8 @@ enum Failure {
 
 impl Teacher for Remote<'_> {
     fn name(&self) -> String {
-        let (e, s) = (&self.endpoint, &self.endpoint.sampling);
-        format!("{} model={} temperature={} max_tokens={}", e.url, e.model, s.temperature, s.max_new_tokens)
+        let e = &self.endpoint;
+        format!("{} model={} {}", e.url, e.model, e.sampling.describe())
     }
 
     fn answer(&self, missing: &[Missing<'_>], store: &(dyn Fn(Missing<'_>, Said) -> Result<()> + Sync)) -> Result<()> {
@@ -231,7 +231,7 @@ impl Remote<'_> {
     fn ask(&self, agent: &ureq::Agent, missing: Missing<'_>) -> Result<Said, Failure> {
         let passing = |message: String| Failure::Passing(message, None);
         let s = &self.endpoint.sampling;
-        let messages = json!([{"role": "user", "content": missing.item.question.text()}]);
+        let messages = json!([{"role": "user", "content": s.question(missing.item)}]);
         // The shortest digits of the f32, not the f64's.
         let temperature: f64 = s.temperature.to_string().parse().unwrap_or(1.0);
         let body = json!({"model": self.endpoint.model, "messages": messages, "max_tokens": s.max_new_tokens, "temperature": temperature});

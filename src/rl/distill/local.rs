@@ -30,8 +30,7 @@ pub struct Local<'a> {
 
 impl Teacher for Local<'_> {
     fn name(&self) -> String {
-        let s = &self.sampling;
-        format!("{} temperature={} max_tokens={} seed={}", self.name, s.temperature, s.max_new_tokens, self.seed)
+        format!("{} {} seed={}", self.name, self.sampling.describe(), self.seed)
     }
 
     /// A question of which any answer is missing is answered whole, since an answer belongs to its number; what is there already is not stored
@@ -56,7 +55,7 @@ impl Teacher for Local<'_> {
         });
         let (mut lengths, mut refused) = (Vec::new(), Vec::new());
         for (i, question) in questions.iter().enumerate() {
-            let prompt: Arc<[u32]> = self.dialogue.prompt_ids(question.item.question.text())?.into();
+            let prompt: Arc<[u32]> = self.dialogue.prompt_ids(&self.sampling.question(question.item))?.into();
             lengths.push(prompt.len() as u64);
             let request = Request { prompt, params: params.clone(), top_logprobs: 0 };
             // A prompt that is too long for this model: the others are not.

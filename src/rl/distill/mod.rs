@@ -31,6 +31,31 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// 0 is greedy.
     pub temperature: f32,
+    /// What the teacher is told after each question; empty: nothing. The student's data does not have it.
+    pub instruction: String,
+}
+
+/// Asks for reasoning in a form that every subtask's parser passes over.
+pub const REASON_FIRST: &str =
+    "First reason step by step, between <think> and </think>. After </think> write only the answer, in the form asked for above.";
+
+impl Sampling {
+    /// What the teacher is asked.
+    fn question(&self, item: &Item) -> String {
+        match self.instruction.as_str() {
+            "" => item.question.text().to_owned(),
+            instruction => format!("{}\n\n{instruction}", item.question.text()),
+        }
+    }
+
+    /// The settings that answers depend on, in words.
+    fn describe(&self) -> String {
+        let instruction = match self.instruction.as_str() {
+            "" => "none".to_owned(),
+            text => short_hash(text),
+        };
+        format!("temperature={} max_tokens={} instruction={instruction}", self.temperature, self.max_new_tokens)
+    }
 }
 
 /// An answer that is not there yet.
@@ -104,7 +129,11 @@ struct Rejected<'a> {
 
 /// What a sample answers: the question's text, in short.
 pub fn prompt_hash(item: &Item) -> String {
-    Sha256::digest(item.question.text()).iter().take(16).map(|b| format!("{b:02x}")).collect()
+    short_hash(item.question.text())
+}
+
+fn short_hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Asks the teacher for what `samples.jsonl` in `dir` does not hold yet, and writes the other two files.
