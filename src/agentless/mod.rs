@@ -7,4 +7,5 @@
 pub mod files;
 pub mod normalize;
 pub mod rerank;
+#[cfg(unix)]
 pub mod sandbox;

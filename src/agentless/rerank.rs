@@ -87,8 +87,11 @@ pub fn majority(candidates: &[Candidate], places: &[usize]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn candidates(rows: &[(&str, Option<usize>, Option<&[u8]>)]) -> Vec<Candidate> {
-        let one = |&(text, failed, passed): &(&str, Option<usize>, Option<&[u8]>)| Candidate {
+    /// A normalised patch, its failing regression tests, and 1 for every reproduction test that passes.
+    type Row<'a> = (&'a str, Option<usize>, Option<&'a [u8]>);
+
+    fn candidates(rows: &[Row<'_>]) -> Vec<Candidate> {
+        let one = |&(text, failed, passed): &Row<'_>| Candidate {
             normalized: text.to_owned(),
             failed_regressions: failed,
             reproductions: passed.map(|p| p.iter().map(|&b| b == 1).collect()),
@@ -119,7 +122,7 @@ mod tests {
     #[test]
     fn the_group_with_the_highest_score_is_kept() {
         // |P| |T|^2: {0, 1} with one test 2, {2} with two tests 4, {3, 4, 5} with one test 3, {6} with none.
-        let rows: [(&str, Option<usize>, Option<&[u8]>); 7] = [
+        let rows: [Row<'_>; 7] = [
             ("a", None, Some(&[1, 0, 0])),
             ("a", None, Some(&[1, 0, 0])),
             ("b", None, Some(&[0, 1, 1])),

@@ -96,9 +96,9 @@ pub fn instant(text: &str) -> Option<i64> {
     if let Ok(number) = text.parse::<i64>() {
         // Seconds reach the first number in the year 5138; milliseconds passed it in 1973. So on for micro- and nanoseconds.
         let per_second = match number.unsigned_abs() {
-            0..=100_000_000_000 => 1,
-            ..=100_000_000_000_000 => 1_000,
-            ..=100_000_000_000_000_000 => 1_000_000,
+            ..100_000_000_000 => 1,
+            100_000_000_000..100_000_000_000_000 => 1_000,
+            100_000_000_000_000..100_000_000_000_000_000 => 1_000_000,
             _ => 1_000_000_000,
         };
         return Some(number.div_euclid(per_second));

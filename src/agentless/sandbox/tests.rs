@@ -69,6 +69,8 @@ fn no_secret_is_in_the_environment_or_in_other_processes() {
     let outcome = sandbox.run(&workspace, ["env"], &[("GIVEN", "1")]).unwrap();
     let mut names: Vec<String> =
         String::from_utf8(outcome.stdout).unwrap().lines().filter_map(|l| Some(l.split_once('=')?.0.to_owned())).collect();
+    // Some shells set these for themselves.
+    names.retain(|n| !["_", "PWD", "SHLVL"].contains(&n.as_str()));
     names.sort();
     assert_eq!(names, ["GIVEN", "HOME", "LANG", "PATH"]);
     let (_, text) = sh(&sandbox, &workspace, "cat /proc/*/environ | tr '\\0' '\\n' | grep -c CARGO; ls /proc | grep -c '^[0-9]*$'");
@@ -105,7 +107,7 @@ fn a_fork_bomb_stops_at_the_limit() {
 
 #[test]
 fn memory_files_output_and_time_are_bounded() {
-    let Some(sandbox) = sandbox(Limits { file: 1 << 20, output: 1000, time: Duration::from_secs(2), ..quick() }) else { return };
+    let Some(sandbox) = sandbox(Limits { file: 1 << 20, output: 1000, memory: 128 << 20, ..quick() }) else { return };
     let workspace = Workspace::empty().unwrap();
     let began = Instant::now();
     let (status, text) = sh(&sandbox, &workspace, "head -c 2000000000 /dev/zero | tail > /dev/null; echo ended");
@@ -114,9 +116,10 @@ fn memory_files_output_and_time_are_bounded() {
     assert_eq!(fs::metadata(workspace.tree().join("big")).unwrap().len(), 1 << 20);
     assert_ne!(sh(&sandbox, &workspace, "for i in 1 2 3 4 5 6 7 8 9; do head -c 1000000 /dev/zero > /tmp/$i || exit 1; done").0, Some(0));
     assert_eq!(sandbox.run(&workspace, ["sh", "-c", "yes | head -c 100000"], &[]).unwrap().stdout.len(), 1000);
-    let late = sandbox.run(&workspace, ["sh", "-c", "setsid sleep 1000 & echo first; sleep 1000"], &[]).unwrap();
+    let short = Sandbox { limits: Limits { time: Duration::from_secs(1), ..sandbox.limits.clone() }, ..sandbox.clone() };
+    let late = short.run(&workspace, ["sh", "-c", "setsid sleep 1000 & echo first; sleep 1000"], &[]).unwrap();
     assert!(late.timed_out && late.status.is_none() && late.stdout == b"first\n");
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -78,7 +78,12 @@ pub(super) fn run(args: Args) -> Result<()> {
     })?;
     let mut tasks = imported.tasks;
     let contaminated = list.apply(&mut tasks);
-    let mut funnel = Funnel { from: args.file.display().to_string(), unit: "rows".to_owned(), seen: imported.rows, ..Funnel::default() };
+    let mut funnel = Funnel {
+        from: args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        unit: "rows".to_owned(),
+        seen: imported.rows,
+        ..Funnel::default()
+    };
     funnel.drop("without_issue", "has no issue's text", imported.without_issue);
     funnel.drop("contaminated", "is from a repository of the list of --decontaminate", contaminated);
     funnel.kept = tasks.len();

@@ -67,13 +67,10 @@ impl Issues {
         // One JSON value, or many one after another: lines are a case of it.
         let mut values = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
         loop {
-            let line = bytes[..values.byte_offset()].iter().filter(|&&b| b == b'\n').count() + 1;
+            let end = values.byte_offset();
             let Some(value) = values.next() else { break };
-            let value = value.map_err(|e| {
-                let line = if e.line() > 0 { e.line() } else { line };
-                Error::input(format!("not JSON: {}", json_message(&e))).at_line(path, line)
-            })?;
-            issues.collect(&value).map_err(|e| e.at_line(path, line + leading_lines(&bytes, line)))?;
+            let value = value.map_err(|e| Error::input(format!("not JSON: {}", json_message(&e))).at_line(path, e.line()))?;
+            issues.collect(&value).map_err(|e| e.at_line(path, line_after(&bytes, end)))?;
         }
         if issues.by_number.is_empty() {
             let hint = "expected objects with number, title and body, as GitHub's interfaces give them";
@@ -134,10 +131,10 @@ impl Issues {
     }
 }
 
-/// How many of the blank lines at `line` (1-based) and below stand before the next value.
-fn leading_lines(bytes: &[u8], line: usize) -> usize {
-    let rest = if line == 1 { bytes } else { bytes.splitn(line, |&b| b == b'\n').last().unwrap_or_default() };
-    rest.iter().take_while(|b| b.is_ascii_whitespace()).filter(|&&b| b == b'\n').count()
+/// The number of the line (1-based) of the first value that begins at `end` or after it.
+fn line_after(bytes: &[u8], end: usize) -> usize {
+    let start = end + bytes[end..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+    bytes[..start].iter().filter(|&&b| b == b'\n').count() + 1
 }
 
 /// A mention of an issue.

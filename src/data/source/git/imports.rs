@@ -36,10 +36,10 @@ fn names(path: &str, text: &str) -> BTreeSet<String> {
             let module = rest.split(['{', ';', ' ', '*']).next().unwrap_or_default().trim_end_matches("::");
             let module = module.trim_start_matches("crate::").trim_start_matches("super::").trim_start_matches("self::");
             out.insert(module.replace("::", "/").replace('\\', "/"));
-        } else if let Some(rest) = line.trim_start_matches("pub ").strip_prefix("mod ") {
-            if let Some(name) = rest.strip_suffix(';') {
-                out.insert(join(folder, name));
-            }
+        } else if let Some(rest) = line.trim_start_matches("pub ").strip_prefix("mod ")
+            && let Some(name) = rest.strip_suffix(';')
+        {
+            out.insert(join(folder, name));
         }
     }
     out.remove("");

@@ -23,6 +23,9 @@ pub(super) struct Repository {
     listings: RefCell<Listings>,
 }
 
+/// Entries of a tree, with their names.
+type Entries = Vec<(String, Blob)>;
+
 /// A source file of a tree.
 #[derive(Clone)]
 pub(super) struct SourceFile {
@@ -182,7 +185,7 @@ impl Repository {
 
     /// The entries of two trees that are not the same in both. Both are in git's order, so equal ones meet; names are copied for those
     /// alone that differ.
-    fn differing(&self, old: Option<ObjectId>, new: Option<ObjectId>) -> Result<(Vec<(String, Blob)>, Vec<(String, Blob)>)> {
+    fn differing(&self, old: Option<ObjectId>, new: Option<ObjectId>) -> Result<(Entries, Entries)> {
         let failed = |id: ObjectId, e: &dyn std::error::Error| self.object_error(&format!("read tree {id}"), e);
         let find = |id: Option<ObjectId>| id.map(|id| self.repo.find_tree(id).map_err(|e| failed(id, &e))).transpose();
         let (old_tree, new_tree) = (find(old)?, find(new)?);

@@ -4,7 +4,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use super::*;
+use crate::data::patch::Patch;
 
 /// A repository in a temporary folder, made by the `git` program with nothing of the user's configuration.
 struct Fixture {
@@ -172,7 +175,7 @@ fn what_is_no_fix_is_skipped_and_counted() {
     assert_eq!(tasks.len(), 0, "{:?}", tasks.iter().map(|t| &t.problem_statement).collect::<Vec<_>>());
     let mut expected: BTreeMap<Skip, usize> = Skip::ALL
         .into_iter()
-        .filter(|s| !matches!(s, Skip::Merge | Skip::Shallow | Skip::MessageEncoding | Skip::Huge))
+        .filter(|s| !matches!(s, Skip::Merge | Skip::Shallow | Skip::MessageEncoding | Skip::Huge | Skip::NotAFix | Skip::NoIssue))
         .map(|s| (s, 1))
         .collect();
     for other in [Skip::NoLines, Skip::NoChoice, Skip::Duplicate] {
@@ -287,7 +290,7 @@ fn issues_replace_messages_and_can_be_required() {
     );
     assert_eq!((&tasks[0].extra["problem_source"], &tasks[0].extra["issue_numbers"]), (&Value::from("issue"), &serde_json::json!([3])));
     let (tasks, report) = with(true, false);
-    assert_eq!((tasks.len(), report.skipped[&Skip::NotAFix]), (3, 2), "the first commit and the new function");
+    assert_eq!((tasks.len(), report.skipped[&Skip::NotAFix]), (3, 1), "the new function");
     let (tasks, report) = with(true, true);
     assert_eq!((tasks.len(), report.skipped[&Skip::NoIssue]), (1, 2));
 }
