@@ -7,6 +7,8 @@
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
 
 pub mod bootstrap;
+pub mod edit;
+pub mod ground_truth;
 pub mod lexical;
 pub mod metrics;
 pub mod patch;
