@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 use self::similarity::Cases;
 use super::output::{plural, to_stdout};
 use crate::data::Task;
-use crate::data::metrics::{BETA, ScoreKind};
+use crate::data::metrics::{BETA, ScoreKind, SetScore};
+use crate::data::subtask::answer::{Gold, Place, Universe};
 use crate::data::subtask::file;
 use crate::error::json_message;
 use crate::rl::reward::patch_similarity::Rule;
@@ -20,8 +21,9 @@ use crate::{Error, Result};
 
 /// Score answers by rule: JSON lines in, one line out for each.
 ///
-/// For --kind file a line is {"task": {...}, "completion": "...", "prompt": "..."}; the prompt is optional, and where it is given an
-/// answer may name the paths that it shows. Out comes {"reward", "parts": {"precision", "recall", "answers", "gold", "valid"}, "error"},
+/// A line is {"task": {...}, "completion": "...", "prompt": "..."}; the prompt is optional, and where it is given an answer may name what
+/// it shows: paths, or code under lines `### path`. Without one it may name all paths of the task, or all code of its files. Out comes
+/// {"reward", "parts": {"precision", "recall", "answers", "gold", "valid"}, "error"},
 /// where error says why an answer earns nothing. A line that cannot be read gives {"error", "line"}, and status 1 at the end.
 ///
 /// For --kind similarity a line is {"code_context": {path: text}, "oracle_new_content": {path: text}, "completion": "..."}, for --kind unidiff
@@ -52,11 +54,11 @@ pub(super) struct Args {
 enum Kind {
     /// File localisation: paths, one a line
     File,
-    /// Function localisation (not in this version)
+    /// Function localisation: `function: Class.method`, `class: Name` or `module:` after their path
     Function,
-    /// Line localisation (not in this version)
+    /// Line localisation: `line: N` or `line: N-M` after their path
     Line,
-    /// SEARCH/REPLACE blocks (not in this version)
+    /// SEARCH/REPLACE blocks, a fence each
     Edit,
     /// SWE-RL's similarity of the answer's patch to the gold patch
     Similarity,
@@ -98,12 +100,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         Kind::Similarity => Some(Cases::Answers(rule)),
         _ if args.discrete => return Err(Error::usage("--discrete goes with --kind similarity")),
         Kind::Unidiff => Some(Cases::Diffs),
-        Kind::File => None,
-        Kind::Function | Kind::Line | Kind::Edit => {
-            let name = args.kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-            let hint = "this version scores file, similarity and unidiff; the others come later";
-            return Err(Error::usage(format!("--kind {name} is not there yet")).hint(hint));
-        }
+        Kind::File | Kind::Function | Kind::Line | Kind::Edit => None,
     };
     let input: Box<dyn Read> = match &args.input {
         Some(path) => Box::new(File::open(path).map_err(|e| Error::io("read", path, e))?),
@@ -126,7 +123,7 @@ pub(super) fn run(args: Args) -> Result<()> {
                 None => out.flush(),
             }),
             None => score_lines(Box::new(BufReader::new(input)), out, &mut |number, line| {
-                reward(line, args.score.into(), args.beta).unwrap_or_else(|e| failure(number, e))
+                reward(line, args.kind, args.score.into(), args.beta).unwrap_or_else(|e| failure(number, e))
             }),
         };
         input_error.map(|input_error| broken_input = input_error)
@@ -164,26 +161,40 @@ fn score_lines(
     Ok(None)
 }
 
-/// Scores one case.
-fn reward(line: &[u8], kind: ScoreKind, beta: f64) -> Result<Value> {
-    let mut case: Map<String, Value> =
-        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {}", json_message(&e))))?;
-    let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
-    let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
+fn score_files(task: &Task, prompt: Option<&str>, completion: &str) -> Result<(SetScore, Option<String>)> {
     let gold = task.gold().map_err(|e| e.at("field `task`"))?;
     if gold.is_empty() {
         return Err(Error::input("the task has no gold file: its patch changes none that is there at the base").at("field `task`"));
     }
+    Ok(file::score(completion, &file::universe(task, prompt), &gold))
+}
+
+fn score_places(task: &Task, place: Place, prompt: Option<&str>, completion: &str) -> Result<(SetScore, Option<String>)> {
+    let gold = Gold::new(task, place).map_err(|e| e.at("field `task`"))?;
+    Ok(gold.score(completion, &Universe::new(task, prompt)))
+}
+
+/// Scores one case.
+fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<Value> {
+    let mut case: Map<String, Value> =
+        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {}", json_message(&e))))?;
+    let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
+    let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
     let text = |field: &str| match case.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(s)) => Ok(Some(s.as_str())),
         Some(_) => Err(Error::input("expected a string").at(format_args!("field `{field}`"))),
     };
     let completion = text("completion")?.ok_or_else(|| Error::input("expected a string, found nothing").at("field `completion`"))?;
-    let universe = file::universe(&task, text("prompt")?);
-    let (score, reason) = file::score(completion, &universe, &gold);
+    let prompt = text("prompt")?;
+    let (score, reason) = match kind {
+        Kind::Function => score_places(&task, Place::Function, prompt, completion)?,
+        Kind::Line => score_places(&task, Place::Line, prompt, completion)?,
+        Kind::Edit => score_places(&task, Place::Edit, prompt, completion)?,
+        Kind::File | Kind::Similarity | Kind::Unidiff => score_files(&task, prompt, completion)?,
+    };
     Ok(json!({
-        "reward": score.reward(kind, beta),
+        "reward": score.reward(score_kind, beta),
         "parts": {
             "precision": score.precision(),
             "recall": score.recall(),

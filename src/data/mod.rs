@@ -10,6 +10,13 @@
 
 pub mod bootstrap;
 pub mod difflib;
+//! * [`ground_truth`]: the gold sets of the subtasks; [`edit`]: SEARCH/REPLACE blocks; [`check`]: whether a task holds together.
+//! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
+
+pub mod bootstrap;
+pub mod check;
+pub mod edit;
+pub mod ground_truth;
 pub mod lexical;
 pub mod metrics;
 pub mod patch;

@@ -1,5 +1,6 @@
 //! SoRFT's subtasks: what the model is asked about an issue, and how its answer is read and scored.
 
+pub mod answer;
 pub mod budget;
 pub mod evidence;
 pub mod file;

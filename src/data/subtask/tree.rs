@@ -75,7 +75,7 @@ fn strip_once(text: &str) -> Option<&str> {
 }
 
 /// A path of a source file, with nothing around it.
-fn looks_like_path(text: &str) -> bool {
+pub(super) fn looks_like_path(text: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@' | '$' | '[' | ']');
     !text.is_empty() && text.chars().all(plain) && language(text).is_some() && !text.starts_with('/') && !text.starts_with("./")
 }

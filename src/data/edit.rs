@@ -1,0 +1,252 @@
+//! SEARCH/REPLACE edits: the answer format of code edit generation (SoRFT, arXiv 2502.20127; Agentless, arXiv 2407.01489).
+//!
+//! A block is a line `### path`, `<<<<<<< SEARCH`, lines, `=======`, lines, `>>>>>>> REPLACE`, each block in a ``` fence of its own (the
+//! fence is not asked for; a path holds until the next one). SEARCH must stand in the file as whole lines, and every place where it does
+//! is replaced; later blocks see earlier ones. An empty SEARCH makes a file that is not there. A first line `...` on both sides is
+//! dropped, as Agentless does.
+//!
+//! Line ends: blocks and files are compared without carriage returns, and inserted lines take the line end of what they replace. The end
+//! of a file keeps its state (with or without a line feed) unless a side ends with git's line `\ No newline at end of file`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use similar::{Algorithm, DiffTag, capture_diff_slices};
+
+/// git's mark of a file that no line feed ends.
+const NO_NEWLINE: &str = "\\ No newline at end of file";
+
+/// One block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// The file.
+    pub path: String,
+    /// The lines to be found.
+    pub search: Vec<String>,
+    /// The lines to take their place.
+    pub replace: Vec<String>,
+}
+
+/// An element of the set that edits are scored by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Element {
+    /// A line of the old file (1-based) that is gone.
+    Delete(String, usize),
+    /// The text of a new line, without blanks at its end.
+    Insert(String, String),
+}
+
+/// Why blocks cannot be read or applied, in words for the model's log.
+pub type Reason = String;
+
+/// Reads the blocks of an answer, equal ones once.
+pub fn parse_blocks(text: &str) -> Result<Vec<Block>, Reason> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut path = String::new();
+    let mut lines = text.lines().map(|l| l.trim_end_matches('\r'));
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.trim_start().strip_prefix("### ") {
+            path = name.trim().trim_matches('`').trim_start_matches("./").to_owned();
+            continue;
+        }
+        if line.trim_end() != "<<<<<<< SEARCH" {
+            continue;
+        }
+        let mut block = Block { path: path.clone(), ..Block::default() };
+        let mut part = |end: &str| -> Option<Vec<String>> {
+            let mut out = Vec::new();
+            for line in lines.by_ref() {
+                if line.trim_end() == end {
+                    return Some(out);
+                }
+                out.push(line.to_owned());
+            }
+            None
+        };
+        block.search = part("=======").ok_or("a SEARCH without `=======`")?;
+        block.replace = part(">>>>>>> REPLACE").ok_or("a block without `>>>>>>> REPLACE`")?;
+        if block.path.is_empty() {
+            return Err("a block without a line `### path` before it".to_owned());
+        }
+        if block.search.first().is_some_and(|l| l.trim() == "...") && block.search.len() > 1 {
+            block.search.remove(0);
+            if block.replace.first().is_some_and(|l| l.trim() == "...") {
+                block.replace.remove(0);
+            }
+        }
+        if !blocks.contains(&block) {
+            blocks.push(block);
+        }
+    }
+    Ok(blocks)
+}
+
+/// A line of a file that is being edited.
+#[derive(Clone)]
+struct Line {
+    text: String,
+    end: &'static str,
+    shown: bool,
+}
+
+/// The files after the blocks, those that a block names: path to (old, new). `shown` says which lines of a file may be found, none for
+/// all of it. `exists` says whether a path that `files` lacks is there all the same, so that it cannot be made anew.
+pub fn apply_blocks(
+    blocks: &[Block],
+    files: &BTreeMap<String, String>,
+    shown: &dyn Fn(&str, usize) -> bool,
+    exists: &dyn Fn(&str) -> bool,
+) -> Result<BTreeMap<String, (String, String)>, Reason> {
+    let mut edited: BTreeMap<&str, Vec<Line>> = BTreeMap::new();
+    for block in blocks {
+        let path = block.path.as_str();
+        let lines = edited.entry(path).or_insert_with(|| split(files.get(path).map_or("", |t| t), &|n| shown(path, n)));
+        if search_is_empty(block) {
+            if !lines.is_empty() || files.get(path).is_some_and(|t| !t.is_empty()) || (!files.contains_key(path) && exists(path)) {
+                return Err(format!("an empty SEARCH is for a new file, and `{path}` is there"));
+            }
+        } else if !files.contains_key(path) && lines.is_empty() {
+            return Err(format!("`{path}` is not among the files of the prompt"));
+        }
+        replace(lines, block).map_err(|()| format!("a SEARCH is not in the code shown of `{path}`"))?;
+    }
+    let joined = |lines: &[Line]| lines.iter().flat_map(|l| [l.text.as_str(), l.end]).collect::<String>();
+    Ok(edited.into_iter().map(|(path, lines)| (path.to_owned(), (files.get(path).cloned().unwrap_or_default(), joined(&lines)))).collect())
+}
+
+/// An empty side is no line, or one blank line, as some write it.
+fn search_is_empty(block: &Block) -> bool {
+    block.search.iter().all(|l| l.is_empty()) && block.search.len() <= 1
+}
+
+fn split(text: &str, shown: &dyn Fn(usize) -> bool) -> Vec<Line> {
+    let line = |(i, l): (usize, &str)| {
+        let (text, end) = match l.strip_suffix('\n') {
+            Some(l) => l.strip_suffix('\r').map_or((l, "\n"), |l| (l, "\r\n")),
+            None => (l, ""),
+        };
+        Line { text: text.to_owned(), end, shown: shown(i + 1) }
+    };
+    text.split_inclusive('\n').enumerate().map(line).collect()
+}
+
+fn unmarked(side: &[String]) -> (&[String], bool) {
+    match side.split_last() {
+        Some((last, rest)) if last == NO_NEWLINE => (rest, true),
+        _ => (side, false),
+    }
+}
+
+/// Replaces every place; an error where there is none.
+fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
+    let ((search, open), (new, new_open)) = (unmarked(&block.search), unmarked(&block.replace));
+    let usual = lines.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or("\n");
+    if lines.is_empty() && search.iter().all(|l| l.is_empty()) {
+        *lines = new.iter().map(|l| Line { text: l.clone(), end: "\n", shown: true }).collect();
+        if let Some(last) = lines.last_mut().filter(|_| new_open) {
+            last.end = "";
+        }
+        return Ok(());
+    }
+    if search.is_empty() {
+        return Err(());
+    }
+    let (mut out, mut at, mut found) = (Vec::with_capacity(lines.len()), 0, false);
+    while at < lines.len() {
+        let here = lines.get(at..at + search.len()).filter(|l| l.iter().zip(search).all(|(l, s)| l.shown && l.text == *s));
+        let Some(here) = here.filter(|l| !open || l.last().is_some_and(|l| l.end.is_empty())) else {
+            out.push(lines[at].clone());
+            at += 1;
+            continue;
+        };
+        let last = here.last().map_or(usual, |l| l.end);
+        let end = here.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or(usual);
+        out.extend(new.iter().map(|text| Line { text: text.clone(), end, shown: true }));
+        at += search.len();
+        found = true;
+        let keeps_open = last.is_empty() && !(open && !new_open);
+        if at == lines.len()
+            && (keeps_open || new_open)
+            && let Some(line) = out.last_mut()
+        {
+            line.end = "";
+        }
+    }
+    *lines = out;
+    if found { Ok(()) } else { Err(()) }
+}
+
+/// What the change of a file deletes and inserts, by Myers' algorithm over lines without their line ends. A change of line ends alone has
+/// no elements.
+pub fn edit_elements(path: &str, old: &str, new: &str) -> BTreeSet<Element> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    let mut out = BTreeSet::new();
+    for op in capture_diff_slices(Algorithm::Myers, &old, &new) {
+        if op.tag() != DiffTag::Equal {
+            out.extend(op.old_range().map(|i| Element::Delete(path.to_owned(), i + 1)));
+            out.extend(op.new_range().map(|i| Element::Insert(path.to_owned(), new[i].trim_end().to_owned())));
+        }
+    }
+    out
+}
+
+/// The blocks that turn `old` into `new`: a block a changed place, with as many lines around it as make its SEARCH stand in `old` once.
+/// None where blocks cannot say it (a change of line ends).
+pub fn gold_blocks(path: &str, old: &str, new: &str) -> Option<Vec<Block>> {
+    let (a, b) = (split(old, &|_| true), split(new, &|_| true));
+    let key = |lines: &[Line]| lines.iter().map(|l| (l.text.clone(), l.end.is_empty())).collect::<Vec<_>>();
+    let (a, b) = (key(&a), key(&b));
+    // (old range, new range), widened until each SEARCH is unique; ranges that meet are one.
+    let mut places: Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> = Vec::new();
+    for op in capture_diff_slices(Algorithm::Myers, &a, &b) {
+        if op.tag() == DiffTag::Equal {
+            continue;
+        }
+        let (mut o, mut n) = (op.old_range(), op.new_range());
+        while !unique(&a, &o) && (o.start > 0 || o.end < a.len()) {
+            if o.start > 0 && n.start > 0 {
+                (o.start, n.start) = (o.start - 1, n.start - 1);
+            }
+            if o.end < a.len() && n.end < b.len() {
+                (o.end, n.end) = (o.end + 1, n.end + 1);
+            }
+        }
+        match places.last_mut().filter(|(last, _)| last.end >= o.start) {
+            Some((last, last_new)) => (last.end, last_new.end) = (o.end.max(last.end), n.end.max(last_new.end)),
+            None => places.push((o, n)),
+        }
+    }
+    let side = |lines: &[(String, bool)]| -> Vec<String> {
+        lines.iter().flat_map(|(text, open)| [Some(text.clone()), open.then(|| NO_NEWLINE.to_owned())]).flatten().collect()
+    };
+    let blocks =
+        places.into_iter().map(|(o, n)| Block { path: path.to_owned(), search: side(&a[o]), replace: side(&b[n]) }).collect::<Vec<_>>();
+    let files = BTreeMap::from([(path.to_owned(), old.to_owned())]);
+    let applied = apply_blocks(&parse_blocks(&write_blocks(&blocks)).ok()?, &files, &|_, _| true, &|_| true);
+    let after = applied.ok()?.remove(path).map_or_else(|| old.to_owned(), |(_, after)| after);
+    (after == new).then_some(blocks)
+}
+
+fn unique(lines: &[(String, bool)], range: &std::ops::Range<usize>) -> bool {
+    let wanted = &lines[range.clone()];
+    !wanted.iter().all(|(text, _)| text.is_empty()) && lines.windows(wanted.len()).filter(|w| w == &wanted).count() == 1
+        || (wanted.is_empty() && lines.is_empty())
+        || wanted.len() == lines.len()
+}
+
+/// The blocks as an answer has them, a fence each.
+pub fn write_blocks(blocks: &[Block]) -> String {
+    let mut out = Vec::new();
+    for block in blocks {
+        let mut lines = vec!["```".to_owned(), format!("### {}", block.path), "<<<<<<< SEARCH".to_owned()];
+        lines.extend(block.search.iter().cloned());
+        lines.push("=======".to_owned());
+        lines.extend(block.replace.iter().cloned());
+        lines.extend([">>>>>>> REPLACE".to_owned(), "```".to_owned()]);
+        out.push(lines.join("\n"));
+    }
+    out.join("\n")
+}
+
+#[cfg(test)]
+#[path = "edit_tests.rs"]
+mod tests;

@@ -1,0 +1,338 @@
+//! Answers that name places in files: those of function, line and edit subtasks, and what they may name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::answer_text;
+use super::tree::{forms, looks_like_path};
+use crate::data::edit::{Element, apply_blocks, edit_elements, parse_blocks};
+use crate::data::ground_truth::{Functions, Lines};
+use crate::data::metrics::SetScore;
+use crate::data::symbols::{Definition, MODULE, definitions};
+use crate::data::{Task, ground_truth};
+use crate::{Error, Result};
+
+/// What an answer may name, and the files it is about.
+pub struct Universe {
+    /// Files whose contents are known; others can be named, but nothing in them.
+    files: BTreeMap<String, String>,
+    /// All paths at the base commit.
+    paths: BTreeSet<String>,
+    /// The lines that a prompt shows, by path; none without a prompt, which shows all of every file.
+    shown: Option<BTreeMap<String, BTreeSet<usize>>>,
+}
+
+impl Universe {
+    /// The universe of a task: what `prompt` shows, or without one (or with one that shows no code) all files whose contents it holds.
+    /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out; a
+    /// line of a prompt counts for every place of the file where the run of lines that it is in stands.
+    pub fn new(task: &Task, prompt: Option<&str>) -> Self {
+        let paths = task.all_paths.iter().chain(task.files.keys()).cloned().collect();
+        let shown = prompt.map(|p| shown_lines(p, &task.files)).filter(|s| !s.is_empty());
+        Self { files: task.files.clone(), paths, shown }
+    }
+
+    fn shows(&self, path: &str, line: usize) -> bool {
+        self.shown.as_ref().is_none_or(|s| s.get(path).is_some_and(|l| l.contains(&line)))
+    }
+
+    fn shows_path(&self, path: &str) -> bool {
+        self.files.contains_key(path) && self.shown.as_ref().is_none_or(|s| s.contains_key(path))
+    }
+
+    /// The definitions of a shown file, of which any line of the head is shown.
+    fn definitions(&self, path: &str) -> Vec<Definition> {
+        let Some(text) = self.files.get(path).filter(|_| self.shows_path(path)) else { return Vec::new() };
+        let mut all = definitions(path, text).unwrap_or_default();
+        all.retain(|d| (d.first..=d.head_last).any(|l| self.shows(path, l)));
+        all
+    }
+
+    fn line_count(&self, path: &str) -> usize {
+        self.files.get(path).filter(|_| self.shows_path(path)).map_or(0, |t| t.lines().count().max(1))
+    }
+
+    /// The path that a line ends in, or that it looks like.
+    fn path_in<'a>(&'a self, line: &'a str) -> Option<&'a str> {
+        let bare = line.trim().trim_end_matches(['`', '*', ':', ' ']);
+        let ends = |p: &&String| {
+            let rest = bare.strip_suffix(p.as_str());
+            rest.is_some_and(|r| {
+                r.chars().next_back().is_none_or(|c| c.is_whitespace() || matches!(c, '`' | '*' | '(' | '"' | '\'')) || r.ends_with("./")
+            })
+        };
+        let known = self.paths.iter().filter(ends).max_by_key(|p| p.len()).map(String::as_str);
+        known.or_else(|| {
+            forms(bare).into_iter().map(|f| f.trim_start_matches("# ").trim_start_matches('#').trim()).find(|f| looks_like_path(f))
+        })
+    }
+}
+
+/// The lines of the files that a prompt's sections show. A run that does not stand in the file as a whole (a skeleton, say) counts line
+/// by line.
+fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<usize>> {
+    let mut out: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+    let mut runs: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut path = "";
+    for line in prompt.lines() {
+        if let Some(title) = line.strip_prefix("### ") {
+            path = if files.contains_key(title.trim()) { title.trim() } else { "" };
+            if !path.is_empty() {
+                out.entry(path.to_owned()).or_default();
+            }
+        }
+        let numbered = line.split_once('|').and_then(|(n, _)| n.trim().parse::<usize>().ok());
+        match (numbered, runs.last_mut()) {
+            _ if path.is_empty() => {}
+            (Some(n), _) if n > 0 => drop(out.entry(path.to_owned()).or_default().insert(n)),
+            _ if line.trim() == "..." || line.starts_with("```") || line.starts_with("### ") => runs.push((path, Vec::new())),
+            (_, Some((of, lines))) if *of == path => lines.push(line),
+            _ => runs.push((path, vec![line])),
+        }
+    }
+    for (path, run) in &runs {
+        let all: Vec<&str> = files[*path].lines().collect();
+        let start = run.iter().position(|l| !l.trim().is_empty()).unwrap_or(run.len());
+        let end = run.iter().rposition(|l| !l.trim().is_empty()).map_or(start, |i| i + 1);
+        let run = &run[start..end];
+        if run.is_empty() {
+            continue;
+        }
+        let shown = out.entry((*path).to_owned()).or_default();
+        let whole: Vec<usize> = (0..all.len()).filter(|&i| all[i..].starts_with(run)).collect();
+        whole.iter().for_each(|&at| shown.extend(at + 1..=at + run.len()));
+        if whole.is_empty() {
+            shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
+        }
+    }
+    out.retain(|_, lines| !lines.is_empty());
+    out
+}
+
+/// The lines of an answer that name something, with the file that each is in: (path, keyword, the rest). Lines before any file, and
+/// lines of other kinds, are skipped, as Agentless does.
+fn targets<'a>(universe: &'a Universe, text: &'a str) -> Vec<(&'a str, String, &'a str)> {
+    const KEYWORDS: [&str; 7] = ["function", "method", "class", "module", "variable", "line", "lines"];
+    let (mut out, mut path) = (Vec::new(), None);
+    for line in text.lines() {
+        let stated = forms(line).into_iter().find_map(|f| {
+            let (keyword, rest) = f.split_once(':')?;
+            let keyword = keyword.trim().trim_matches(['*', '`']).to_ascii_lowercase();
+            KEYWORDS.contains(&keyword.as_str()).then(|| (keyword, rest.trim().trim_matches(['*', '`']).trim()))
+        });
+        match stated {
+            Some((keyword, rest)) => out.extend(path.map(|p| (p, keyword, rest))),
+            None => path = universe.path_in(line).or(path),
+        }
+    }
+    out
+}
+
+/// An answered set with the reason why it earns nothing, if there is one.
+pub type Answered<T> = (Vec<T>, Option<String>);
+
+/// Reads an answer to function localisation: after a line that ends in a path, `function: name`, `function: Class.method`, `class: Name`
+/// or `module:`, one a line. A name is the qualified one, else a method of the class named last, else the only definition that ends in
+/// it, as in Agentless. `variable:` and `line:` say nothing here.
+pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(String, String)> {
+    let (mut out, mut reason) = (Vec::new(), None);
+    let mut class = (String::new(), String::new());
+    let mut known: BTreeMap<&str, Vec<Definition>> = BTreeMap::new();
+    for (path, keyword, rest) in targets(universe, answer_text(completion)) {
+        let name = rest.split(['(', ' ', '\t']).next().unwrap_or_default().trim_matches('`').replace("::", ".");
+        if keyword.starts_with("line") || keyword == "variable" || (name.is_empty() && keyword != "module") {
+            continue;
+        }
+        let all = known.entry(path).or_insert_with(|| universe.definitions(path));
+        let found = match (keyword.as_str(), name.as_str()) {
+            ("module", _) | (_, MODULE) => universe.shows_path(path).then(|| MODULE.to_owned()),
+            _ => resolve(all, &name, Some(class.1.as_str()).filter(|_| class.0 == path)),
+        };
+        if keyword == "class" {
+            class = (path.to_owned(), found.clone().unwrap_or_default());
+        }
+        if found.is_none() {
+            reason.get_or_insert_with(|| format!("`{name}` in `{path}` is not in the prompt"));
+        }
+        let element = (path.to_owned(), found.unwrap_or(name));
+        if !out.contains(&element) {
+            out.push(element);
+        }
+    }
+    if out.is_empty() {
+        reason = Some("the answer names no function".to_owned());
+    }
+    (out, reason)
+}
+
+fn resolve(all: &[Definition], name: &str, class: Option<&str>) -> Option<String> {
+    let exact = |name: &str| all.iter().find(|d| d.name == name).map(|d| d.name.clone());
+    let ending = format!(".{name}");
+    let ends: BTreeSet<&String> = all.iter().map(|d| &d.name).filter(|n| n.ends_with(&ending)).collect();
+    let only = || ends.first().filter(|_| ends.len() == 1).map(|n| (*n).clone());
+    exact(name).or_else(|| class.and_then(|c| exact(&format!("{c}.{name}")))).or_else(only)
+}
+
+/// Reads an answer to line localisation: after a line that ends in a path, `line: N` or `line: N-M`, one a line. Names of functions and
+/// classes between them say nothing here.
+pub fn parse_lines(completion: &str, universe: &Universe) -> Answered<(String, usize)> {
+    let (mut out, mut reason) = (BTreeSet::new(), None);
+    let mut order = Vec::new();
+    for (path, keyword, rest) in targets(universe, answer_text(completion)) {
+        if !keyword.starts_with("line") {
+            continue;
+        }
+        for part in rest.split(',') {
+            let mut ends = part.split(['-', '\u{2013}']).map(|n| n.trim().parse::<usize>().ok());
+            let (Some(Some(first)), last) = (ends.next(), ends.next()) else { continue };
+            let last = last.unwrap_or(Some(first)).unwrap_or(first);
+            let fits = first >= 1 && last <= universe.line_count(path) && (first..=last).all(|l| universe.shows(path, l));
+            if !fits || last < first {
+                reason.get_or_insert_with(|| format!("line {} of `{path}` is not in the prompt", part.trim()));
+                // One element for what is not there, however long it says it is.
+                order.extend(out.insert((path.to_owned(), first)).then(|| (path.to_owned(), first)));
+                continue;
+            }
+            order.extend((first..=last).map(|l| (path.to_owned(), l)).filter(|e| out.insert(e.clone())));
+        }
+    }
+    if order.is_empty() {
+        reason = Some("the answer names no line".to_owned());
+    }
+    (order, reason)
+}
+
+/// Reads an answer to code edit generation: all blocks after the last `</think>`, applied to the files; what they delete and insert.
+pub fn parse_edits(completion: &str, universe: &Universe) -> Answered<Element> {
+    let text = completion.rfind("</think>").map_or(completion, |at| &completion[at..]);
+    let blocks = match parse_blocks(text) {
+        Ok(blocks) if blocks.is_empty() => return (Vec::new(), Some("the answer has no SEARCH/REPLACE block".to_owned())),
+        Ok(blocks) => blocks,
+        Err(reason) => return (Vec::new(), Some(reason)),
+    };
+    let shown = |path: &str, line: usize| universe.shows(path, line);
+    match apply_blocks(&blocks, &universe.files, &shown, &|p| universe.paths.contains(p)) {
+        Ok(files) => {
+            let elements: Vec<Element> = files.iter().flat_map(|(path, (old, new))| edit_elements(path, old, new)).collect();
+            let reason = elements.is_empty().then(|| "the edits change nothing".to_owned());
+            (elements, reason)
+        }
+        Err(reason) => (Vec::new(), Some(reason)),
+    }
+}
+
+/// Which of the three subtasks an answer is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Function localisation.
+    Function,
+    /// Line localisation.
+    Line,
+    /// Code edit generation.
+    Edit,
+}
+
+/// A gold set of a subtask.
+pub enum Gold {
+    /// Of function localisation.
+    Functions(Functions),
+    /// Of line localisation.
+    Lines(Lines),
+    /// Of code edit generation.
+    Edits(BTreeSet<Element>),
+}
+
+impl Gold {
+    /// The gold set of a task.
+    ///
+    /// # Errors
+    ///
+    /// A patch that does not fit the task's files; an empty set, which leaves nothing to ask.
+    pub fn new(task: &Task, place: Place) -> Result<Self> {
+        let gold = match place {
+            Place::Function => Self::Functions(ground_truth::functions(task)?),
+            Place::Line => Self::Lines(ground_truth::lines(task)?),
+            Place::Edit => Self::Edits(ground_truth::edits(task)?),
+        };
+        let empty = match &gold {
+            Self::Functions(gold) => gold.is_empty(),
+            Self::Lines(gold) => gold.is_empty(),
+            Self::Edits(gold) => gold.is_empty(),
+        };
+        if empty {
+            return Err(Error::input("the task has nothing to be found: its patch changes no line of a text that is there at the base"));
+        }
+        Ok(gold)
+    }
+
+    /// Reads and scores an answer: the score, and why it earns nothing if it does not.
+    pub fn score(&self, completion: &str, universe: &Universe) -> (SetScore, Option<String>) {
+        fn of<T: Ord>((answered, reason): Answered<T>, gold: &BTreeSet<T>) -> (SetScore, Option<String>) {
+            (SetScore::new(&answered, gold, reason.is_none()), reason)
+        }
+        match self {
+            Self::Functions(gold) => of(parse_functions(completion, universe), gold),
+            Self::Lines(gold) => of(parse_lines(completion, universe), gold),
+            Self::Edits(gold) => of(parse_edits(completion, universe), gold),
+        }
+    }
+
+    /// The gold answer in the answer's format; none for edits that blocks cannot say (a change of line ends alone).
+    ///
+    /// # Errors
+    ///
+    /// As [`Gold::new`].
+    pub fn answer(&self, task: &Task) -> Result<Option<String>> {
+        Ok(match self {
+            Self::Functions(gold) => {
+                let kinds = |path: &str| task.files.get(path).and_then(|t| definitions(path, t)).unwrap_or_default();
+                let line = |path: &str, name: &str| match kinds(path).iter().find(|d| d.name == name) {
+                    _ if name == MODULE => "module:".to_owned(),
+                    Some(d) if d.kind == crate::data::symbols::Kind::Class => format!("class: {name}"),
+                    _ => format!("function: {name}"),
+                };
+                Some(listing(gold.iter().map(|(path, name)| (path.as_str(), line(path, name)))))
+            }
+            Self::Lines(gold) => Some(listing(runs(gold).into_iter())),
+            Self::Edits(_) => {
+                let mut out = Vec::new();
+                for (path, (old, new)) in ground_truth::contents(task)? {
+                    match crate::data::edit::gold_blocks(&path, &old, &new) {
+                        Some(blocks) => out.extend(blocks),
+                        None => return Ok(None),
+                    }
+                }
+                Some(crate::data::edit::write_blocks(&out))
+            }
+        })
+    }
+}
+
+/// Lines of an answer under their paths, in a fence.
+fn listing<'a>(lines: impl Iterator<Item = (&'a str, String)>) -> String {
+    let (mut out, mut current) = (vec!["```".to_owned()], "");
+    for (path, line) in lines {
+        if path != current {
+            out.push(path.to_owned());
+            current = path;
+        }
+        out.push(line);
+    }
+    out.push("```".to_owned());
+    out.join("\n")
+}
+
+/// Lines that follow each other, as `line: N-M`.
+fn runs(gold: &Lines) -> Vec<(&str, String)> {
+    let mut runs: Vec<(&str, usize, usize)> = Vec::new();
+    for (path, line) in gold {
+        match runs.last_mut().filter(|(p, _, last)| p == path && last + 1 == *line) {
+            Some((_, _, last)) => *last = *line,
+            None => runs.push((path, *line, *line)),
+        }
+    }
+    runs.into_iter().map(|(p, a, b)| (p, if a == b { format!("line: {a}") } else { format!("line: {a}-{b}") })).collect()
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;
