@@ -6,15 +6,12 @@
 //! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
 //! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches.
 //! * [`search_replace`]: edit blocks, read, applied and made. [`unidiff`]: patches as Python's package of that name reads them.
-//! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
-
-pub mod bootstrap;
-pub mod difflib;
 //! * [`ground_truth`]: the gold sets of the subtasks; [`edit`]: SEARCH/REPLACE blocks; [`check`]: whether a task holds together.
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
 
 pub mod bootstrap;
 pub mod check;
+pub mod difflib;
 pub mod edit;
 pub mod ground_truth;
 pub mod lexical;

@@ -16,8 +16,8 @@ pub mod dialogue;
 #[cfg(feature = "distill")]
 pub mod distill;
 pub mod evaluate;
-pub mod guard;
 pub mod experience;
+pub mod guard;
 pub mod kl_control;
 pub mod memory;
 pub mod objective;

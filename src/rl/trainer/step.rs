@@ -133,7 +133,8 @@ fn finish(learner: &mut Learner<'_>, shares: &[Share], settings: &Settings<'_>) 
         total.policy.add(&share.policy);
         total.value.add(&share.value);
     }
-    let nothing = Update { metrics: total.policy, grad_norm: f64::NAN, grad_sum: String::new(), critic: None, not_finite: None, culprit: None };
+    let nothing =
+        Update { metrics: total.policy, grad_norm: f64::NAN, grad_sum: String::new(), critic: None, not_finite: None, culprit: None };
     let mut update = nothing;
     let bad = |s: &Share| !(s.policy.loss.is_finite() && s.value.loss.is_finite());
     if let Some(bad) = shares.iter().position(bad) {
