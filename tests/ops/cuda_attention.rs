@@ -230,12 +230,6 @@ pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
     emulator::library(&[KernelText { name: source.file.to_owned(), defines: Vec::new(), text }, pages])
 }
 
-/// Runs `f` on a thread of its own. A library stays loaded until every thread that ran its kernels has ended, and all loaded ones share a small
-/// room for thread-local storage: so a test that opens many libraries opens each on its own thread.
-pub fn on_own_thread(f: impl FnOnce() + Send) {
-    std::thread::scope(|s| s.spawn(f).join()).unwrap_or_else(|e| std::panic::resume_unwind(e));
-}
-
 /// Without a barrier, with another wait or mask, and so on, the checker objects or the numbers are wrong, under every schedule.
 #[test]
 fn every_mistake_is_found() {
@@ -297,11 +291,9 @@ fn every_mistake_is_found() {
     }
     for mutant in &mutants {
         let library = broken(Source::ATTENTION, mutant);
-        on_own_thread(|| {
-            for mode in modes().into_iter().step_by(2) {
-                let found = !run(&emulator::open(&library, mode)).unwrap_or(false);
-                assert!(found, "{} under {mode:?}", mutant.name);
-            }
-        });
+        for mode in modes().into_iter().step_by(2) {
+            let found = !run(&emulator::open(&library, mode)).unwrap_or(false);
+            assert!(found, "{} under {mode:?}", mutant.name);
+        }
     }
 }
