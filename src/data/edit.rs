@@ -163,7 +163,7 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         out.extend(new.iter().map(|text| Line { text: text.clone(), end, shown: true }));
         at += search.len();
         found = true;
-        let keeps_open = last.is_empty() && !(open && !new_open);
+        let keeps_open = last.is_empty() && (!open || new_open);
         if at == lines.len()
             && (keeps_open || new_open)
             && let Some(line) = out.last_mut()
