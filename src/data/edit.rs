@@ -163,7 +163,7 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         out.extend(new.iter().map(|text| Line { text: text.clone(), end, shown: true }));
         at += search.len();
         found = true;
-        let keeps_open = last.is_empty() && !(open && !new_open);
+        let keeps_open = last.is_empty() && (!open || new_open);
         if at == lines.len()
             && (keeps_open || new_open)
             && let Some(line) = out.last_mut()
@@ -190,47 +190,68 @@ pub fn edit_elements(path: &str, old: &str, new: &str) -> BTreeSet<Element> {
 }
 
 /// The blocks that turn `old` into `new`: a block a changed place, with as many lines around it as make its SEARCH stand in `old` once.
-/// None where blocks cannot say it (a change of line ends).
+/// Where what one block inserts would be found by another, one block covers all. None where blocks cannot say it (a change of line ends).
 pub fn gold_blocks(path: &str, old: &str, new: &str) -> Option<Vec<Block>> {
-    let (a, b) = (split(old, &|_| true), split(new, &|_| true));
-    let key = |lines: &[Line]| lines.iter().map(|l| (l.text.clone(), l.end.is_empty())).collect::<Vec<_>>();
-    let (a, b) = (key(&a), key(&b));
-    // (old range, new range), widened until each SEARCH is unique; ranges that meet are one.
-    let mut places: Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> = Vec::new();
-    for op in capture_diff_slices(Algorithm::Myers, &a, &b) {
-        if op.tag() == DiffTag::Equal {
-            continue;
-        }
-        let (mut o, mut n) = (op.old_range(), op.new_range());
-        while !unique(&a, &o) && (o.start > 0 || o.end < a.len()) {
-            if o.start > 0 && n.start > 0 {
-                (o.start, n.start) = (o.start - 1, n.start - 1);
-            }
-            if o.end < a.len() && n.end < b.len() {
-                (o.end, n.end) = (o.end + 1, n.end + 1);
-            }
-        }
-        match places.last_mut().filter(|(last, _)| last.end >= o.start) {
-            Some((last, last_new)) => (last.end, last_new.end) = (o.end.max(last.end), n.end.max(last_new.end)),
-            None => places.push((o, n)),
-        }
-    }
+    let key = |text: &str| split(text, &|_| true).into_iter().map(|l| (l.text, l.end.is_empty())).collect::<Vec<_>>();
+    let (a, b) = (key(old), key(new));
+    let ops = capture_diff_slices(Algorithm::Myers, &a, &b).into_iter().filter(|op| op.tag() != DiffTag::Equal);
+    let changes: Vec<Place> = ops.map(|op| Place { old: op.old_range(), new: op.new_range() }).collect();
+    let all = changes.iter().cloned().reduce(Place::join);
     let side = |lines: &[(String, bool)]| -> Vec<String> {
         lines.iter().flat_map(|(text, open)| [Some(text.clone()), open.then(|| NO_NEWLINE.to_owned())]).flatten().collect()
     };
-    let blocks =
-        places.into_iter().map(|(o, n)| Block { path: path.to_owned(), search: side(&a[o]), replace: side(&b[n]) }).collect::<Vec<_>>();
     let files = BTreeMap::from([(path.to_owned(), old.to_owned())]);
-    let applied = apply_blocks(&parse_blocks(&write_blocks(&blocks)).ok()?, &files, &|_, _| true, &|_| true);
-    let after = applied.ok()?.remove(path).map_or_else(|| old.to_owned(), |(_, after)| after);
-    (after == new).then_some(blocks)
+    [changes, all.into_iter().collect()].into_iter().find_map(|changes| {
+        let places = unique_places(&a, b.len(), changes);
+        let block = |p: Place| Block { path: path.to_owned(), search: side(&a[p.old]), replace: side(&b[p.new]) };
+        let blocks: Vec<Block> = places.into_iter().map(block).collect();
+        let read = parse_blocks(&write_blocks(&blocks)).ok()?;
+        let after = apply_blocks(&read, &files, &|_, _| true, &|_| true).ok()?.remove(path);
+        (after.map_or(old == new, |(_, after)| after == new)).then_some(blocks)
+    })
 }
 
-fn unique(lines: &[(String, bool)], range: &std::ops::Range<usize>) -> bool {
+/// A changed place: ranges of lines of the old and of the new file.
+#[derive(Clone, Debug)]
+struct Place {
+    old: std::ops::Range<usize>,
+    new: std::ops::Range<usize>,
+}
+
+impl Place {
+    /// Both places and what is between them.
+    fn join(self, next: Place) -> Place {
+        Place { old: self.old.start..next.old.end, new: self.new.start..next.new.end }
+    }
+}
+
+/// The places with as many of the equal lines around them as make their old lines stand in the file once; places that meet become one.
+fn unique_places(lines: &[(String, bool)], new_len: usize, changes: Vec<Place>) -> Vec<Place> {
+    let mut out: Vec<Place> = Vec::new();
+    let mut changes = changes.into_iter().peekable();
+    while let Some(mut place) = changes.next() {
+        while !is_unique(lines, &place.old) {
+            // Before a place there are equal lines up to the place before it, which it then joins; likewise behind it.
+            if out.last().is_some_and(|p| p.old.end >= place.old.start) {
+                place = out.pop().map_or(place.clone(), |p| p.join(place));
+            } else if place.old.start > 0 && place.new.start > 0 {
+                (place.old.start, place.new.start) = (place.old.start - 1, place.new.start - 1);
+            }
+            if changes.peek().is_some_and(|p| p.old.start <= place.old.end) {
+                place = changes.next().map_or(place.clone(), |p| place.join(p));
+            } else if place.old.end < lines.len() && place.new.end < new_len {
+                (place.old.end, place.new.end) = (place.old.end + 1, place.new.end + 1);
+            }
+        }
+        out.push(place);
+    }
+    out
+}
+
+fn is_unique(lines: &[(String, bool)], range: &std::ops::Range<usize>) -> bool {
     let wanted = &lines[range.clone()];
-    !wanted.iter().all(|(text, _)| text.is_empty()) && lines.windows(wanted.len()).filter(|w| w == &wanted).count() == 1
-        || (wanted.is_empty() && lines.is_empty())
-        || wanted.len() == lines.len()
+    wanted.len() == lines.len()
+        || (!wanted.iter().all(|(text, _)| text.is_empty()) && lines.windows(wanted.len()).filter(|w| w == &wanted).count() == 1)
 }
 
 /// The blocks as an answer has them, a fence each.

@@ -1,1 +1,66 @@
+use proptest::prelude::*;
 
+use super::*;
+
+fn apply(text: &str, old: &str) -> Result<String, Reason> {
+    let files = BTreeMap::from([("a.py".to_owned(), old.to_owned())]);
+    let all = apply_blocks(&parse_blocks(text)?, &files, &|_, _| true, &|_| false)?;
+    Ok(all.get("a.py").map_or(old.to_owned(), |(_, new)| new.clone()))
+}
+
+fn block(search: &str, replace: &str) -> String {
+    format!("```python\n### a.py\n<<<<<<< SEARCH\n{search}=======\n{replace}>>>>>>> REPLACE\n```\n")
+}
+
+#[test]
+fn whole_lines_are_found_and_every_place_is_replaced() {
+    let old = "x = 1\ny = 2\nx = 1\n";
+    assert_eq!(apply(&block("x = 1\n", "x = 3\nz = 4\n"), old).unwrap(), "x = 3\nz = 4\ny = 2\nx = 3\nz = 4\n");
+    assert_eq!(apply(&block("x = 1\ny = 2\n", ""), old).unwrap(), "x = 1\n");
+    assert_eq!(apply(&block("...\nx = 1\ny = 2\n", "...\ny = 2\n"), old).unwrap(), "y = 2\nx = 1\n");
+    assert_eq!(apply(&(block("y = 2\n", "y = 3\n") + &block("y = 3\n", "y = 4\n")), old).unwrap(), "x = 1\ny = 4\nx = 1\n");
+    for missing in ["x = \n", " y = 2\n", "y = 2\ny = 2\n", ""] {
+        assert!(apply(&block(missing, "z\n"), old).is_err(), "{missing:?}");
+    }
+    assert!(apply("### a.py\n<<<<<<< SEARCH\nx = 1\n", old).is_err());
+    assert!(apply("<<<<<<< SEARCH\nx = 1\n=======\n>>>>>>> REPLACE\n", old).is_err());
+}
+
+#[test]
+fn line_ends_are_kept() {
+    assert_eq!(apply(&block("b\n", "c\nd\n"), "a\r\nb\r\n").unwrap(), "a\r\nc\r\nd\r\n");
+    assert_eq!(apply(&block("b\n", "c\n"), "a\nb").unwrap(), "a\nc");
+    assert_eq!(apply(&block("b\n\\ No newline at end of file\n", "b\n"), "a\nb").unwrap(), "a\nb\n");
+    assert_eq!(apply(&block("b\n", "b\n\\ No newline at end of file\n"), "a\nb\n").unwrap(), "a\nb");
+}
+
+#[test]
+fn new_files_are_made_and_others_are_not_guessed() {
+    let run = |text: &str, exists: bool| apply_blocks(&parse_blocks(text).unwrap(), &BTreeMap::new(), &|_, _| true, &|_| exists);
+    let made = run(&block("", "x\n"), false).unwrap();
+    assert_eq!(made["a.py"], (String::new(), "x\n".to_owned()));
+    assert!(run(&block("", "x\n"), true).is_err() && run(&block("y\n", "x\n"), false).is_err());
+}
+
+#[test]
+fn elements_by_hand() {
+    let elements = edit_elements("a.py", "a\nb\nc\n", "a\nB  \nc\nd\n");
+    let of = |n| Element::Delete("a.py".into(), n);
+    let new = |t: &str| Element::Insert("a.py".into(), t.into());
+    assert_eq!(elements, BTreeSet::from([of(2), new("B"), new("d")]));
+    assert!(edit_elements("a.py", "a\nb", "a\r\nb\n").is_empty());
+}
+
+proptest! {
+    #[test]
+    fn gold_blocks_give_the_new_file(old in "((a|b|c|)\n){0,8}(a|b)?", new in "((a|b|c|)\n){0,8}(a|b)?") {
+        if let Some(blocks) = gold_blocks("a.py", &old, &new) {
+            prop_assert_eq!(apply(&write_blocks(&blocks), &old).unwrap(), new);
+        }
+    }
+
+    #[test]
+    fn never_panics(text in "(```\n|### a.py\n|<<<<<<< SEARCH\n|=======\n|>>>>>>> REPLACE\n|a\n|b\n|\\.\\.\\.\n|\r|é|\\\\ No newline at end of file\n){0,20}", old in "((a|b)(\r\n|\n)){0,4}a?") {
+        let _ = apply(&text, &old);
+    }
+}

@@ -49,6 +49,22 @@ fn stats_and_the_bm25_table() {
     assert_golden("stats.out.json", &stdout(program().args(["data", "stats", "--json", "--bm25", arg(&tasks)]), 0));
 }
 
+/// Also on the task files of the folder that `SORFT_DATA` names, where it is set: the gold answers of real tasks score 1 too.
+#[test]
+fn the_ground_truth_holds_together() {
+    assert_golden("check.out.txt", &stdout(program().args(["data", "check", arg(&golden("check.in.jsonl"))]), 0));
+    let Some(folder) = std::env::var_os("SORFT_DATA") else {
+        return eprintln!("skipped on real tasks: SORFT_DATA names no folder of .jsonl files");
+    };
+    for entry in std::fs::read_dir(folder).expect("SORFT_DATA is a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "jsonl") {
+            let out = stdout(program().args(["data", "check", arg(&path)]), 0);
+            eprintln!("{}: {}", path.display(), out.lines().last().unwrap_or_default());
+        }
+    }
+}
+
 #[test]
 fn show_a_task_and_its_prompt() {
     let tasks = golden("tasks.jsonl");

@@ -15,6 +15,14 @@ fn file_answers_give_the_golden_rewards() {
 }
 
 #[test]
+fn answers_that_name_places_give_the_golden_rewards() {
+    for kind in ["function", "line", "edit"] {
+        let out = stdout(program().args(["reward", "--kind", kind, "--input"]).arg(golden(&format!("reward_{kind}.in.jsonl"))), 1);
+        assert_golden(&format!("reward_{kind}.out.jsonl"), &out);
+    }
+}
+
+#[test]
 fn f_beta_is_the_default() {
     let default = stdout(program().args(["reward", "--kind", "file", "--input"]).arg(golden("reward_file.in.jsonl")), 1);
     assert_golden("reward_file.fbeta.out.jsonl", &default);
@@ -45,7 +53,6 @@ fn patches_give_the_golden_rewards() {
 
 #[test]
 fn wrong_usage_ends_with_status_2() {
-    assert!(stderr(program().args(["reward", "--kind", "edit"]), 2).contains("error: --kind edit is not there yet"));
     assert!(stderr(program().args(["reward", "--kind", "file", "--discrete"]), 2).contains("--discrete goes with --kind similarity"));
     for args in [vec!["reward"], vec!["reward", "--kind", "files"], vec!["reward", "--kind", "file", "--beta", "-1"], vec!["nonsense"]] {
         stderr(program().args(args), 2);

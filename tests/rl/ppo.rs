@@ -34,7 +34,9 @@ fn run(kind: &str, extra: &str, out: &std::path::Path) -> (Transformer, Vec<Map<
     let (policy, text) = policy(kind);
     let mut hooks = Recorder::default();
     let trained = train(&config(&format!("{text}{extra}")), &[items(3)], policy, out, false, &mut hooks).unwrap();
-    assert!(hooks.warnings.is_empty(), "{:?}", hooks.warnings);
+    // The watch says, truly, that this toy's answers are cut off and its policy moves far; nothing else may be wrong.
+    let other = |w: &&String| !w.contains(": truncated is ") && !w.contains(": kl is ");
+    assert_eq!(hooks.warnings.iter().find(other), None);
     (trained, hooks.lines)
 }
 

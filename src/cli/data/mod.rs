@@ -1,5 +1,6 @@
 //! `data`: task files: mined, read, split, counted, shown.
 
+mod check;
 mod import;
 #[cfg(feature = "git")]
 mod mine;
@@ -23,6 +24,7 @@ pub(super) struct Args {
 enum Command {
     #[cfg(feature = "git")]
     Mine(mine::Args),
+    Check(check::Args),
     Import(import::Args),
     Split(split::Args),
     Stats(stats::Args),
@@ -34,6 +36,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
         #[cfg(feature = "git")]
         Command::Mine(args) => mine::run(args),
+        Command::Check(args) => check::run(args),
         Command::Import(args) => import::run(args),
         Command::Split(args) => split::run(args),
         Command::Stats(args) => stats::run(args),

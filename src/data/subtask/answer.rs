@@ -151,7 +151,8 @@ pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(Strin
             class = (path.to_owned(), found.clone().unwrap_or_default());
         }
         if found.is_none() {
-            reason.get_or_insert_with(|| format!("`{name}` in `{path}` is not in the prompt"));
+            let said = if name.is_empty() { MODULE } else { &name };
+            reason.get_or_insert_with(|| format!("`{said}` in `{path}` is not in the prompt"));
         }
         let element = (path.to_owned(), found.unwrap_or(name));
         if !out.contains(&element) {

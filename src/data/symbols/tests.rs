@@ -24,7 +24,7 @@ fn python_nesting_decorators_and_module_level() {
 
 #[test]
 fn what_does_not_parse_and_what_is_not_known() {
-    assert_eq!(names("a.py", "def f(:\n  x\nclass C:\n    def g(self): pass\n").contains("C.g"), true);
+    assert!(names("a.py", "def f(:\n  x\nclass C:\n    def g(self): pass\n").contains("C.g"));
     assert_eq!(definitions("a.py", "").unwrap(), []);
     assert_eq!(lines("a.py", "def f():\r\n    x\r\n"), [("f".to_owned(), 1, 1, 2)]);
     assert!(definitions("a.toml", "x = 1").is_none() && definitions("a.rb", "def f\nend").is_none());
