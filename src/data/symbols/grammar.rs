@@ -3,7 +3,7 @@
 use tree_sitter::{Language, Node};
 
 use super::Kind;
-use crate::data::paths::{file_name, language};
+use crate::data::paths::language;
 
 /// A language: its tree-sitter grammar and the kinds of nodes that matter.
 pub(super) struct Grammar {
@@ -66,7 +66,7 @@ fn others(name: &str, path: &str) -> Option<Grammar> {
         prefixes: &["decorator"],
     };
     // A header may hold either language; the larger one reads both.
-    let c_plus = name == "C++" || file_name(path).ends_with(".h");
+    let c_plus = name == "C++" || path.to_ascii_lowercase().ends_with(".h");
     Some(match name {
         "Rust" => Grammar {
             language: tree_sitter_rust::LANGUAGE.into(),
