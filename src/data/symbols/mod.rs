@@ -1,5 +1,5 @@
 //! The functions and classes that a source file defines, by its syntax tree (tree-sitter): what function localisation asks for, and
-//! evidence for prompts. Files of languages without a grammar are scanned for keywords ([`keywords`]): evidence only.
+//! evidence for prompts. Files of languages without a grammar are scanned for keywords (`keywords.rs`): evidence only.
 
 mod grammar;
 mod keywords;

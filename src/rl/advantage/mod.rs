@@ -1,8 +1,8 @@
 //! Advantages: how much better an answer, or a token of it, was than expected. One small function each, f64 throughout.
 //!
 //! Over the rewards of one prompt's answers: [`group_normalised`] (GRPO, Dr. GRPO), [`leave_one_out`] (RLOO), [`group_baseline`]
-//! (REINFORCE++ with a baseline). Over the token rewards of one answer: [`to_go`] (the return), [`gae`] (with a critic's values). Over all
-//! tokens of a batch: [`whiten`]. There is no padding, so there are no masks: what the frameworks mask out is not there.
+//! (REINFORCE++ with a baseline). Over the token rewards of one answer: [`to_go`] (the return), [`gae()`] (with a critic's values). Over all
+//! tokens of a batch: [`whiten()`]. There is no padding, so there are no masks: what the frameworks mask out is not there.
 
 mod gae;
 mod group;
