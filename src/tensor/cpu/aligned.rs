@@ -18,7 +18,35 @@ enum Memory {
     /// From the system, in large pages where it has them: reading many megabytes in order is faster so. The numbers start at a byte that
     /// differs from one array to the next: what is worked on side by side (a weight, its gradient, its moments) would otherwise have
     /// equal addresses within a page, and wait for one another.
-    Pages(MmapMut, usize),
+    Pages(Mapped, usize),
+}
+
+/// Memory from the system, counted.
+struct Mapped(MmapMut);
+
+/// Bytes that all [`Mapped`] hold.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+impl Mapped {
+    fn new(bytes: usize) -> Option<Self> {
+        let pages = MmapMut::map_anon(bytes).ok()?;
+        // Only a wish: the system may have no large pages.
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        MAPPED.fetch_add(pages.len(), Ordering::Relaxed);
+        Some(Self(pages))
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        MAPPED.fetch_sub(self.0.len(), Ordering::Relaxed);
+    }
+}
+
+/// Bytes of the arrays that come from the system and not from the allocator; the two together are what the program holds.
+pub fn mapped_bytes() -> usize {
+    MAPPED.load(Ordering::Relaxed)
 }
 
 /// Bytes from which on lasting memory comes in pages of its own.
@@ -38,14 +66,8 @@ impl AlignedVec {
         static ARRAYS: AtomicUsize = AtomicUsize::new(0);
         let bytes = len.div_ceil(16) * size_of::<Line>();
         let start = ARRAYS.fetch_add(1, Ordering::Relaxed) % STARTS * (PAGE / STARTS);
-        let pages = (bytes >= LARGE).then(|| MmapMut::map_anon(start + bytes)).and_then(Result::ok);
-        match pages {
-            Some(pages) => {
-                // Only a wish: the system may have no large pages.
-                #[cfg(target_os = "linux")]
-                let _ = pages.advise(memmap2::Advice::HugePage);
-                Self(Memory::Pages(pages, start))
-            }
+        match (bytes >= LARGE).then(|| Mapped::new(start + bytes)).flatten() {
+            Some(pages) => Self(Memory::Pages(pages, start)),
             None => Self::zeros(len),
         }
     }
@@ -53,7 +75,7 @@ impl AlignedVec {
     /// Grows to at least `len` numbers; the new ones are zero.
     pub fn grow(&mut self, len: usize) {
         if let Memory::Pages(pages, start) = &self.0 {
-            self.0 = Memory::Heap(bytemuck::cast_slice(&pages[*start..]).to_vec());
+            self.0 = Memory::Heap(bytemuck::cast_slice(&pages.0[*start..]).to_vec());
         }
         if let Memory::Heap(lines) = &mut self.0 {
             lines.resize(len.div_ceil(16).max(lines.len()), bytemuck::Zeroable::zeroed());
@@ -72,7 +94,7 @@ impl Clone for Memory {
         match self {
             Self::Heap(lines) => Self::Heap(lines.clone()),
             Self::Pages(pages, start) => {
-                let numbers: &[f32] = bytemuck::cast_slice(&pages[*start..]);
+                let numbers: &[f32] = bytemuck::cast_slice(&pages.0[*start..]);
                 let mut copy = AlignedVec::lasting(numbers.len());
                 copy.copy_from_slice(numbers);
                 copy.0
@@ -86,7 +108,7 @@ impl std::ops::Deref for AlignedVec {
     fn deref(&self) -> &[f32] {
         match &self.0 {
             Memory::Heap(lines) => bytemuck::cast_slice(lines),
-            Memory::Pages(pages, start) => bytemuck::cast_slice(&pages[*start..]),
+            Memory::Pages(pages, start) => bytemuck::cast_slice(&pages.0[*start..]),
         }
     }
 }
@@ -95,7 +117,7 @@ impl std::ops::DerefMut for AlignedVec {
     fn deref_mut(&mut self) -> &mut [f32] {
         match &mut self.0 {
             Memory::Heap(lines) => bytemuck::cast_slice_mut(lines),
-            Memory::Pages(pages, start) => bytemuck::cast_slice_mut(&mut pages[*start..]),
+            Memory::Pages(pages, start) => bytemuck::cast_slice_mut(&mut pages.0[*start..]),
         }
     }
 }
