@@ -142,6 +142,7 @@ fn plan_and_peak(settings: &str, data: Dataset, lora: Option<LoraConfig>) -> (u6
 fn the_plan_is_within_a_tenth_of_the_peak() {
     let adapter = || Some(LoraConfig { rank: 8, alpha: 16.0, targets: ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec() });
     let grpo = "algorithm = \"grpo\"\ngroup_size = 8\nmax_new_tokens = 32\n";
+    let ppo = "algorithm = \"ppo\"\ngroup_size = 8\nmax_new_tokens = 32\n";
     let cases = [
         ("sft", String::new(), lines(4, 300), None),
         ("sft, activations recomputed", "activation_checkpointing = true\n".into(), lines(4, 300), None),
@@ -151,6 +152,8 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
         ("grpo, small micro-batches", format!("{grpo}microbatch_tokens = 500\n"), tasks(4, 200), None),
         ("grpo without a reference", format!("{grpo}kl.measure = false\n"), tasks(4, 200), None),
         ("grpo, LoRA", grpo.into(), tasks(4, 200), adapter()),
+        ("ppo, a full critic", ppo.into(), tasks(4, 200), None),
+        ("ppo, a critic on the trunk", format!("{ppo}critic.kind = \"trunk\"\n"), tasks(4, 200), None),
     ];
     let mut wrong = 0;
     for (name, settings, data, lora) in cases {
