@@ -23,7 +23,13 @@ struct Case {
 
 const TOOLS: &str = r#"
 poke() { local at=$2; [ "$at" -ge 0 ] || at=$(($(stat -c %s "$1") + at)); printf "$(sed 's/../\\x&/g' <<<"$3")" | dd of="$1" bs=1 seek=$at conv=notrunc status=none; }
-as_user() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; else "$@"; fi; }
+as_user() {
+  if [ "$(id -u)" != 0 ]; then "$@"; return; fi
+  # A copy: the build folder may be one that only root can read.
+  local own status; own=$(mktemp -d); chmod 755 "$own"; cp "$(command -v "$1")" "$own/"
+  PATH=$own:$PATH setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; status=$?
+  rm -r "$own"; return $status
+}
 "#;
 
 /// Comments at the head of the file, then its cases.
