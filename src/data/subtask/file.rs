@@ -12,7 +12,7 @@ use super::budget::{clean_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
 use super::tree::{forms, shown_paths};
 use crate::data::Task;
-use crate::data::lexical::{self, Field};
+use crate::data::lexical::{self, Field, Ranking};
 use crate::data::metrics::SetScore;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -45,6 +45,8 @@ pub enum Order {
     Lexical,
     /// The same by the paths alone, for prompts that are to say nothing of contents.
     LexicalPaths,
+    /// By four lexical rankings at once ([`lexical::fused_scores`]): a better retriever's list.
+    Fused,
 }
 
 impl FromStr for Order {
@@ -56,8 +58,9 @@ impl FromStr for Order {
             "shuffled" => Ok(Self::Shuffled),
             "lexical" => Ok(Self::Lexical),
             "lexical_paths" => Ok(Self::LexicalPaths),
+            "fused" => Ok(Self::Fused),
             other => {
-                let hint = "expected alphabetical, shuffled, lexical or lexical_paths";
+                let hint = "expected alphabetical, shuffled, lexical, lexical_paths or fused";
                 Err(Error::usage(format!("there is no order `{other}`")).hint(hint))
             }
         }
@@ -213,8 +216,7 @@ impl FileSubtask {
                 Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
                 candidates
             }
-            Order::Lexical => lexical::rank(task, &candidates, Field::Content),
-            Order::LexicalPaths => lexical::rank(task, &candidates, Field::Path),
+            Order::Lexical | Order::LexicalPaths | Order::Fused => self.ranked(task, &candidates),
         }
     }
 
@@ -311,12 +313,21 @@ impl FileSubtask {
         order
     }
 
+    /// Paths, best lexical match first, by the ranking that goes with the order.
+    fn ranked(&self, task: &Task, paths: &[String]) -> Vec<String> {
+        let ranking = match self.options.order {
+            Order::LexicalPaths => Ranking::Bm25(Field::Path),
+            Order::Fused => Ranking::Fused,
+            Order::Lexical | Order::Alphabetical | Order::Shuffled => Ranking::Bm25(Field::Content),
+        };
+        lexical::rank(task, paths, ranking)
+    }
+
     /// The gold answer, with the best lexical matches behind it where it names too few files.
     fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
         let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
         if paths.len() < self.options.answers {
-            let field = if self.options.order == Order::LexicalPaths { Field::Path } else { Field::Content };
-            let others = lexical::rank(task, listed, field).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
+            let others = self.ranked(task, listed).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
             paths.extend(others.into_iter().take(self.options.answers - paths.len()));
         }
         Ok(paths.join("\n"))
