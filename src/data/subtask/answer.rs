@@ -31,6 +31,30 @@ impl Universe {
         Self { files: task.files.clone(), paths, shown }
     }
 
+    /// The universe of a prompt that shows these `lines` of these `files`, by path; `paths` are all that are known, shown or not. A path
+    /// without lines is shown by its name alone.
+    pub fn of_lines(files: BTreeMap<String, String>, paths: BTreeSet<String>, lines: BTreeMap<String, BTreeSet<usize>>) -> Self {
+        Self { files, paths, shown: Some(lines) }
+    }
+
+    /// The files that an answer's edits change, after them.
+    ///
+    /// # Errors
+    ///
+    /// Why the answer has no edits, or none that can be made.
+    pub fn apply(&self, completion: &str) -> std::result::Result<BTreeMap<String, String>, String> {
+        Ok(self.edited(completion)?.into_iter().map(|(path, (_, new))| (path, new)).collect())
+    }
+
+    fn edited(&self, completion: &str) -> std::result::Result<BTreeMap<String, (String, String)>, String> {
+        let text = completion.rfind("</think>").map_or(completion, |at| &completion[at..]);
+        let blocks = parse_blocks(text)?;
+        if blocks.is_empty() {
+            return Err("the answer has no SEARCH/REPLACE block".to_owned());
+        }
+        apply_blocks(&blocks, &self.files, &|path, line| self.shows(path, line), &|p| self.paths.contains(p))
+    }
+
     fn shows(&self, path: &str, line: usize) -> bool {
         self.shown.as_ref().is_none_or(|s| s.get(path).is_some_and(|l| l.contains(&line)))
     }
@@ -104,7 +128,9 @@ fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<Strin
             shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
         }
     }
-    out.retain(|_, lines| !lines.is_empty());
+    if out.values().all(BTreeSet::is_empty) {
+        out.clear();
+    }
     out
 }
 
@@ -204,14 +230,7 @@ pub fn parse_lines(completion: &str, universe: &Universe) -> Answered<(String, u
 
 /// Reads an answer to code edit generation: all blocks after the last `</think>`, applied to the files; what they delete and insert.
 pub fn parse_edits(completion: &str, universe: &Universe) -> Answered<Element> {
-    let text = completion.rfind("</think>").map_or(completion, |at| &completion[at..]);
-    let blocks = match parse_blocks(text) {
-        Ok(blocks) if blocks.is_empty() => return (Vec::new(), Some("the answer has no SEARCH/REPLACE block".to_owned())),
-        Ok(blocks) => blocks,
-        Err(reason) => return (Vec::new(), Some(reason)),
-    };
-    let shown = |path: &str, line: usize| universe.shows(path, line);
-    match apply_blocks(&blocks, &universe.files, &shown, &|p| universe.paths.contains(p)) {
+    match universe.edited(completion) {
         Ok(files) => {
             let elements: Vec<Element> = files.iter().flat_map(|(path, (old, new))| edit_elements(path, old, new)).collect();
             let reason = elements.is_empty().then(|| "the edits change nothing".to_owned());
