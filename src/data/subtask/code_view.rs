@@ -51,13 +51,8 @@ impl<'a> Source<'a> {
     }
 
     /// How many lines it has; an empty file has one, which can be named.
-    pub fn len(&self) -> usize {
+    pub fn line_count(&self) -> usize {
         self.lines.len().max(1)
-    }
-
-    /// Whether it has no text.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 
     /// The heads of its definitions as units, one for each definition in its order; `before` units of other files come first.
@@ -92,7 +87,7 @@ impl<'a> Source<'a> {
         while at < self.definitions.len() {
             at = cutter.definition(at);
         }
-        cutter.gap(self.len());
+        cutter.gap(self.line_count());
         let unit = |(first, last)| Unit { file, first, last, around: None };
         self.join_blank(cutter.out).into_iter().map(unit).collect()
     }
@@ -188,7 +183,7 @@ impl Cutter<'_, '_> {
 
     /// The lines up to `last` that are in no piece yet, in equal parts.
     fn gap(&mut self, last: usize) {
-        let last = last.min(self.source.len());
+        let last = last.min(self.source.line_count());
         if last < self.next {
             return;
         }
@@ -254,7 +249,7 @@ mod tests {
                 prop_assert!(unit.last >= unit.first);
                 next = unit.last + 1;
             }
-            prop_assert_eq!(next, source.len() + 1);
+            prop_assert_eq!(next, source.line_count() + 1);
         }
     }
 }

@@ -74,7 +74,7 @@ pub fn places(files: &BTreeMap<String, String>, elements: &[(String, String)]) -
         let source = Source::new(path, text);
         if name == MODULE {
             let outer: Vec<_> = source.definitions.iter().filter(|d| d.depth == 0).collect();
-            let outside = (1..=source.len()).filter(|n| !outer.iter().any(|d| (d.first..=d.last).contains(n)));
+            let outside = (1..=source.line_count()).filter(|n| !outer.iter().any(|d| (d.first..=d.last).contains(n)));
             out.extend(outside.map(|n| (path.clone(), n, n)));
         } else {
             out.extend(source.definitions.iter().filter(|d| d.name == *name).map(|d| (path.clone(), d.first, d.last)));

@@ -101,7 +101,7 @@ impl View {
         let choice = |most: usize| {
             let mut units = Vec::new();
             for (file, source) in material.sources.iter().enumerate() {
-                let runs = merged(places.iter().filter(|(path, ..)| path == source.path).map(|&(_, a, b)| (a, b)), source.len());
+                let runs = merged(places.iter().filter(|(path, ..)| path == source.path).map(|&(_, a, b)| (a, b)), source.line_count());
                 for unit in source.pieces(file, most) {
                     let inside = runs.iter().map(|&(a, b)| (a.max(unit.first), b.min(unit.last))).filter(|(a, b)| a <= b);
                     units.extend(inside.map(|(first, last)| Unit { first, last, ..unit.clone() }));

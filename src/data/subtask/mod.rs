@@ -15,6 +15,9 @@ pub mod view;
 
 pub use localised::Location;
 
+#[cfg(test)]
+mod place_tests;
+
 /// The part of a completion that holds the answer: what follows the last `</think>`, if there is one, and of that the last block
 /// between ``` fences, if there is one (a block that the completion does not close runs to its end).
 ///

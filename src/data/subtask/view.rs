@@ -165,7 +165,8 @@ impl View {
             if left >= goal || extra.is_empty() {
                 break left;
             }
-            extra.pop().into_iter().flatten().for_each(|unit| drop(fitting.shown.remove(&unit)));
+            let last = extra.pop().unwrap_or_default();
+            fitting.shown.retain(|unit| !last.contains(unit));
         };
         let nothing = fitting.shown.is_empty() && !choice.units.is_empty() && choice.must.is_empty();
         if left < least || nothing {
