@@ -117,13 +117,21 @@ fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<Strin
         let all: Vec<&str> = files[*path].lines().collect();
         let start = run.iter().position(|l| !l.trim().is_empty()).unwrap_or(run.len());
         let end = run.iter().rposition(|l| !l.trim().is_empty()).map_or(start, |i| i + 1);
+        // Blank lines at its ends may be the prompt's own; they count where the file has blank lines there too.
+        let (before, behind) = (start, run.len() - end);
         let run = &run[start..end];
         if run.is_empty() {
             continue;
         }
+        let blank = |n: &usize| all.get(*n).is_some_and(|l| l.trim().is_empty());
         let shown = out.entry((*path).to_owned()).or_default();
         let whole: Vec<usize> = (0..all.len()).filter(|&i| all[i..].starts_with(run)).collect();
-        whole.iter().for_each(|&at| shown.extend(at + 1..=at + run.len()));
+        for &at in &whole {
+            let (first, last) = (at + 1, at + run.len());
+            shown.extend(first..=last);
+            shown.extend((0..at).rev().take(before).take_while(blank).map(|n| n + 1));
+            shown.extend((last..).take(behind).take_while(blank).map(|n| n + 1));
+        }
         if whole.is_empty() {
             shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
         }
