@@ -8,7 +8,7 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
 use super::answer_text;
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
 use super::tree::{forms, shown_paths};
 use crate::data::Task;
@@ -260,8 +260,8 @@ impl FileSubtask {
             left = Some(room);
         }
         let (paths, items, marks) = chosen;
-        let shown = Shown { issue: "", cut: true, paths: &paths, items, marks };
-        let (text, issue_len) = self.fill_issue(material, shown, left.unwrap_or(0), count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(material, &Shown { issue, cut, paths: &paths, items, marks });
+        let (text, issue_len) = fill_issue(&material.issue, max, left.unwrap_or(0), &render, count_tokens)?;
         let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
         let count = |n: &Note, items: usize, marks: bool| n.items.len().min(items) + usize::from(marks && !n.mark.is_empty());
         let evidence = material.notes.iter().map(|n| count(n, usize::MAX, true)).sum::<usize>();
@@ -275,31 +275,6 @@ impl FileSubtask {
         };
         let answer = self.filled_answer(task, &listed)?;
         Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
-    }
-
-    /// Renders with as much of the issue as fits, and says how many bytes of it that is.
-    fn fill_issue(
-        &self,
-        material: &Material<'_>,
-        shown: Shown<'_>,
-        left: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<(String, usize)> {
-        let whole = self.render(material, &Shown { issue: &material.issue, cut: false, ..shown })?;
-        if self.options.max_tokens == usize::MAX || count_tokens(&whole) <= self.options.max_tokens {
-            return Ok((whole, material.issue.len()));
-        }
-        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
-        let mut room = left;
-        loop {
-            let issue = longest_beginning(&material.issue, room, count_tokens);
-            let text = self.render(material, &Shown { issue, cut: true, ..shown })?;
-            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
-            if over == 0 || issue.is_empty() {
-                return Ok((text, issue.len()));
-            }
-            room = room.saturating_sub(over);
-        }
     }
 
     /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order. Never by
