@@ -139,6 +139,12 @@ pub fn index<S: AsRef<str>>(candidates: &[S], files: &BTreeMap<String, String>, 
     }))
 }
 
+/// What to match candidates by: contents where all are known, else paths alone. Where only some contents are known, these files would
+/// rank high for being known.
+pub fn best_field<S: AsRef<str>>(candidates: &[S], files: &BTreeMap<String, String>) -> Field {
+    if candidates.iter().all(|path| files.contains_key(path.as_ref())) { Field::Content } else { Field::Path }
+}
+
 /// The paths of `candidates`, best match of the task's issue first; equal scores in the order of the candidates.
 pub fn rank<S: AsRef<str>>(task: &Task, candidates: &[S], field: Field) -> Vec<String> {
     let scores = index(candidates, &task.files, field).scores(&task.problem_statement);

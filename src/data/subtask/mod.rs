@@ -4,6 +4,7 @@ pub mod answer;
 pub mod budget;
 pub mod evidence;
 pub mod file;
+pub mod mini;
 pub mod repair;
 pub mod tree;
 

@@ -3,7 +3,6 @@
 
 pub mod file;
 pub mod overlong;
-pub mod patch_similarity;
 pub mod repair;
 
 use crate::data::Task;
