@@ -174,9 +174,11 @@ pub fn fused_scores<S: AsRef<str>>(issue: &str, candidates: &[S], files: &BTreeM
     fused
 }
 
-/// The paths of `candidates`, best match of the task's issue first; equal scores in the order of the candidates.
+/// The paths of `candidates`, best match of the task's issue first; equal scores in the order of the candidates. Where the contents of
+/// some are not known, paths alone count: else files would rank high for being known.
 pub fn rank<S: AsRef<str>>(task: &Task, candidates: &[S], ranking: Ranking) -> Vec<String> {
-    let scores = match ranking {
+    let known = candidates.iter().all(|path| task.files.contains_key(path.as_ref()));
+    let scores = match if known { ranking } else { Ranking::Bm25(Field::Path) } {
         Ranking::Bm25(field) => index(candidates, &task.files, field).scores(&task.problem_statement),
         Ranking::Fused => fused_scores(&task.problem_statement, candidates, &task.files),
     };

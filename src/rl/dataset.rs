@@ -4,7 +4,7 @@ use crate::data::Task;
 use crate::data::source::swe_bench;
 use crate::error::{Error, Result, json_message};
 use crate::model::chat::Message;
-use crate::rl::dialogue::Dialogue;
+use crate::model::dialogue::Dialogue;
 use crate::rl::reward::{Question, Subtask};
 use rayon::prelude::*;
 use serde::Deserialize;

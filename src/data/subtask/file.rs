@@ -204,6 +204,24 @@ impl FileSubtask {
         self.fit(task, &material, gold, missing, count_tokens)
     }
 
+    /// The prompt of an issue whose fix is not known. As [`Self::prompt`], but where paths have to be left out, those stay that match the
+    /// issue best lexically. The gold set and the gold answer are empty.
+    ///
+    /// # Errors
+    ///
+    /// No candidates; a budget that not even one path fits into; a template that fails.
+    pub fn ask(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<FilePrompt> {
+        let task = task.without_answer();
+        let candidates = self.candidates(&task);
+        if candidates.is_empty() {
+            return Err(Error::input("there are no files to choose from").at(&task.instance_id).hint("give `files` or `all_paths`"));
+        }
+        let issue = clean_issue(&task.problem_statement);
+        let notes = self.options.evidence.notes(&issue, &candidates, &task.files);
+        let material = Material { repo: task.repo_name(), issue, candidates, notes };
+        self.fit(&task, &material, BTreeSet::new(), 0, count_tokens)
+    }
+
     /// The paths that the prompt lists, if all fit, in their order.
     fn candidates(&self, task: &Task) -> Vec<String> {
         let mut candidates = match self.options.universe {
@@ -251,7 +269,7 @@ impl FileSubtask {
         }
         if left.is_none_or(|left| left < needed) {
             let order = self.order_of_leaving(task, &material.candidates, &gold);
-            let listed = gold.len() - gold_missing;
+            let listed = (gold.len() - gold_missing).max(1);
             let Some((paths, room)) = most_paths(&order, listed, needed, &|paths| room(paths, 0, false))? else {
                 let message = format!("{max} tokens do not hold a prompt of its {listed} gold paths and {needed} tokens of the issue");
                 return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
@@ -281,6 +299,11 @@ impl FileSubtask {
     /// rank: a gold path that ranks low would then always stand last, and its place would tell.
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
+        if gold.is_empty() {
+            let ranked = lexical::rank(task, candidates, Ranking::Fused);
+            order.sort_by_cached_key(|&i| ranked.iter().position(|p| *p == candidates[i]));
+            return order;
+        }
         // Sorted first, so that the choice does not depend on the order of the list.
         order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
         Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);

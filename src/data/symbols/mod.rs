@@ -94,6 +94,19 @@ pub fn defined_names(path: &str, text: &str) -> Vec<String> {
     definitions(path, text).map_or_else(|| keywords::top_level_names(path, text), |all| all.iter().map(|d| own(&d.name)).collect())
 }
 
+/// How many places of a file its grammar cannot make sense of (`ERROR` nodes and missing ones); none where there is no grammar for the path.
+pub fn syntax_errors(path: &str, text: &str) -> Option<usize> {
+    let tree = parse(&grammar(path)?, text)?;
+    let (mut count, mut stack) = (0, vec![tree.root_node()]);
+    while let Some(node) = stack.pop() {
+        count += usize::from(node.is_error() || node.is_missing());
+        if node.has_error() {
+            stack.extend((0..node.child_count()).filter_map(|i| node.child(i as u32)));
+        }
+    }
+    Some(count)
+}
+
 fn parse(grammar: &Grammar, text: &str) -> Option<Tree> {
     let mut parser = Parser::new();
     parser.set_language(&grammar.language).ok()?;
