@@ -130,7 +130,7 @@ fn questions(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<Item>> {
     let dialogue = Dialogue::new(files, config.prompt.chat)?;
-    let overhead = dialogue.overhead()? + SEAM;
+    let overhead = dialogue.overhead(reward::has_system(&config.subtask))? + SEAM;
     if max_prompt <= overhead {
         let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
         return Err(Error::input(message).at("max_prompt_tokens"));
