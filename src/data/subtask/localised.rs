@@ -10,7 +10,7 @@ use crate::data::{Task, random::Keyed};
 use crate::{Error, Result};
 
 /// How long a piece of code may be, in lines, from coarse to fine: the first that suits is used.
-const PIECES: [usize; 5] = [usize::MAX, 80, 40, 20, 10];
+const PIECES: [usize; 6] = [usize::MAX, 80, 40, 20, 10, 5];
 /// At least so many files are shown, if there are so many, ...
 const LEAST_FILES: usize = 3;
 /// ... and so many that are not gold.

@@ -136,15 +136,24 @@ fn questions(
         return Err(Error::input(message).at("max_prompt_tokens"));
     }
     let room = max_prompt - overhead;
-    let subtask = reward::subtask(&config.subtask, &config.prompt, room, config.seed, score, config.reward_beta)?;
     let context = files.config.max_position_embeddings;
-    let made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
-    if made.cut > 0 {
-        on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
+    let mut items = Vec::new();
+    for &name in &config.subtasks {
+        let subtask = reward::subtask(name, &config.prompt, room, config.seed, score, config.reward_beta)?;
+        let mixed = config.subtasks.len() > 1;
+        let place = if mixed { format!("{place}, {name}") } else { place.to_owned() };
+        let mut made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(&place))?;
+        if made.cut > 0 {
+            on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
+        }
+        if let Some((id, why)) = made.left_out.first() {
+            let n = made.left_out.len();
+            on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
+        }
+        if mixed {
+            made.items.iter_mut().for_each(|item| item.subtask = name);
+        }
+        items.extend(made.items);
     }
-    if let Some((id, why)) = made.left_out.first() {
-        let n = made.left_out.len();
-        on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
-    }
-    Ok(made.items)
+    Ok(items)
 }
