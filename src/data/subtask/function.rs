@@ -45,7 +45,7 @@ impl FunctionSubtask {
             sources: training_files(task, &paths, self.view.options.seed)?,
             paths: known_paths(task),
         };
-        let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new() };
+        let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: None };
         for (file, source) in material.sources.iter().enumerate() {
             let before = choice.units.len();
             choice.units.extend(source.heads(file, before));
@@ -85,6 +85,6 @@ impl FunctionSubtask {
             units.extend(source.heads(file, units.len()));
         }
         let queues = vec![by_match(&material.issue, &material.sources, &units)];
-        self.view.fit(&material, std::iter::once(Choice { units, must: Vec::new(), queues }), count_tokens)
+        self.view.fit(&material, std::iter::once(Choice { units, must: Vec::new(), queues, most_lines: None }), count_tokens)
     }
 }

@@ -10,7 +10,7 @@ use crate::data::{Task, random::Keyed};
 use crate::{Error, Result};
 
 /// How long a piece of code may be, in lines, from coarse to fine: the first that suits is used.
-const PIECES: [usize; 5] = [usize::MAX, 80, 40, 20, 10];
+const PIECES: [usize; 6] = [usize::MAX, 80, 40, 20, 10, 5];
 /// At least so many files are shown, if there are so many, ...
 const LEAST_FILES: usize = 3;
 /// ... and so many that are not gold.
@@ -61,7 +61,7 @@ impl View {
             paths: known_paths(task),
         };
         let choice = |most: usize| {
-            let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new() };
+            let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: most_lines(most) };
             for (file, source) in material.sources.iter().enumerate() {
                 let before = choice.units.len();
                 choice.units.extend(source.pieces(file, most));
@@ -108,13 +108,18 @@ impl View {
                 }
             }
             let queues = vec![by_match(&material.issue, &material.sources, &units)];
-            Choice { units, must: Vec::new(), queues }
+            Choice { units, must: Vec::new(), queues, most_lines: most_lines(most) }
         };
         if choice(usize::MAX).units.is_empty() {
             return Err(Error::input("none of the places to be shown is in a known file"));
         }
         self.fit(&material, PIECES.into_iter().map(choice), count_tokens)
     }
+}
+
+/// The length of pieces as [`Choice`] has it.
+fn most_lines(most: usize) -> Option<usize> {
+    (most < usize::MAX).then_some(most)
 }
 
 /// Runs of lines in order, those joined that meet, none beyond the file's `len` lines.

@@ -46,6 +46,8 @@ pub struct Cut {
     /// How many units (definitions of a skeleton, pieces of code) of the shown files or places were left out, of how many. Units that hold
     /// a gold target are never among them.
     pub units: (usize, usize),
+    /// The most lines of a piece of code where definitions had to be cut; none where they are whole.
+    pub piece_lines: Option<usize>,
 }
 
 /// A prompt, and what it shows.
@@ -95,6 +97,8 @@ pub(super) struct Choice {
     pub must: Vec<usize>,
     /// The others in the order in which they are taken; each time from the queue of which fewest are shown.
     pub queues: Vec<Vec<usize>>,
+    /// The most lines of a unit, where longer definitions are cut.
+    pub most_lines: Option<usize>,
 }
 
 /// A template with the rules of fitting.
@@ -183,6 +187,7 @@ impl View {
             cut: Cut {
                 issue_bytes: (issue_len, material.issue.len()),
                 units: (choice.units.len() - fitting.shown.len(), choice.units.len()),
+                piece_lines: choice.most_lines,
             },
         })
     }

@@ -140,6 +140,8 @@ pub struct Stage {
     pub minibatches: usize,
     pub activation_checkpointing: bool,
     pub score: Score,
+    /// Of a mixture: each subtask's weight.
+    pub subtask_weights: BTreeMap<&'static str, f64>,
     pub optim: AdamWConfig,
     pub schedule: Schedule,
     pub kl_coef: f64,
@@ -217,7 +219,8 @@ pub struct Config {
     pub adapter: Option<PathBuf>,
     pub seed: u64,
     pub heldout: Vec<PathBuf>,
-    pub subtask: String,
+    /// At least one; several are a mixture.
+    pub subtasks: Vec<&'static str>,
     pub prompt: PromptSettings,
     pub reward_beta: f64,
     pub rollout_batch: usize,
@@ -303,7 +306,7 @@ impl Config {
             adapter,
             seed: r.size("seed") as u64,
             heldout: r.paths("data.heldout"),
-            subtask: r.text("subtask"),
+            subtasks: r.subtasks(),
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
                 whole_tree: r.text("prompt.universe") == "tree",
@@ -423,6 +426,15 @@ impl Reader<'_> {
             Some(Value::Texts(all)) => all.clone(),
             _ => Vec::new(),
         }
+    }
+
+    /// The subtasks that are asked, in the order given.
+    fn subtasks(&self) -> Vec<&'static str> {
+        let mut named = self.texts("subtasks");
+        if named.is_empty() {
+            named.push(self.text("subtask"));
+        }
+        named.iter().filter_map(|name| SUBTASKS.iter().find(|known| *known == name)).copied().collect()
     }
 
     fn paths(&self, name: &str) -> Vec<PathBuf> {

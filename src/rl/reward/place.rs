@@ -51,22 +51,19 @@ impl Subtask for PlaceSubtask {
     }
 
     fn question(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<Box<dyn Question>> {
-        let (prompt, unit) = match &self.prompts {
-            Prompts::Function(f) => (f.prompt(task, count_tokens), "functions and classes"),
-            Prompts::Line(l) => (l.prompt(task, count_tokens), "pieces of code"),
-            Prompts::Edit(e) => (e.prompt(task, count_tokens), "pieces of code"),
+        let (prompt, place) = match &self.prompts {
+            Prompts::Function(f) => (f.prompt(task, count_tokens), Place::Function),
+            Prompts::Line(l) => (l.prompt(task, count_tokens), Place::Line),
+            Prompts::Edit(e) => (e.prompt(task, count_tokens), Place::Edit),
         };
         let prompt = prompt.map_err(|e| e.at(&task.instance_id))?;
-        let edits = matches!(self.prompts, Prompts::Edit(_));
-        Ok(Box::new(PlaceQuestion { prompt, unit, edits, score: self.score, beta: self.beta }))
+        Ok(Box::new(PlaceQuestion { prompt, place, score: self.score, beta: self.beta }))
     }
 }
 
 struct PlaceQuestion {
     prompt: PlacePrompt,
-    /// What a view is made of, in words.
-    unit: &'static str,
-    edits: bool,
+    place: Place,
     score: ScoreKind,
     beta: f64,
 }
@@ -83,7 +80,7 @@ impl Question for PlaceQuestion {
     fn judge(&self, completion: &Completion) -> Reward {
         let (score, error) = self.prompt.score(&completion.text);
         let mut parts = set_parts(&score, self.beta);
-        if self.edits {
+        if self.place == Place::Edit {
             // The paper's %Applied: there are edits, they can be made, and they give a patch.
             parts.push(("applied", f64::from(u8::from(score.valid && score.answers > 0))));
         }
@@ -96,8 +93,13 @@ impl Question for PlaceQuestion {
         if cut.issue_bytes.0 < cut.issue_bytes.1 {
             said.push(format!("{} of {} bytes of the issue", cut.issue_bytes.0, cut.issue_bytes.1));
         }
-        if cut.units.0 > 0 {
-            said.push(format!("{} of {} {} left out", cut.units.0, cut.units.1, self.unit));
+        match (self.place, cut.piece_lines) {
+            (Place::Function, _) if cut.units.0 > 0 => {
+                said.push(format!("{} of {} functions and classes left out", cut.units.0, cut.units.1));
+            }
+            // That not all code of the files is shown is what localised means.
+            (_, Some(lines)) => said.push(format!("definitions cut into pieces of at most {lines} lines")),
+            _ => {}
         }
         (!said.is_empty()).then(|| said.join(", "))
     }

@@ -221,7 +221,7 @@ impl<'a> Trainer<'a> {
     fn enter_stage(&mut self, stage: &'a Stage) -> Result<()> {
         let index = self.state.stage;
         let dataset = &self.datasets[index];
-        self.order = Some(Order::new(dataset.len(), self.config.seed, index, stage.shuffle));
+        self.order = Some(dataset.order(stage, index, self.config.seed));
         let mut optimizer = AdamW::new(&self.model, stage.optim.clone());
         let resumed = self.resumed.take();
         self.critic = self.make_critic(stage, resumed.as_ref())?;
