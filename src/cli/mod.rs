@@ -8,6 +8,7 @@ mod data;
 #[cfg(feature = "distill")]
 mod distill;
 mod doctor;
+mod eval;
 mod interrupt;
 mod lines;
 mod output;
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Data(data::Args),
     Train(train::Args),
+    Eval(eval::Args),
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
@@ -54,6 +56,7 @@ impl Command {
         match self {
             Command::Data(args) => data::run(args),
             Command::Train(args) => train::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Sample(args) => sample::run(args),
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
@@ -73,6 +76,7 @@ impl Command {
         match self {
             Command::Train(args) => Some(&args.device),
             Command::Verify(args) => Some(&args.device),
+            Command::Eval(args) => Some(&args.device),
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),

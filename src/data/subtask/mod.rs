@@ -9,6 +9,7 @@ pub mod file;
 pub mod function;
 pub mod line;
 mod localised;
+pub mod mini;
 pub mod repair;
 pub mod tree;
 pub mod view;

@@ -55,6 +55,15 @@ pub struct RepairPrompt {
     pub answer: String,
 }
 
+/// A prompt about an issue whose fix is not known.
+#[derive(Clone, Debug)]
+pub struct RepairQuestion {
+    /// The text, without a chat template.
+    pub text: String,
+    /// The paths of the files shown, in their order.
+    pub shown: Vec<String>,
+}
+
 impl RepairSubtask {
     /// Prepares the template.
     ///
@@ -93,6 +102,38 @@ impl RepairSubtask {
             gold,
             answer,
         })
+    }
+
+    /// The prompt of an issue whose fix is not known: of `paths`, the most likely first, those whose contents are known and that fit, one
+    /// after another (one that does not fit is passed over), shown in an order keyed by the seed and `key`. None where none fits.
+    ///
+    /// # Errors
+    ///
+    /// A template that fails.
+    pub fn ask(&self, task: &Task, paths: &[String], key: &str, count_tokens: &dyn Fn(&str) -> usize) -> Result<Option<RepairQuestion>> {
+        let task = task.without_answer();
+        let issue = clean_issue(&task.problem_statement);
+        let needed = count_tokens(longest_beginning(&issue, self.options.min_issue_tokens, count_tokens));
+        let mut shown: Vec<&String> = Vec::new();
+        let mut left = 0;
+        for path in paths.iter().filter(|p| task.files.contains_key(*p)) {
+            // Hardly any token stands for more than eight bytes: what is far too long needs no count.
+            if task.files[path].len() / 8 > self.options.max_tokens || shown.contains(&path) {
+                continue;
+            }
+            shown.push(path);
+            match self.options.max_tokens.checked_sub(count_tokens(&self.render(&task, &shown, "", true)?)).filter(|&room| room >= needed) {
+                Some(room) => left = room,
+                None => drop(shown.pop()),
+            }
+        }
+        if shown.is_empty() {
+            return Ok(None);
+        }
+        Keyed::new(self.options.seed, &["repair asks", &task.instance_id, key]).shuffle(&mut shown);
+        let render = |issue: &str, cut: bool| self.render(&task, &shown, issue, cut);
+        let (text, _) = fill_issue(&issue, self.options.max_tokens, left, &render, count_tokens)?;
+        Ok(Some(RepairQuestion { text, shown: shown.into_iter().cloned().collect() }))
     }
 
     /// The files that fit, the text, and how many bytes of the issue it shows.

@@ -131,7 +131,7 @@ pub static KEYS: &[Key] = &[
     stage("subtask_weights.repair", Kind::Number(0.0, ANY), "1.0", "The same of `repair`."),
     run("prompt.chat", Kind::Bool, "true", "Prompts go through the model's chat template, where it has one."),
     run("prompt.universe", Kind::Choice(&["files", "tree"]), "\"files\"", "Candidates of file localisation: the task's `files`, or the whole tree (`all_paths`)."),
-    run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, or over paths alone)."),
+    run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths", "fused"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, over paths alone, or four such rankings fused: paths, contents, contents for the issue's first line, names defined)."),
     run("prompt.names", Kind::Bool, "false", "Show, beside each candidate, names that it defines."),
     run("prompt.lexical", Kind::Choice(&["none", "score", "rank", "words"]), "\"none\"", "Show how well each candidate's words match the issue's (BM25): not at all, a digit, the rank of the best five, or the words in common."),
     run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut."),

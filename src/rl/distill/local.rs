@@ -2,10 +2,10 @@
 
 use super::{Missing, Said, Sampling, Teacher};
 use crate::error::{Error, Result};
+use crate::model::dialogue::Dialogue;
 use crate::model::generate::{Engine, Event, FinishReason, Request, SamplingParams};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::Transformer;
-use crate::rl::dialogue::Dialogue;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,14 +3,14 @@
 //! Everything comes from the run folder's own files, so a report can be made of a run at any time, also of one that is still running or
 //! was killed: what is missing or torn is left out.
 
-mod chart;
 mod samples;
 mod table;
 
 use crate::error::{Error, Result};
+use crate::page::chart::{Chart, Series, escape, short};
+use crate::page::page;
 use crate::rl::config::SUBTASKS;
 use crate::rl::run_log::replace;
-use chart::{Chart, Series, escape, short};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
@@ -297,20 +297,16 @@ fn render(run: &Run, samples: &str) -> String {
     lead.extend(run.setting("seed").map(|s| format!("seed {s}")));
     let charts: String = charts(run).iter().map(Chart::render).collect();
     let boundary = if run.boundaries().is_empty() { "" } else { " A dashed line is the end of a stage." };
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{name}</title><style>\n{style}</style></head><body><main>\n<h1>{name}</h1><p class=\"lead\">{lead}</p>\n{tiles}\n\
+    let body = format!(
+        "<p class=\"lead\">{lead}</p>\n{tiles}\n\
          <h2>Curves</h2><p class=\"lead\">By step; faint: every step, strong: a moving average.{boundary}</p><div class=\"charts\">{charts}</div>\n\
-         {evaluations}\n{samples}\n<h2>Configuration</h2><details><summary>All settings, as resolved</summary><pre>{config}</pre></details>\n\
-         <footer>Made by sorft-native {version} from metrics.jsonl, evals/ and config.toml of the run folder.</footer>\n</main></body></html>\n",
-        name = escape(&run.name),
-        style = include_str!("style.css"),
+         {evaluations}\n{samples}\n<h2>Configuration</h2><details><summary>All settings, as resolved</summary><pre>{config}</pre></details>",
         lead = lead.join(" &middot; "),
         tiles = tiles(run),
         evaluations = evaluations(run),
         config = escape(&run.config),
-        version = env!("CARGO_PKG_VERSION"),
-    )
+    );
+    page(&run.name, &body, "metrics.jsonl, evals/ and config.toml of the run folder")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Sample answers before and after: those of the first evaluation beside those of the last.
 
-use super::chart::{escape, short};
+use crate::page::chart::{escape, short};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;

@@ -3,7 +3,6 @@
 
 pub mod file;
 pub mod overlong;
-pub mod patch_similarity;
 pub mod place;
 pub mod repair;
 

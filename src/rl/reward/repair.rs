@@ -1,9 +1,9 @@
 //! Repair with SWE-RL's reward: whole files in the prompt, edits in the answer, judged by the similarity of patches.
 
-use super::patch_similarity::{Files, Oracle, Rule};
 use super::{Question, Reward, Subtask};
 use crate::data::Task;
 use crate::data::difflib::Scratch;
+use crate::data::patch_similarity::{Files, Oracle, Rule};
 use crate::data::subtask::repair::{RepairOptions, RepairPrompt, RepairSubtask};
 use crate::error::Result;
 use crate::model::generate::Completion;

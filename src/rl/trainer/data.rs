@@ -3,10 +3,10 @@
 use super::Event;
 use crate::data::Task;
 use crate::error::{Error, Result};
+use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::rl::config::{AdvantageKind, Algorithm, Config, Score, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
-use crate::rl::dialogue::Dialogue;
 use crate::rl::reward;
 use std::collections::HashSet;
 use std::sync::Arc;
