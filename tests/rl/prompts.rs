@@ -2,17 +2,44 @@
 //!
 //!     SORFT_MODEL=FOLDER SORFT_TASKS=A.jsonl,B.jsonl cargo test --test rl prompts -- --ignored --nocapture
 
+use rayon::prelude::*;
+use sorft_native::Error;
+use sorft_native::data::Task;
 use sorft_native::data::source::swe_bench;
 use sorft_native::model::dialogue::Dialogue;
 use sorft_native::model::generate::{Completion, FinishReason};
 use sorft_native::model::weights;
 use sorft_native::rl::config::{Config, SUBTASKS};
-use sorft_native::rl::reward;
+use sorft_native::rl::reward::{self, Reward, Subtask};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 fn answered(text: &str) -> Completion {
     let (ids, logprobs) = (vec![0], vec![0.0]);
     Completion { prompt_index: 0, index: 0, ids, logprobs, text: text.to_owned(), finish_reason: FinishReason::Eos }
+}
+
+struct Judged {
+    tokens: usize,
+    gold_tokens: usize,
+    cut: bool,
+    reward: Reward,
+}
+
+/// A prompt's gold answer, judged; or why there is no prompt, without the numbers.
+fn judge(subtask: &dyn Subtask, task: &Task, count: &dyn Fn(&str) -> usize) -> Result<Judged, String> {
+    let reason = |e: Error| {
+        let text = e.to_string();
+        let last = text.lines().next().and_then(|l| l.rsplit(": ").next()).unwrap_or_default().to_owned();
+        last.chars().filter(|c| !c.is_ascii_digit()).collect::<String>()
+    };
+    let question = subtask.question(task, count).map_err(reason)?;
+    Ok(Judged {
+        tokens: count(question.text()),
+        gold_tokens: count(question.gold_answer()),
+        cut: question.cut().is_some(),
+        reward: question.judge(&answered(question.gold_answer())),
+    })
 }
 
 #[test]
@@ -29,32 +56,27 @@ fn every_gold_answer_scores_one() {
         let room = budget - dialogue.overhead(false).unwrap() - 2;
         for name in SUBTASKS {
             let subtask = reward::subtask(name, &config.prompt, room, 0, config.stages[0].score, 3.0).unwrap();
-            let (mut made, mut cut, mut over, mut gold_tokens) = (0, 0, 0, Vec::new());
-            let mut reasons = std::collections::BTreeMap::<String, usize>::new();
-            for task in &tasks {
-                match subtask.question(task, &count) {
-                    Ok(question) => {
-                        made += 1;
-                        cut += usize::from(question.cut().is_some());
-                        over += usize::from(count(question.text()) > room);
-                        gold_tokens.push(count(question.gold_answer()));
-                        let reward = question.judge(&answered(question.gold_answer()));
-                        if reward.value != 1.0 {
+            let judged: Vec<_> = tasks.par_iter().map(|task| judge(&*subtask, task, &count)).collect();
+            let (mut cut, mut reasons, mut gold_tokens) = (0, BTreeMap::<String, usize>::new(), Vec::new());
+            for (task, judged) in tasks.iter().zip(judged) {
+                match judged {
+                    Ok(judged) => {
+                        assert!(judged.tokens <= room, "{name} {budget} {}", task.instance_id);
+                        cut += usize::from(judged.cut);
+                        gold_tokens.push(judged.gold_tokens);
+                        if judged.reward.value != 1.0 {
                             wrong += 1;
-                            println!("{name} {budget} {}: {reward:?}", task.instance_id);
+                            println!("{name} {budget} {}: {:?}", task.instance_id, judged.reward);
                         }
                     }
-                    Err(e) => {
-                        *reasons
-                            .entry(e.to_string().split(": ").last().unwrap_or_default().chars().filter(|c| !c.is_ascii_digit()).collect())
-                            .or_default() += 1
-                    }
+                    Err(why) => *reasons.entry(why).or_default() += 1,
                 }
             }
+            let made = gold_tokens.len();
             gold_tokens.sort_unstable();
             let median = gold_tokens.get(made / 2).copied().unwrap_or(0);
             println!(
-                "{budget} tokens, {name}: {made} of {} tasks, {cut} of them cut, {over} too long; gold answers have {median} tokens (median); left out: {reasons:?}",
+                "{budget} tokens, {name}: {made} of {} tasks, {cut} of them cut; gold answers have {median} tokens (median); left out: {reasons:?}",
                 tasks.len()
             );
         }

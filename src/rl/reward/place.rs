@@ -104,3 +104,50 @@ impl Question for PlaceQuestion {
         (!said.is_empty()).then(|| said.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::generate::FinishReason;
+
+    fn question(place: Place) -> Box<dyn Question> {
+        let patch = "diff --git a/a.py b/a.py\n--- a/a.py\n+++ b/a.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n";
+        let task = json!({
+            "instance_id": "o__r-1", "problem_statement": "f is wrong", "patch": patch,
+            "files": {"a.py": "def f():\n    return 1\n\n\ndef g():\n    return 1\n", "b.py": "def h():\n    return 3\n"},
+        });
+        let subtask = PlaceSubtask::new(place, ViewOptions::default(), ScoreKind::Fbeta, 3.0).unwrap();
+        subtask.question(&Task::from_json(task).unwrap(), &|text| text.len()).unwrap()
+    }
+
+    fn judge(question: &dyn Question, text: &str) -> Reward {
+        let (ids, logprobs) = (vec![0], vec![0.0]);
+        question.judge(&Completion { prompt_index: 0, index: 0, ids, logprobs, text: text.into(), finish_reason: FinishReason::Eos })
+    }
+
+    #[test]
+    fn gold_answers_earn_one_and_what_is_not_in_the_prompt_nothing() {
+        for (place, partly, outside) in [
+            (Place::Function, "a.py\nfunction: f\nfunction: g", "a.py\nfunction: f\nfunction: missing"),
+            (Place::Line, "a.py\nline: 1-2", "a.py\nline: 2\nline: 99"),
+            (
+                Place::Edit,
+                "### a.py\n<<<<<<< SEARCH\ndef f():\n    return 1\n=======\ndef f():\n    return 5\n>>>>>>> REPLACE",
+                "### a.py\n<<<<<<< SEARCH\n    return 7\n=======\n    return 2\n>>>>>>> REPLACE",
+            ),
+        ] {
+            let question = question(place);
+            let gold = judge(&*question, &format!("<think>so</think>{}", question.gold_answer()));
+            assert_eq!((gold.value, gold.part("valid"), gold.part("recall"), gold.error.as_deref()), (1.0, Some(1.0), Some(1.0), None));
+            let some = judge(&*question, partly);
+            assert!(some.value > 0.0 && some.value < 1.0 && some.part("hit") == Some(1.0), "{some:?}");
+            let none = judge(&*question, outside);
+            assert!(none.value == 0.0 && none.part("valid") == Some(0.0) && none.error.is_some(), "{none:?}");
+            assert_eq!(judge(&*question, "").value, 0.0);
+            assert_eq!(gold.part("applied").is_some(), place == Place::Edit);
+            assert_eq!(question.cut(), None);
+        }
+    }
+}
