@@ -71,6 +71,18 @@ pub(crate) fn on_workers(threads: Option<usize>, f: impl FnOnce() -> Result<()> 
     rayon::scope(|_| f())
 }
 
+/// The exit status, if this program was started as the first process of a sandbox: then it has to be that before any thread is there.
+pub(crate) fn inside_of_sandbox() -> Option<u8> {
+    #[cfg(target_os = "linux")]
+    {
+        use crate::agentless::sandbox::confine;
+        let mut arguments = std::env::args_os().skip(1);
+        (arguments.next()? == confine::NAME).then(|| confine::run(arguments))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// Refuses a `SORFT_ISA` that asks for nothing known: it would silently be the best one.
 pub(crate) fn check_environment() -> Result<()> {
     match std::env::var("SORFT_ISA").as_deref() {
