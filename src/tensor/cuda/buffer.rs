@@ -4,6 +4,7 @@ use crate::tensor::cuda::Gpu;
 use crate::{Error, Result};
 use half::bf16;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a device buffer holds.
@@ -143,6 +144,21 @@ impl Buffer {
             }
             DType::F64 | DType::U32 => panic!("f32 numbers of a buffer of {}", self.dtype),
         }
+    }
+
+    /// The same for some elements of a buffer of f32.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else, or ends before.
+    pub fn part_to_f32(&self, part: Range<usize>) -> Result<Vec<f32>> {
+        assert_eq!(self.dtype, DType::F32, "a buffer of f32");
+        assert!(part.end <= self.len, "elements {part:?} of {}", self.len);
+        let mut data = vec![0f32; part.len()];
+        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address + (part.start * 4) as u64)?;
+        Ok(data)
     }
 
     /// Waits for the device and downloads a buffer of f64.
