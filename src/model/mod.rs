@@ -6,6 +6,7 @@ pub mod config;
 pub mod flops;
 pub mod generate;
 pub mod hub;
+mod device;
 mod kv_cache;
 mod linear;
 pub mod lora;

@@ -104,6 +104,36 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// Sets all bytes to zero.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn zero(&mut self) -> Result<()> {
+        self.gpu.backend().zero(self.address, self.bytes())
+    }
+
+    /// A copy with memory of its own.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    pub fn try_clone(&self) -> Result<Self> {
+        let mut copy = Self::uninit(&self.gpu, self.dtype, self.len)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Replaces the first elements by all of `from`'s.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If `from` is longer, holds something else or lies on another device.
+    pub fn copy_from(&mut self, from: &Buffer) -> Result<()> {
+        assert!(from.len <= self.len && from.dtype == self.dtype && Arc::ptr_eq(&from.gpu, &self.gpu), "room for the same numbers");
+        self.gpu.backend().copy(self.address, from.address, from.bytes())
+    }
+
     /// Replaces the contents, converting as [`Buffer::from_f32`] does.
     ///
     /// # Errors

@@ -2,34 +2,12 @@
 //! logits, and `u` is the same keyed number; the device keeps the logits and sends what the choice needs: the chunk sums that the head has
 //! formed beside the logits, then the one chunk of each row that holds the token. Filters need the whole row.
 
-use super::{Choice, Filters, Pick, draw_by};
+use super::{Choice, Draw, Pick, draw_by};
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Kernel, Launch, Source};
 use crate::tensor::ops::token_logprob::ChunkSums;
 use crate::tensor::ops::token_logprob::cuda::Logits;
 use crate::tensor::plan::VOCAB_CHUNK;
-
-/// How a row's token is chosen.
-#[derive(Clone, Copy, Debug)]
-pub struct Draw {
-    /// 0: greedy.
-    pub temperature: f32,
-    /// What may be chosen.
-    pub filters: Filters,
-    /// The uniform number in [0, 1).
-    pub u: f64,
-}
-
-impl Draw {
-    /// The temperature that the row's logits are divided by: 1 where the choice is greedy.
-    pub fn divisor(&self) -> f32 {
-        if self.temperature == 0.0 { 1.0 } else { self.temperature }
-    }
-
-    fn is_plain(&self) -> bool {
-        self.temperature == 0.0 || self.filters.is_none()
-    }
-}
 
 /// One token for each row. The logits' chunk sums are at each row's [`Draw::divisor`].
 ///

@@ -27,6 +27,28 @@ impl Filters {
     }
 }
 
+/// How a row's token is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// 0: greedy.
+    pub temperature: f32,
+    /// What may be chosen.
+    pub filters: Filters,
+    /// The uniform number in [0, 1).
+    pub u: f64,
+}
+
+impl Draw {
+    /// The temperature that the row's logits are divided by: 1 where the choice is greedy.
+    pub fn divisor(&self) -> f32 {
+        if self.temperature == 0.0 { 1.0 } else { self.temperature }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.temperature == 0.0 || self.filters.is_none()
+    }
+}
+
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -34,6 +56,19 @@ pub struct Choice {
     pub id: u32,
     /// Its log softmax(logits / T), before any filter.
     pub logprob: f32,
+}
+
+/// The token of a row as its draw says.
+pub fn choose(logits: &[f32], draw: &Draw) -> Choice {
+    choose_by(logits, &sums(logits, draw.divisor()), draw)
+}
+
+/// The same by the row's chunk sums at [`Draw::divisor`], which a device may have formed.
+pub fn choose_by(logits: &[f32], sums: &[ChunkSums], draw: &Draw) -> Choice {
+    match draw.temperature == 0.0 {
+        true => greedy_by(logits, sums),
+        false => draw_by(logits, sums, draw.temperature, draw.filters, draw.u),
+    }
 }
 
 /// The most likely token (the smallest id among equals), with its log-probability at temperature 1.
