@@ -7,6 +7,7 @@ pub mod dialogue;
 pub mod flops;
 pub mod generate;
 pub mod hub;
+mod device;
 mod kv_cache;
 mod linear;
 pub mod lora;
