@@ -10,7 +10,7 @@ use crate::data::symbols::{MODULE, definitions, target_of_line};
 
 /// The best `k` of the candidates, by contents where all are known, else by paths.
 pub(super) fn files(task: &Task, judge: &Judge<'_>, candidates: &[String], k: usize) -> SetScore {
-    let mut ranked = lexical::rank(task, candidates, lexical::best_field(candidates, &task.files));
+    let mut ranked = lexical::rank(task, candidates, lexical::best_ranking(candidates, &task.files));
     ranked.truncate(k);
     SetScore::new(&ranked, &judge.files, true)
 }

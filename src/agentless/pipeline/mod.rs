@@ -152,7 +152,7 @@ fn merge_files(task: &Task, universe: &[String], samples: Vec<Named<String>>, se
     if !merged.is_empty() || !settings.fallback {
         return (Hop { samples, merged }, false);
     }
-    let mut ranked = lexical::rank(task, universe, lexical::best_field(universe, &task.files));
+    let mut ranked = lexical::rank(task, universe, lexical::best_ranking(universe, &task.files));
     ranked.truncate(settings.top_files);
     (Hop { samples, merged: ranked }, true)
 }

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Which paths the prompt lists
     #[arg(long, value_enum, default_value_t = Paths::Files)]
     paths: Paths,
-    /// In which order the candidates stand: alphabetical, shuffled, lexical, or lexical_paths
+    /// In which order the candidates stand: alphabetical, shuffled, lexical, lexical_paths, or fused
     #[arg(long, default_value = "alphabetical")]
     order: Order,
     /// What the prompt says of each path: `paths` for nothing, or, with commas, `names` and one of `score`, `rank`, `words`

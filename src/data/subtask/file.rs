@@ -8,11 +8,11 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
 use super::answer_text;
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
 use super::tree::{forms, shown_paths};
 use crate::data::Task;
-use crate::data::lexical::{self, Field};
+use crate::data::lexical::{self, Field, Ranking};
 use crate::data::metrics::SetScore;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -45,6 +45,8 @@ pub enum Order {
     Lexical,
     /// The same by the paths alone, for prompts that are to say nothing of contents.
     LexicalPaths,
+    /// By four lexical rankings at once ([`lexical::fused_scores`]): a better retriever's list.
+    Fused,
 }
 
 impl FromStr for Order {
@@ -56,8 +58,9 @@ impl FromStr for Order {
             "shuffled" => Ok(Self::Shuffled),
             "lexical" => Ok(Self::Lexical),
             "lexical_paths" => Ok(Self::LexicalPaths),
+            "fused" => Ok(Self::Fused),
             other => {
-                let hint = "expected alphabetical, shuffled, lexical or lexical_paths";
+                let hint = "expected alphabetical, shuffled, lexical, lexical_paths or fused";
                 Err(Error::usage(format!("there is no order `{other}`")).hint(hint))
             }
         }
@@ -231,8 +234,7 @@ impl FileSubtask {
                 Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
                 candidates
             }
-            Order::Lexical => lexical::rank(task, &candidates, Field::Content),
-            Order::LexicalPaths => lexical::rank(task, &candidates, Field::Path),
+            Order::Lexical | Order::LexicalPaths | Order::Fused => self.ranked(task, &candidates),
         }
     }
 
@@ -276,8 +278,8 @@ impl FileSubtask {
             left = Some(room);
         }
         let (paths, items, marks) = chosen;
-        let shown = Shown { issue: "", cut: true, paths: &paths, items, marks };
-        let (text, issue_len) = self.fill_issue(material, shown, left.unwrap_or(0), count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(material, &Shown { issue, cut, paths: &paths, items, marks });
+        let (text, issue_len) = fill_issue(&material.issue, max, left.unwrap_or(0), &render, count_tokens)?;
         let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
         let count = |n: &Note, items: usize, marks: bool| n.items.len().min(items) + usize::from(marks && !n.mark.is_empty());
         let evidence = material.notes.iter().map(|n| count(n, usize::MAX, true)).sum::<usize>();
@@ -293,37 +295,12 @@ impl FileSubtask {
         Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
     }
 
-    /// Renders with as much of the issue as fits, and says how many bytes of it that is.
-    fn fill_issue(
-        &self,
-        material: &Material<'_>,
-        shown: Shown<'_>,
-        left: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<(String, usize)> {
-        let whole = self.render(material, &Shown { issue: &material.issue, cut: false, ..shown })?;
-        if self.options.max_tokens == usize::MAX || count_tokens(&whole) <= self.options.max_tokens {
-            return Ok((whole, material.issue.len()));
-        }
-        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
-        let mut room = left;
-        loop {
-            let issue = longest_beginning(&material.issue, room, count_tokens);
-            let text = self.render(material, &Shown { issue, cut: true, ..shown })?;
-            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
-            if over == 0 || issue.is_empty() {
-                return Ok((text, issue.len()));
-            }
-            room = room.saturating_sub(over);
-        }
-    }
-
     /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order. Never by
     /// rank: a gold path that ranks low would then always stand last, and its place would tell.
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         if gold.is_empty() {
-            let ranked = lexical::rank(task, candidates, lexical::best_field(candidates, &task.files));
+            let ranked = lexical::rank(task, candidates, lexical::best_ranking(candidates, &task.files));
             order.sort_by_cached_key(|&i| ranked.iter().position(|p| *p == candidates[i]));
             return order;
         }
@@ -334,12 +311,21 @@ impl FileSubtask {
         order
     }
 
+    /// Paths, best lexical match first, by the ranking that goes with the order.
+    fn ranked(&self, task: &Task, paths: &[String]) -> Vec<String> {
+        let ranking = match self.options.order {
+            Order::LexicalPaths => Ranking::Bm25(Field::Path),
+            Order::Fused => Ranking::Fused,
+            Order::Lexical | Order::Alphabetical | Order::Shuffled => Ranking::Bm25(Field::Content),
+        };
+        lexical::rank(task, paths, ranking)
+    }
+
     /// The gold answer, with the best lexical matches behind it where it names too few files.
     fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
         let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
         if paths.len() < self.options.answers {
-            let field = if self.options.order == Order::LexicalPaths { Field::Path } else { Field::Content };
-            let others = lexical::rank(task, listed, field).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
+            let others = self.ranked(task, listed).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
             paths.extend(others.into_iter().take(self.options.answers - paths.len()));
         }
         Ok(paths.join("\n"))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::{Environment, UndefinedBehavior, context};
 
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use crate::data::Task;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -131,7 +131,8 @@ impl RepairSubtask {
             return Ok(None);
         }
         Keyed::new(self.options.seed, &["repair asks", &task.instance_id, key]).shuffle(&mut shown);
-        let (text, _) = self.fill_issue(&task, &shown, &issue, left, count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(&task, &shown, issue, cut);
+        let (text, _) = fill_issue(&issue, self.options.max_tokens, left, &render, count_tokens)?;
         Ok(Some(RepairQuestion { text, shown: shown.into_iter().cloned().collect() }))
     }
 
@@ -172,33 +173,9 @@ impl RepairSubtask {
             }
         }
         let order: Vec<&String> = paths.iter().copied().filter(|p| shown.contains(p)).collect();
-        let (text, issue_len) = self.fill_issue(task, &order, issue, left, count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(task, &order, issue, cut);
+        let (text, issue_len) = fill_issue(issue, max, left, &render, count_tokens)?;
         Ok((order, text, issue_len))
-    }
-
-    /// Renders with as much of the issue as fits.
-    fn fill_issue(
-        &self,
-        task: &Task,
-        order: &[&String],
-        issue: &str,
-        mut room: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<(String, usize)> {
-        let whole = self.render(task, order, issue, false)?;
-        if count_tokens(&whole) <= self.options.max_tokens {
-            return Ok((whole, issue.len()));
-        }
-        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
-        loop {
-            let part = longest_beginning(issue, room, count_tokens);
-            let text = self.render(task, order, part, true)?;
-            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
-            if over == 0 || part.is_empty() {
-                return Ok((text, part.len()));
-            }
-            room = room.saturating_sub(over);
-        }
     }
 
     fn render(&self, task: &Task, order: &[&String], issue: &str, issue_cut: bool) -> Result<String> {

@@ -100,6 +100,13 @@ pub fn syntax_errors(path: &str, text: &str) -> Option<usize> {
     Some(count)
 }
 
+/// The names of all functions and classes that the file defines, without those around them, in the order of the file; for languages
+/// without a grammar the top level's alone.
+pub fn defined_names(path: &str, text: &str) -> Vec<String> {
+    let own = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    definitions(path, text).map_or_else(|| keywords::top_level_names(path, text), |all| all.iter().map(|d| own(&d.name)).collect())
+}
+
 fn parse(grammar: &Grammar, text: &str) -> Option<Tree> {
     let mut parser = Parser::new();
     parser.set_language(&grammar.language).ok()?;

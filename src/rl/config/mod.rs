@@ -7,6 +7,7 @@ pub mod keys;
 mod load;
 mod stage;
 
+use crate::data::metrics::ScoreKind;
 use crate::data::subtask::file::Order;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
@@ -16,6 +17,7 @@ use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
 use crate::rl::schedule::Schedule;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +109,17 @@ pub enum Score {
     Hit,
 }
 
+impl From<Score> for ScoreKind {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Fbeta => Self::Fbeta,
+            Score::F1 => Self::F1,
+            Score::Exact => Self::Exact,
+            Score::Hit => Self::Hit,
+        }
+    }
+}
+
 /// Settings that may differ from stage to stage.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
@@ -179,8 +192,22 @@ pub struct PromptSettings {
     pub min_issue_tokens: usize,
     /// How many files an answer is to name; 0 leaves it to the model.
     pub answers: usize,
-    pub template: Option<PathBuf>,
+    /// By subtask; those without have the built-in one.
+    pub templates: BTreeMap<&'static str, PathBuf>,
 }
+
+impl PromptSettings {
+    /// The text of a subtask's template, if it is not the built-in one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn template(&self, subtask: &str) -> Result<Option<String>> {
+        self.templates.get(subtask).map(|path| std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))).transpose()
+    }
+}
+
+/// The subtasks, as `subtask` names them.
+pub const SUBTASKS: &[&str] = &["file", "function", "line", "edit", "repair"];
 
 /// A training run's settings, complete and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -263,7 +290,7 @@ impl Config {
         });
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let r = Reader(&top);
-        let optional = |name| Some(r.text(name)).filter(|t: &String| !t.is_empty());
+        let optional = |name: &str| Some(r.text(name)).filter(|t: &String| !t.is_empty());
         let (rank, adapter) = (r.size("lora.rank"), optional("adapter").map(PathBuf::from));
         if rank > 0 && adapter.is_some() {
             return Err(Error::input("an adapter to go on from brings its own rank")
@@ -290,7 +317,10 @@ impl Config {
                 },
                 min_issue_tokens: r.size("prompt.min_issue_tokens"),
                 answers: r.size("prompt.answers"),
-                template: optional("prompt.template").map(PathBuf::from),
+                templates: SUBTASKS
+                    .iter()
+                    .filter_map(|name| Some((*name, optional(&format!("prompt.templates.{name}"))?.into())))
+                    .collect(),
             },
             reward_beta: r.number("reward.beta"),
             rollout_batch: r.size("rollout_batch"),

@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::data::bootstrap::{Bootstrap, Interval};
-use crate::data::lexical::Field;
+use crate::data::lexical::{Field, Ranking};
 use crate::data::metrics::{BETA, Table, bm25_scores};
 use crate::error::Result;
 use crate::rl::dataset::read_tasks;
@@ -163,8 +163,8 @@ fn baselines(runs: &[(Run, &Path)], records: &Records) -> Result<Vec<Row>> {
     let shown = shown.iter().all(|c| !c.is_empty()).then_some(shown.as_slice());
     let repositories: Vec<&str> = tasks.iter().map(|t| t.repo.as_str()).collect();
     let mut rows = Vec::new();
-    for (field, name) in [(Field::Path, "paths"), (Field::Content, "contents")] {
-        let scores = bm25_scores(&tasks, shown, field, 4)?;
+    for (ranking, name) in [(Ranking::Bm25(Field::Path), "paths"), (Ranking::Bm25(Field::Content), "contents"), (Ranking::Fused, "fused")] {
+        let scores = bm25_scores(&tasks, shown, ranking, 4)?;
         let tables: Vec<Table> = scores.iter().map(|s| Table::new(s, BETA, Some(&repositories), &Bootstrap::default())).collect();
         let best = (0..tables.len()).max_by(|a, b| tables[*a].fbeta.mean.total_cmp(&tables[*b].fbeta.mean)).unwrap_or(0);
         for k in [0].into_iter().chain((best > 0).then_some(best)) {

@@ -5,7 +5,7 @@ use crate::data::Task;
 use crate::data::difflib::Scratch;
 use crate::data::patch_similarity::{Files, Oracle, Rule};
 use crate::data::subtask::repair::{RepairOptions, RepairPrompt, RepairSubtask};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
 
@@ -19,10 +19,7 @@ impl Repair {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template. The score `exact` is the discrete reward, any other
     /// the similarity.
     pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score) -> Result<Self> {
-        let template = match &prompt.template {
-            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
-            None => None,
-        };
+        let template = prompt.template("repair")?;
         let options = RepairOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template };
         let rule = if score == Score::Exact { Rule::Discrete } else { Rule::Continuous };
         Ok(Self { prompts: RepairSubtask::new(options)?, rule })

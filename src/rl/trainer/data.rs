@@ -7,9 +7,7 @@ use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::rl::config::{AdvantageKind, Algorithm, Config, Score, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
-use crate::rl::reward::Subtask;
-use crate::rl::reward::file::FileLocalisation;
-use crate::rl::reward::repair::Repair;
+use crate::rl::reward;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -138,10 +136,7 @@ fn questions(
         return Err(Error::input(message).at("max_prompt_tokens"));
     }
     let room = max_prompt - overhead;
-    let subtask: Box<dyn Subtask> = match config.subtask.as_str() {
-        "repair" => Box::new(Repair::new(&config.prompt, room, config.seed, score)?),
-        _ => Box::new(FileLocalisation::new(&config.prompt, room, config.seed, score, config.reward_beta)?),
-    };
+    let subtask = reward::subtask(&config.subtask, &config.prompt, room, config.seed, score, config.reward_beta)?;
     let context = files.config.max_position_embeddings;
     let made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
     if made.cut > 0 {
