@@ -3,10 +3,10 @@
 //!     SORFT_MODEL=FOLDER SORFT_TASKS=A.jsonl,B.jsonl cargo test --test rl prompts -- --ignored --nocapture
 
 use sorft_native::data::source::swe_bench;
+use sorft_native::model::dialogue::Dialogue;
 use sorft_native::model::generate::{Completion, FinishReason};
 use sorft_native::model::weights;
 use sorft_native::rl::config::{Config, SUBTASKS};
-use sorft_native::rl::dialogue::Dialogue;
 use sorft_native::rl::reward;
 use std::path::Path;
 

@@ -12,13 +12,16 @@ pub(super) const PLACES: [(&str, &str, &str, Option<&str>); 3] = [
 ];
 
 /// Rows of patches: name and meaning.
-pub(super) const PATCHES: [(&str, &str); 6] = [
+pub(super) const PATCHES: [(&str, &str); 9] = [
     ("resolved", "resolved"),
     ("patch.applied", "applied"),
     ("patch.similarity", "similarity to gold"),
     ("patch.exact", "the same as gold"),
-    ("patch.valid", "answers of the format"),
-    ("patch.candidates", "answers that are patches"),
+    ("file.valid", "file answers of the format"),
+    ("function.valid", "function answers of the format"),
+    ("line.valid", "line answers of the format"),
+    ("patch.valid", "edit answers of the format"),
+    ("patch.candidates", "edit answers that are patches"),
 ];
 
 /// Rows in columns: the first column to the left, the others to the right, two blanks between them.
