@@ -15,7 +15,7 @@ fn rule(prompt: &str, index: usize) -> String {
     if prompt.contains("SEARCH") {
         return swe_rl("    return a - b", &format!("    return a + b + {}", at % 2));
     }
-    if at % 2 == 0 { "calc.py\nfunction: add\nline: 5".into() } else { "calc.py\nfunction: half\nline: 9".into() }
+    if at.is_multiple_of(2) { "calc.py\nfunction: add\nline: 5".into() } else { "calc.py\nfunction: half\nline: 9".into() }
 }
 
 #[test]

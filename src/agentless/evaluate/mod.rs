@@ -95,7 +95,11 @@ impl Record {
 
     /// BM25's hits where it names as many files and functions as the model did (at least one).
     fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, usize)) {
-        self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1)));
+        self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1), false));
+        // Definitions and contents of some files alone would rank these for being known.
+        if universe.iter().all(|path| task.files.contains_key(path)) {
+            self.put_set("fused.file", &baseline::files(task, judge, universe, files.max(1), true));
+        }
         if !judge.functions.is_empty() {
             self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1)));
         }

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use super::{Comparison, Interval, Summary};
 
-/// Rows of localisation: what it is called, the model's numbers, what stands in for them where a pipeline has no such hop, BM25's.
-pub(super) const PLACES: [(&str, &str, &str, Option<&str>); 3] = [
-    ("files", "file", "patch.file", Some("bm25.file")),
-    ("functions", "function", "patch.function", Some("bm25.function")),
-    ("lines", "line", "patch.line", None),
+/// Rows of localisation: what it is called, the hop's numbers, the patch's, and the baselines'.
+pub(super) const PLACES: [(&str, &str, &str, &[(&str, &str)]); 3] = [
+    ("files", "file", "patch.file", &[("BM25", "bm25.file"), ("four BM25 fused", "fused.file")]),
+    ("functions", "function", "patch.function", &[("BM25", "bm25.function")]),
+    ("lines", "line", "patch.line", &[]),
 ];
 
 /// Rows of patches: name and meaning.
@@ -53,12 +53,12 @@ pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
             rows.push([label, percent(&any.interval), percent(&all.interval), named]);
         }
     };
-    for (label, hop, patch, bm25) in PLACES {
+    for (label, hop, patch, baselines) in PLACES {
         if summary.numbers.contains_key(&format!("{hop}.any")) {
             add(label.to_owned(), hop);
         }
-        if let Some(bm25) = bm25 {
-            add(format!("  {label}, BM25"), bm25);
+        for (what, name) in baselines {
+            add(format!("  {label}, {what}"), name);
         }
         add(format!("  {label}, in the patch"), patch);
     }
