@@ -85,7 +85,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         gpus: cuda
             .gpus
             .iter()
-            .map(|g| GpuLine { name: g.info.name.clone(), usable: found(&g.usable, |()| "can be used: --device cuda:N (the kernels have not run on a chip yet)".to_owned()) })
+            .map(|g| GpuLine {
+                name: g.info.name.clone(),
+                usable: found(&g.usable, |()| "can be used: --device cuda:N (the kernels have not run on a chip yet)".to_owned()),
+            })
             .collect(),
     };
     let mut out = lines::Output::new();

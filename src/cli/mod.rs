@@ -9,6 +9,7 @@ mod data;
 mod distill;
 mod doctor;
 mod eval;
+mod fix;
 mod interrupt;
 mod lines;
 mod output;
@@ -38,6 +39,7 @@ enum Command {
     Data(data::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Fix(fix::Args),
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
@@ -57,6 +59,7 @@ impl Command {
             Command::Data(args) => data::run(args),
             Command::Train(args) => train::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Fix(args) => fix::run(args),
             Command::Sample(args) => sample::run(args),
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
@@ -77,6 +80,7 @@ impl Command {
             Command::Train(args) => Some(&args.device),
             Command::Verify(args) => Some(&args.device),
             Command::Eval(args) => Some(&args.device),
+            Command::Fix(args) => Some(&args.device),
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),

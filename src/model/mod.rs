@@ -3,11 +3,11 @@
 mod block;
 pub mod chat;
 pub mod config;
+mod device;
 pub mod dialogue;
 pub mod flops;
 pub mod generate;
 pub mod hub;
-mod device;
 mod kv_cache;
 mod linear;
 pub mod lora;

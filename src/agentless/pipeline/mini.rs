@@ -21,7 +21,7 @@ pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>
     let mut products = Vec::with_capacity(tasks.len());
     for ((task, universe), samples) in tasks.iter().zip(universes).zip(files) {
         let (files, fell_back) = merge_files(task, &universe, samples, settings);
-        products.push(Product { universe, files, fell_back, candidates: Vec::new() });
+        products.push(Product { universe, files, fell_back, functions: None, lines: None, candidates: Vec::new() });
     }
     edit(tasks, &mut products, settings, session)?;
     Ok(products)

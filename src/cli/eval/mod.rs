@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use self::folder::Folder;
-use self::progress::Reporter;
+pub(crate) use self::folder::Folder;
+pub(crate) use self::progress::Reporter;
 use super::common::DeviceArgs;
 use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout};
 use crate::agentless::evaluate::{Record, compare, patch_records, table};
-use crate::agentless::generator::{Local, Sampling};
+use crate::agentless::generator::Local;
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, run};
 use crate::data::Task;
@@ -178,10 +178,9 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
 impl Args {
     /// Everything that the samples are a function of, as `settings.json` has it.
     fn describe(&self, settings: &crate::agentless::pipeline::Settings) -> Value {
-        let Sampling { temperature, max_new_tokens, .. } = self.pipeline.sampling();
         json!({
-            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit, "chat": self.pipeline.chat(),
-            "temperature": temperature, "max_new_tokens": max_new_tokens, "settings": settings,
+            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit,
+            "sampling": self.pipeline.describe(), "settings": settings,
         })
     }
 }

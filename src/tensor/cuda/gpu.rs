@@ -1,9 +1,9 @@
 //! The device handle.
 
-use crate::{Error, Result};
 use crate::tensor::cuda::context::Context;
 use crate::tensor::cuda::emulator::{Emulation, EmulationStats, Emulator};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::{Error, Result};
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
@@ -94,8 +94,9 @@ impl Gpu {
     /// # Errors
     /// If the variable is not set, or as [`Gpu::emulated`].
     pub fn emulator_of_environment() -> Result<Arc<Self>> {
-        let library = std::env::var_os("SORFT_EMULATOR")
-            .ok_or_else(|| Error::usage("--device emulator: SORFT_EMULATOR names no library").hint("it is for this project's tests; use --device cpu"))?;
+        let library = std::env::var_os("SORFT_EMULATOR").ok_or_else(|| {
+            Error::usage("--device emulator: SORFT_EMULATOR names no library").hint("it is for this project's tests; use --device cpu")
+        })?;
         // SAFETY: who sets the variable says that the library is the emulator, as who sets LD_PRELOAD does; the version is checked.
         unsafe { Self::emulated(Path::new(&library), Emulation::default()) }
     }
