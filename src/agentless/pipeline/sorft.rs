@@ -79,7 +79,7 @@ fn files(tasks: &[Task], settings: &Settings, session: &mut Session<'_>) -> Resu
         let prompt = subtask.ask(task, &|text| session.count(text))?;
         let (text, candidates): (Arc<str>, BTreeSet<String>) = (prompt.text.into(), prompt.candidates.into_iter().collect());
         for _ in 0..settings.localisations {
-            asks.push(Ask { instance: &task.instance_id, prompt: text.clone() });
+            asks.push(Ask { instance: &task.instance_id, system: None, prompt: text.clone() });
             shown.push(candidates.clone());
         }
     }
@@ -111,7 +111,7 @@ fn localise<T: Clone>(
     let mut asks = Vec::new();
     for (task, asked) in tasks.iter().zip(asked) {
         if let Some(asked) = asked {
-            let ask = Ask { instance: &task.instance_id, prompt: asked.text.as_str().into() };
+            let ask = Ask { instance: &task.instance_id, system: None, prompt: asked.text.as_str().into() };
             asks.extend(std::iter::repeat_n(ask, settings.localisations));
         }
     }
@@ -195,7 +195,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
                 None => candidate.error = Some("no file was localised".to_owned()),
                 Some(None) => candidate.error = Some("none of the code localised is known and fits into the prompt".to_owned()),
                 Some(Some(asked)) => {
-                    asks.push(Ask { instance: &task.instance_id, prompt: asked.text.as_str().into() });
+                    asks.push(Ask { instance: &task.instance_id, system: None, prompt: asked.text.as_str().into() });
                     owners.push((t, i, i % sets.len()));
                 }
             }
