@@ -112,6 +112,9 @@ pub struct Summary {
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a str,
+    /// Of a mixture.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subtask: &'a str,
     index: usize,
     messages: [Message; 1],
     answer: &'a str,
@@ -121,6 +124,9 @@ struct Line<'a> {
 #[derive(Serialize)]
 struct Rejected<'a> {
     id: &'a str,
+    /// Of a mixture.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subtask: &'a str,
     index: usize,
     reason: &'a str,
     detail: Option<String>,
@@ -194,7 +200,10 @@ fn write_files(items: &[&Item], hashes: &[String], n: usize, teacher: &str, samp
                 }
                 Verdict::Rejected { reason, detail } => {
                     *summary.rejected.entry(reason).or_default() += 1;
-                    push_line(&mut rejected, &Rejected { id: &item.id, index, reason, detail, answer: &sample.text })?;
+                    push_line(
+                        &mut rejected,
+                        &Rejected { id: &item.id, subtask: item.subtask, index, reason, detail, answer: &sample.text },
+                    )?;
                 }
             }
         }
@@ -207,7 +216,7 @@ fn write_files(items: &[&Item], hashes: &[String], n: usize, teacher: &str, samp
 
 fn line<'a>(item: &'a Item, index: usize, answer: &'a str) -> Line<'a> {
     let message = Message { role: "user".into(), content: item.question.text().to_owned() };
-    Line { id: &item.id, index, messages: [message], answer }
+    Line { id: &item.id, subtask: item.subtask, index, messages: [message], answer }
 }
 
 fn push_line(out: &mut Vec<u8>, value: &impl Serialize) -> Result<()> {
