@@ -1,10 +1,11 @@
 #!/bin/sh
 # Runs inside fresh user, mount, network, process, IPC and host name spaces, as their root. Builds a file system of which the system's
-# folders are read-only, goes into it, gives up every privilege, and runs the command.
-# Arguments: EMPTY TREE TMP_BYTES MEMORY_BYTES PROCESSES CPU_SECONDS FILE_BYTES READY N READ_ONLY... COMMAND...
+# folders are read-only and the rest is in memory and bounded, goes into it, gives up every privilege, and hands over to the program
+# that installs the filters and runs the command (confine.rs).
+# Arguments: EMPTY TREE TMP_BYTES TREE_BYTES HELPER N READ_ONLY... ARGUMENTS_OF_THE_HELPER...
 set -eu
-root=$1 tree=$2 tmp=$3 memory=$4 processes=$5 cpu=$6 size=$7 ready=$8 n=$9
-shift 9
+root=$1 tree=$2 tmp=$3 disk=$4 helper=$5 n=$6
+shift 6
 mount --make-rprivate /
 mount -t tmpfs -o size=16m,mode=755,nosuid,nodev none "$root"
 show() {
@@ -23,9 +24,16 @@ show /etc
 while [ "$n" -gt 0 ]; do show "$1"; shift; n=$((n - 1)); done
 mkdir "$root/proc" "$root/dev" "$root/tmp" "$root/work" "$root/old"
 for d in null zero full random urandom; do : > "$root/dev/$d"; mount --bind "/dev/$d" "$root/dev/$d"; done
-mount -t tmpfs -o "size=$tmp,mode=1777,nosuid,nodev" none "$root/tmp"
-mount --bind "$tree" "$root/work"
-mount -o remount,bind,nosuid,nodev "$root/work"
+ln -s /proc/self/fd "$root/dev/fd"
+for d in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${d%:*}" "$root/dev/${d#*:}"; done
+# Semaphores of processes live there.
+ln -s /tmp "$root/dev/shm"
+mount -t tmpfs -o "size=$tmp,nr_inodes=100k,mode=1777,nosuid,nodev" none "$root/tmp"
+mount -t tmpfs -o "size=$disk,nr_inodes=400k,mode=755,nosuid,nodev" none "$root/work"
+cp -RP --preserve=mode,timestamps,links "$tree/." "$root/work"
+: > "$root/.confine"
+mount --bind "$helper" "$root/.confine"
+mount -o remount,bind,ro,nosuid,nodev "$root/.confine"
 mount -t proc -o nosuid,nodev,noexec none "$root/proc"
 echo 0 > "$root/proc/sys/user/max_user_namespaces"
 mount -o remount,ro,nosuid,nodev none "$root"
@@ -33,8 +41,5 @@ cd "$root"
 pivot_root . old
 umount -l /old
 cd /work
-# Whoever started this knows by it that all of the above has worked.
-echo "$ready" >&2
 unset OLDPWD PWD
-exec prlimit --as="$memory" --nproc="$processes" --cpu="$cpu" --fsize="$size" --core=0 --nofile=1024 \
-    setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --ambient-caps=-all -- "$@"
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --ambient-caps=-all -- /.confine confine "$@"

@@ -92,6 +92,9 @@ impl Command {
 /// Runs the program and returns its exit status.
 pub fn run() -> u8 {
     common::keep_freed_memory();
+    if let Some(status) = common::inside_of_sandbox() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

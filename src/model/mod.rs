@@ -3,6 +3,7 @@
 mod block;
 pub mod chat;
 pub mod config;
+mod device;
 pub mod dialogue;
 pub mod flops;
 pub mod generate;

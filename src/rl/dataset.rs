@@ -245,8 +245,9 @@ fn make_item(task: &Task, subtask: &dyn Subtask, dialogue: &Dialogue<'_>, max_pr
     // A tokenizer that fails on a text fails on the whole prompt below, where the error is reported.
     let count = |text: &str| dialogue.count(text).unwrap_or(usize::MAX);
     let question = subtask.question(task, &count)?;
-    let prompt = dialogue.prompt_ids(question.text())?;
-    let gold = dialogue.answer_ids(question.text(), question.gold_answer())?;
+    let messages = question.messages();
+    let prompt = dialogue.conversation_ids(&messages)?;
+    let gold = dialogue.reply_ids(&messages, question.gold_answer())?;
     if prompt.len() > max_prompt {
         return Err(Error::input(format!("a prompt of {} tokens; max_prompt_tokens is {max_prompt}", prompt.len())).at(&task.instance_id));
     }

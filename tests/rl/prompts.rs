@@ -53,7 +53,7 @@ fn every_gold_answer_scores_one() {
     let count = |text: &str| dialogue.count(text).unwrap();
     let mut wrong = 0;
     for budget in [512, 1024, 2048, 4096] {
-        let room = budget - dialogue.overhead().unwrap() - 2;
+        let room = budget - dialogue.overhead(false).unwrap() - 2;
         for name in SUBTASKS {
             let subtask = reward::subtask(name, &config.prompt, room, 0, config.stages[0].score, 3.0).unwrap();
             let judged: Vec<_> = tasks.par_iter().map(|task| judge(&*subtask, task, &count)).collect();

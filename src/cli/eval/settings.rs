@@ -99,7 +99,7 @@ impl PipelineArgs {
     pub(crate) fn resolve(&self, files: &ModelFiles, dialogue: &Dialogue<'_>) -> Result<Settings> {
         let greedy = self.temperature == 0.0;
         let context = files.config.max_position_embeddings;
-        let around = dialogue.overhead()? + self.max_new_tokens;
+        let around = dialogue.overhead(true)? + self.max_new_tokens;
         let room = context.checked_sub(around).filter(|&room| room > 0).ok_or_else(|| {
             let message =
                 format!("--max-new-tokens {} leaves no room for a prompt in the model's context of {context}", self.max_new_tokens);

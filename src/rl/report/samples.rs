@@ -87,7 +87,7 @@ fn show(before: &Value, after: &Value, out: &mut String) {
     let _ = write!(
         out,
         "<div class=\"sample\"><h3>{} <span class=\"{class}\">{} &rarr; {}</span></h3>",
-        escape(&[before["id"].as_str().unwrap_or("?"), before["subtask"].as_str().unwrap_or("")].join(" ").trim_end()),
+        escape([before["id"].as_str().unwrap_or("?"), before["subtask"].as_str().unwrap_or("")].join(" ").trim_end()),
         short(a),
         short(b)
     );

@@ -11,6 +11,7 @@ use crate::data::metrics::{ScoreKind, SetScore};
 use crate::data::subtask::answer::Place;
 use crate::data::subtask::view::ViewOptions;
 use crate::error::Result;
+use crate::model::chat::Message;
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
 
@@ -36,6 +37,17 @@ impl Reward {
 pub trait Question: Send + Sync {
     /// The prompt's text, without a chat template.
     fn text(&self) -> &str;
+
+    /// What the system says before it, if anything.
+    fn system(&self) -> Option<&str> {
+        None
+    }
+
+    /// Both as a conversation that the answer is to follow.
+    fn messages(&self) -> Vec<Message> {
+        let message = |role: &str, text: &str| Message { role: role.to_owned(), content: text.to_owned() };
+        self.system().map(|text| message("system", text)).into_iter().chain([message("user", self.text())]).collect()
+    }
 
     /// The gold answer, as supervised training has it.
     fn gold_answer(&self) -> &str;
@@ -85,6 +97,11 @@ pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64
         Some(path) => e.at_file(path),
         None => e,
     })
+}
+
+/// Whether the prompts of the subtask of this name begin with a message of the system's.
+pub fn has_system(name: &str) -> bool {
+    name == "repair"
 }
 
 /// The parts of a reward that compares sets. Those of an answer that is not valid are 0, but for the counts.

@@ -8,6 +8,7 @@ use crate::data::subtask::repair::{RepairOptions, RepairPrompt, RepairSubtask};
 use crate::error::Result;
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
+use std::sync::Arc;
 
 /// The subtask with its prompt's and its reward's settings.
 pub struct Repair {
@@ -38,12 +39,14 @@ impl Subtask for Repair {
         };
         let context = texts(&prompt.context);
         let oracle = Oracle::from_contents(&context, &texts(&prompt.gold));
-        Ok(Box::new(RepairQuestion { prompt, context, oracle, rule: self.rule }))
+        let system = self.prompts.system().map(Arc::from);
+        Ok(Box::new(RepairQuestion { prompt, system, context, oracle, rule: self.rule }))
     }
 }
 
 struct RepairQuestion {
     prompt: RepairPrompt,
+    system: Option<Arc<str>>,
     context: Files,
     oracle: Oracle,
     rule: Rule,
@@ -52,6 +55,10 @@ struct RepairQuestion {
 impl Question for RepairQuestion {
     fn text(&self) -> &str {
         &self.prompt.text
+    }
+
+    fn system(&self) -> Option<&str> {
+        self.system.as_deref()
     }
 
     fn gold_answer(&self) -> &str {

@@ -130,15 +130,10 @@ fn questions(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<Item>> {
     let dialogue = Dialogue::new(files, config.prompt.chat)?;
-    let overhead = dialogue.overhead()? + SEAM;
-    if max_prompt <= overhead {
-        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
-        return Err(Error::input(message).at("max_prompt_tokens"));
-    }
-    let room = max_prompt - overhead;
     let context = files.config.max_position_embeddings;
     let mut items = Vec::new();
     for &name in &config.subtasks {
+        let room = prompt_room(&dialogue, max_prompt, reward::has_system(name))?;
         let subtask = reward::subtask(name, &config.prompt, room, config.seed, score, config.reward_beta)?;
         let mixed = config.subtasks.len() > 1;
         let place = if mixed { format!("{place}, {name}") } else { place.to_owned() };
@@ -156,4 +151,13 @@ fn questions(
         items.extend(made.items);
     }
     Ok(items)
+}
+
+/// The tokens that the chat template leaves of a prompt's.
+fn prompt_room(dialogue: &Dialogue<'_>, max_prompt: usize, system: bool) -> Result<usize> {
+    let overhead = dialogue.overhead(system)? + SEAM;
+    max_prompt.checked_sub(overhead).filter(|&room| room > 0).ok_or_else(|| {
+        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
+        Error::input(message).at("max_prompt_tokens")
+    })
 }

@@ -128,7 +128,7 @@ impl<'a> Trainer<'a> {
         }
         let log = RunLog::open(out, found.as_ref().map(|c| (c.state.step, c.state.evaluated)))?;
         let watch = Watch::of_log(&log.metrics()?);
-        let gradients = model.gradients();
+        let gradients = model.gradients()?;
         let mut trainer = Self {
             config,
             datasets,
@@ -222,7 +222,7 @@ impl<'a> Trainer<'a> {
         let index = self.state.stage;
         let dataset = &self.datasets[index];
         self.order = Some(dataset.order(stage, index, self.config.seed));
-        let mut optimizer = AdamW::new(&self.model, stage.optim.clone());
+        let mut optimizer = AdamW::new(&self.model, stage.optim.clone())?;
         let resumed = self.resumed.take();
         self.critic = self.make_critic(stage, resumed.as_ref())?;
         if let Some(checkpoint) = resumed {
