@@ -156,7 +156,8 @@ fn a_resumed_mixture_has_the_bytes_of_an_unbroken_one() {
 #[test]
 fn a_mixture_keeps_its_weights_and_tells_its_subtasks_apart() {
     // An epoch of eight: two of "file", six of "line".
-    let config = config(&format!("{GRPO}{MIXED}steps = 8\nbatch_prompts = 4\n"));
+    let grpo = GRPO.replace("batch_prompts = 3", "batch_prompts = 4");
+    let config = config(&format!("{grpo}{MIXED}steps = 8\n"));
     let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
     train(&config, &[mixture(&[("file", 5), ("line", 3)])], model(), dir.path(), false, &mut hooks).unwrap();
     let mut asked = Vec::new();

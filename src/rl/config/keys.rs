@@ -134,7 +134,7 @@ pub static KEYS: &[Key] = &[
     run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths", "fused"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, over paths alone, or four such rankings fused: paths, contents, contents for the issue's first line, names defined)."),
     run("prompt.names", Kind::Bool, "false", "Show, beside each candidate, names that it defines."),
     run("prompt.lexical", Kind::Choice(&["none", "score", "rank", "words"]), "\"none\"", "Show how well each candidate's words match the issue's (BM25): not at all, a digit, the rank of the best five, or the words in common."),
-    run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut."),
+    run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut. (`function`, `line` and `edit` aim at a third of the prompt, and keep so many where that does not fit.)"),
     run("prompt.answers", Kind::Integer(0), "0", "File localisation: how many files an answer is to name. The prompt asks for so many, and gold answers that name fewer go on with the best lexical matches. 0: as many as it takes."),
     run("prompt.templates.file", Kind::Path, "\"\"", "A Jinja template in place of the subtask's built-in prompt. Empty: the built-in one."),
     run("prompt.templates.function", Kind::Path, "\"\"", "The same of `function`."),

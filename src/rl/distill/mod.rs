@@ -113,6 +113,9 @@ pub struct Summary {
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a str,
+    /// Of a mixture.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subtask: &'a str,
     index: usize,
     messages: Vec<Message>,
     answer: &'a str,
@@ -122,6 +125,9 @@ struct Line<'a> {
 #[derive(Serialize)]
 struct Rejected<'a> {
     id: &'a str,
+    /// Of a mixture.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subtask: &'a str,
     index: usize,
     reason: &'a str,
     detail: Option<String>,
@@ -198,7 +204,10 @@ fn write_files(items: &[&Item], hashes: &[String], n: usize, teacher: &str, samp
                 }
                 Verdict::Rejected { reason, detail } => {
                     *summary.rejected.entry(reason).or_default() += 1;
-                    push_line(&mut rejected, &Rejected { id: &item.id, index, reason, detail, answer: &sample.text })?;
+                    push_line(
+                        &mut rejected,
+                        &Rejected { id: &item.id, subtask: item.subtask, index, reason, detail, answer: &sample.text },
+                    )?;
                 }
             }
         }
@@ -210,7 +219,7 @@ fn write_files(items: &[&Item], hashes: &[String], n: usize, teacher: &str, samp
 }
 
 fn line<'a>(item: &'a Item, index: usize, answer: &'a str) -> Line<'a> {
-    Line { id: &item.id, index, messages: item.question.messages(), answer }
+    Line { id: &item.id, subtask: item.subtask, index, messages: item.question.messages(), answer }
 }
 
 fn push_line(out: &mut Vec<u8>, value: &impl Serialize) -> Result<()> {

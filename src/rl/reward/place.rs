@@ -56,8 +56,7 @@ impl Subtask for PlaceSubtask {
             Prompts::Line(l) => (l.prompt(task, count_tokens), Place::Line),
             Prompts::Edit(e) => (e.prompt(task, count_tokens), Place::Edit),
         };
-        let prompt = prompt.map_err(|e| e.at(&task.instance_id))?;
-        Ok(Box::new(PlaceQuestion { prompt, place, score: self.score, beta: self.beta }))
+        Ok(Box::new(PlaceQuestion { prompt: prompt?, place, score: self.score, beta: self.beta }))
     }
 }
 
