@@ -3,9 +3,12 @@
 //!
 //! * [`normalize`]: when two patches are the same change. [`rerank`]: which of many patches is handed in.
 //! * [`files`]: the JSON-lines files that these pipelines exchange. [`sandbox`]: commands on a tree, confined.
+//! * [`run_tests`]: whether a patch resolves a task, by its tests.
 
 pub mod files;
 pub mod normalize;
 pub mod rerank;
+#[cfg(unix)]
+pub mod run_tests;
 #[cfg(unix)]
 pub mod sandbox;
