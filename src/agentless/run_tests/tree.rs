@@ -69,6 +69,9 @@ fn check_out(clone: &Path, _commit: &str, _workspace: &Workspace) -> Result<()> 
 /// It does not fit (then the tree is as it was), or a path of it leads out of the tree.
 pub(super) fn apply(text: &str, workspace: &Workspace) -> Result<()> {
     let patch = Patch::parse(text)?;
+    if patch.files.is_empty() {
+        return Err(Error::input("there is no diff in it"));
+    }
     let mut files = BTreeMap::new();
     for path in paths(&patch) {
         if let Some(content) = workspace.read(&path)? {
