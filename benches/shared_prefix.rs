@@ -25,7 +25,7 @@ fn step(c: &mut Criterion) {
     let one = |a: &Vec<u32>| Tree::prompt_with_answers(&prompt, std::slice::from_ref(a));
     let shared = Plan::for_trees(&[Tree::prompt_with_answers(&prompt, &answers)]);
     let repeated = Plan::for_trees(&answers.iter().map(one).collect::<Vec<_>>());
-    let mut grads = model.gradients();
+    let mut grads = model.gradients().expect("gradients");
     let mut group = c.benchmark_group("shared_prefix");
     for (name, plan) in [("shared", &shared), ("repeated", &repeated)] {
         let seeds = vec![-1e-3; plan.predictions.len()];

@@ -4,6 +4,7 @@
 //! The rooms, from the ground up (each imports only from those before it; `docs/architecture.md` draws the house):
 //!
 //! * [`error`]: the one error type.
+//! * [`page`]: pages of HTML with charts.
 //! * [`tensor`]: numbers and devices: tensors, the execution plan of a batch, and the ops, forward and backward.
 //! * [`data`]: tasks, patches, prompts, answers and how well they hit. Knows nothing of tensors.
 //! * [`model`]: the transformer, its weights and tokenizer, the KV cache, generation, LoRA and the optimizer.
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod model;
+pub mod page;
 pub mod rl;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -51,9 +51,20 @@ struct MultiplyOperand {
 double low(uint32_t pair) { return from_bits<float>(pair << 16); }
 double high(uint32_t pair) { return from_bits<float>(pair & 0xffff0000u); }
 
-// Sums in f64 and rounds once: at least as exact as the hardware, whose way of rounding is not published.
+// Whether all is zero, and whether all is finite, in a line of 16 numbers.
+struct Line {
+  bool zero = true, finite = true;
+  void take(uint32_t pair) {
+    zero &= (pair & 0x7fff7fffu) == 0;
+    finite &= (pair & 0x7f80u) != 0x7f80u && (pair & 0x7f800000u) != 0x7f800000u;
+  }
+};
+
+// Sums in f64 and rounds once: at least as exact as the hardware, whose way of rounding is not published. Products with a line of zeros, of
+// which tiles at the edge of a matrix are full, are not formed.
 void complete_multiply(Warp &warp, uint32_t) {
   double a[16][16], b[8][16];
+  Line rows[16], columns[8];
   for (uint32_t lane = 0; lane < 32; lane++) {
     const auto &own = *static_cast<MultiplyOperand *>(warp.lanes[lane]->operand);
     const uint32_t g = lane / 4, t = lane % 4 * 2;
@@ -61,17 +72,24 @@ void complete_multiply(Warp &warp, uint32_t) {
       double *at = &a[g + piece % 2 * 8][t + piece / 2 * 8];
       at[0] = low(own.a[piece]);
       at[1] = high(own.a[piece]);
+      rows[g + piece % 2 * 8].take(own.a[piece]);
     }
     for (uint32_t piece = 0; piece < 2; piece++) {
       b[g][t + piece * 8] = low(own.b[piece]);
       b[g][t + piece * 8 + 1] = high(own.b[piece]);
+      columns[g].take(own.b[piece]);
     }
   }
   for (uint32_t lane = 0; lane < 32; lane++) {
     float *d = static_cast<MultiplyOperand *>(warp.lanes[lane]->operand)->d;
     for (uint32_t i = 0; i < 4; i++) {
-      const double *x = a[lane / 4 + i / 2 * 8], *y = b[lane % 4 * 2 + i % 2];
-      double sum = d[i];
+      const uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      const double *x = a[row], *y = b[column];
+      double sum = d[i] + 0.0;
+      if ((rows[row].zero && columns[column].finite) || (columns[column].zero && rows[row].finite)) {
+        d[i] = static_cast<float>(sum);
+        continue;
+      }
       for (uint32_t k = 0; k < 16; k++) sum += x[k] * y[k];
       d[i] = static_cast<float>(sum);
     }

@@ -141,15 +141,20 @@ pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
 
 /// Writes one JSON object a line. The file appears under its name when it is complete; one that is there already is replaced.
 pub fn write<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
+    let mut text = Vec::new();
+    for item in items {
+        serde_json::to_writer(&mut text, item).map_err(|e| Error::io("write", path, e.into()))?;
+        text.push(b'\n');
+    }
+    replace(path, &text)
+}
+
+/// Writes a file under a temporary name and renames it: it is there as a whole or not at all.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |e| Error::io("write", path, e);
     let folder = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".lines-").tempfile_in(folder).map_err(failed)?;
-    let mut text = Vec::new();
-    for item in items {
-        serde_json::to_writer(&mut text, item).map_err(|e| failed(e.into()))?;
-        text.push(b'\n');
-    }
-    file.write_all(&text).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     #[cfg(unix)]
     {

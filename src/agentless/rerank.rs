@@ -73,6 +73,21 @@ fn best_group(candidates: &[Candidate], places: &[usize]) -> Vec<usize> {
     best.map(|(_, group)| group).unwrap_or_default()
 }
 
+/// One candidate for each different normalised patch, the best first: the one that [`select`] hands in, then the others by how many
+/// candidates have their patch, then in the order of the candidates. Candidates that count as none are left out.
+pub fn ranked(candidates: &[Candidate], orders: &[&[Ranker]]) -> Vec<usize> {
+    let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for (i, candidate) in candidates.iter().enumerate().filter(|(_, c)| !c.normalized.trim().is_empty()) {
+        groups.entry(&candidate.normalized).or_insert((0, i)).0 += 1;
+    }
+    let best = select(candidates, orders);
+    let mut order: Vec<(usize, usize)> = groups.into_values().collect();
+    order.sort_by_key(|&(count, first)| (std::cmp::Reverse(count), first));
+    let others = order.into_iter().map(|(_, first)| first);
+    let is_best = |i: usize| best.is_some_and(|b| candidates[b].normalized == candidates[i].normalized);
+    best.into_iter().chain(others.filter(|&i| !is_best(i))).collect()
+}
+
 /// The first candidate of the most frequent normalised patch among those at `places`; among equally frequent ones, of the one seen
 /// first.
 pub fn majority(candidates: &[Candidate], places: &[usize]) -> Option<usize> {
@@ -110,6 +125,8 @@ mod tests {
         assert_eq!(vote(&["", "", "a"]), Some(2), "empty ones have no vote");
         assert_eq!(vote(&["", " \n"]), None);
         assert_eq!(vote(&[]), None);
+        let all = candidates(&["c", "", "b", "a", "b", "a", "c", "b"].map(|t| (t, None, None)));
+        assert_eq!(ranked(&all, &ORDERS), [2, 0, 3]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
 use crate::tensor::Device;
+use crate::tensor::cuda::Gpu;
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ pub(crate) struct ModelArgs {
 /// Where a command runs.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// auto or cpu (cuda:N: not in this version)
+    /// cpu, or cuda:N; auto is cpu
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Worker threads [default: one per core]
@@ -35,10 +36,12 @@ impl DeviceArgs {
     pub fn open(&self) -> Result<Device> {
         match self.device.as_str() {
             "auto" | "cpu" => Ok(Device::Cpu),
-            other if other == "cuda" || other.starts_with("cuda:") => {
-                Err(Error::device(format!("{other}: training and sampling run on the CPU in this version")).hint("use --device cpu"))
-            }
-            other => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
+            "emulator" => Ok(Device::Cuda(Gpu::emulator_of_environment()?)),
+            "cuda" => Ok(Device::Cuda(Gpu::open(0)?)),
+            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(ordinal) => Ok(Device::Cuda(Gpu::open(ordinal)?)),
+                None => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
+            },
         }
     }
 }

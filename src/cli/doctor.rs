@@ -85,7 +85,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         gpus: cuda
             .gpus
             .iter()
-            .map(|g| GpuLine { name: g.info.name.clone(), usable: found(&g.usable, |()| "its kernels can be tested".to_owned()) })
+            .map(|g| GpuLine {
+                name: g.info.name.clone(),
+                usable: found(&g.usable, |()| "can be used: --device cuda:N (the kernels have not run on a chip yet)".to_owned()),
+            })
             .collect(),
     };
     let mut out = lines::Output::new();
@@ -101,7 +104,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for gpu in gpus {
         text += &format!("  GPU            {}: {}\n", gpu.name, gpu.usable);
     }
-    text += "  runs on        the CPU (training and sampling use it in this version)\n";
+    text += "  runs on        the CPU (and on a GPU above with --device cuda:N)\n";
     out.text(&text)
 }
 

@@ -8,6 +8,8 @@ mod data;
 #[cfg(feature = "distill")]
 mod distill;
 mod doctor;
+mod eval;
+mod fix;
 mod interrupt;
 mod lines;
 mod output;
@@ -38,6 +40,8 @@ struct Cli {
 enum Command {
     Data(data::Args),
     Train(train::Args),
+    Eval(eval::Args),
+    Fix(fix::Args),
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
@@ -58,6 +62,8 @@ impl Command {
         match self {
             Command::Data(args) => data::run(args),
             Command::Train(args) => train::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Fix(args) => fix::run(args),
             Command::Sample(args) => sample::run(args),
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
@@ -79,6 +85,8 @@ impl Command {
         match self {
             Command::Train(args) => Some(&args.device),
             Command::Verify(args) => Some(&args.device),
+            Command::Eval(args) => Some(&args.device),
+            Command::Fix(args) => Some(&args.device),
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),

@@ -13,10 +13,10 @@ use self::similarity::Cases;
 use super::output::{plural, to_stdout};
 use crate::data::Task;
 use crate::data::metrics::{BETA, ScoreKind, SetScore};
+use crate::data::patch_similarity::Rule;
 use crate::data::subtask::answer::{Gold, Place, Universe};
 use crate::data::subtask::file;
 use crate::error::json_message;
-use crate::rl::reward::patch_similarity::Rule;
 use crate::{Error, Result};
 
 /// Score answers by rule: JSON lines in, one line out for each.

@@ -7,7 +7,7 @@ use crate::error::Kind;
 use crate::model::Transformer;
 use crate::model::lora::LoraConfig;
 use crate::model::weights::{self, AdapterTensor, ModelFiles, TensorSpec};
-use crate::rl::config::{Config, Stage};
+use crate::rl::config::{Config, SUBTASKS, Stage};
 use crate::rl::dataset::Item;
 use crate::rl::evaluate::{Evaluation, evaluate};
 use crate::rl::memory::{self, MemoryPlan};
@@ -264,5 +264,7 @@ fn step_line(line: &Map<String, Value>) -> String {
 fn numbers_line(numbers: &Map<String, Value>) -> String {
     let shown = ["tasks", "valid", "hit", "top1", "f1", "fbeta", "answers"];
     let text = |key: &&str| numbers.get(*key).and_then(Value::as_f64).map(|v| format!("{key} {}", (v * 1e3).round() / 1e3));
-    shown.iter().filter_map(text).collect::<Vec<_>>().join("  ")
+    let all = shown.iter().filter_map(text).collect::<Vec<_>>().join("  ");
+    let subtasks = SUBTASKS.iter().filter_map(|name| Some(format!("\n  {name}: {}", numbers_line(numbers.get(*name)?.as_object()?))));
+    subtasks.fold(all, |line, subtask| line + &subtask)
 }

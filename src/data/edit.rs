@@ -211,6 +211,16 @@ pub fn gold_blocks(path: &str, old: &str, new: &str) -> Option<Vec<Block>> {
     })
 }
 
+/// The lines (1-based) of `text` where a block's SEARCH stands; none where it is empty.
+pub fn search_places(block: &Block, text: &str) -> Vec<std::ops::Range<usize>> {
+    let (search, _) = unmarked(&block.search);
+    let lines: Vec<&str> = text.lines().collect();
+    if search.is_empty() || search_is_empty(block) {
+        return Vec::new();
+    }
+    lines.windows(search.len()).enumerate().filter(|(_, w)| *w == search).map(|(i, w)| i + 1..i + 1 + w.len()).collect()
+}
+
 /// A changed place: ranges of lines of the old and of the new file.
 #[derive(Clone, Debug)]
 struct Place {

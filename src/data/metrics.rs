@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Task;
 use super::bootstrap::{Bootstrap, Interval};
-use super::lexical::{Field, rank};
+use super::lexical::{Ranking, rank};
 use crate::Result;
 
 /// SoRFT's beta: recall weighs three times as much as precision.
@@ -145,13 +145,13 @@ impl Table {
 /// # Panics
 ///
 /// If there are candidates for fewer tasks than there are.
-pub fn bm25_scores(tasks: &[Task], candidates: Option<&[Vec<String>]>, field: Field, most: usize) -> Result<Vec<Vec<SetScore>>> {
+pub fn bm25_scores(tasks: &[Task], candidates: Option<&[Vec<String>]>, ranking: Ranking, most: usize) -> Result<Vec<Vec<SetScore>>> {
     let mut out = vec![Vec::with_capacity(tasks.len()); most];
     for (i, task) in tasks.iter().enumerate() {
         let gold = task.gold()?;
         let ranked = match candidates {
-            Some(lists) => rank(task, &lists[i], field),
-            None => rank(task, &task.file_paths(), field),
+            Some(lists) => rank(task, &lists[i], ranking),
+            None => rank(task, &task.file_paths(), ranking),
         };
         for (k, scores) in out.iter_mut().enumerate() {
             let named = &ranked[..ranked.len().min(k + 1)];
@@ -166,6 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::data::lexical::Field;
 
     fn score(answered: &[u8], gold: &[u8], valid: bool) -> SetScore {
         SetScore::new(answered, &gold.iter().copied().collect(), valid)
@@ -201,7 +202,7 @@ mod tests {
         let gold_files = Some(vec!["src/parser.py".to_owned()]);
         let task = Task { files, gold_files, problem_statement: "the parser of core".to_owned(), ..Task::default() };
         let hits = |candidates: Option<&[Vec<String>]>| -> Vec<f64> {
-            let scores = bm25_scores(std::slice::from_ref(&task), candidates, Field::Path, 3).unwrap();
+            let scores = bm25_scores(std::slice::from_ref(&task), candidates, Ranking::Bm25(Field::Path), 3).unwrap();
             scores.iter().map(|s| s[0].reward(ScoreKind::Hit, BETA)).collect()
         };
         assert_eq!(hits(None)[1..], [1.0, 1.0]);

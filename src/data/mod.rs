@@ -4,19 +4,21 @@
 //! * [`task`]: a resolved issue, in SWE-bench's field names; [`source`] reads tasks from files and mines them from git histories.
 //! * [`patch`]: unified git diffs: parse, apply, write. [`paths`]: which paths are sources, tests, documentation.
 //! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
-//! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches.
+//! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches ([`patch_similarity`]).
 //! * [`search_replace`]: edit blocks, read, applied and made. [`unidiff`]: patches as Python's package of that name reads them.
 //! * [`ground_truth`]: the gold sets of the subtasks; [`edit`]: SEARCH/REPLACE blocks; [`check`]: whether a task holds together.
-//! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`split`]: what is held out. [`random`]: keyed randomness.
+//! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`coverage`]: what several samples reach together. [`split`]: what is held out. [`random`]: keyed randomness.
 
 pub mod bootstrap;
 pub mod check;
+pub mod coverage;
 pub mod difflib;
 pub mod edit;
 pub mod ground_truth;
 pub mod lexical;
 pub mod metrics;
 pub mod patch;
+pub mod patch_similarity;
 pub mod paths;
 pub mod random;
 pub mod search_replace;

@@ -160,6 +160,20 @@ impl Task {
         }
     }
 
+    /// The task without what tells its answer: patches, gold sets, tests, later discussion, and the fields not known. Whoever answers a task
+    /// gets this, so that nothing of the answer can leak into a prompt.
+    pub fn without_answer(&self) -> Self {
+        Self {
+            instance_id: self.instance_id.clone(),
+            repo: self.repo.clone(),
+            base_commit: self.base_commit.clone(),
+            problem_statement: self.problem_statement.clone(),
+            files: self.files.clone(),
+            all_paths: self.all_paths.clone(),
+            ..Self::default()
+        }
+    }
+
     /// What tells repositories apart where none may be on two sides of a split: the name without its owner, in lower case, so that a
     /// fork (another owner, the same history), a repository that moved to another owner, and another spelling of the same name count
     /// as one. `owner/name`, `owner__name` and SWE-smith's `owner__name.commit` are known.

@@ -8,15 +8,17 @@
 
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::Transformer;
-use crate::tensor::ops::sample::{self, Filters};
+use crate::tensor::ops::sample::{Draw, Filters};
 use crate::{Error, Result};
 use std::sync::Arc;
 
 mod engine;
+mod logits;
 mod text;
 
 pub use crate::tensor::ops::sample::Choice;
 pub use engine::{Engine, Request};
+pub(crate) use logits::Logits;
 
 /// How answers are sampled.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,12 +81,8 @@ impl SamplingParams {
         Ok(())
     }
 
-    fn choose(&self, logits: &[f32], u: f64) -> Choice {
-        let filters = Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
-        match self.temperature == 0.0 {
-            true => sample::greedy(logits),
-            false => sample::draw(logits, self.temperature, filters, u),
-        }
+    fn draw(&self, u: f64) -> Draw {
+        Draw { temperature: self.temperature, filters: Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p }, u }
     }
 }
 

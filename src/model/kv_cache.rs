@@ -1,11 +1,46 @@
 //! The KV cache of generation: pages that sequences share and give back.
 
+use crate::Result;
+use crate::tensor::cuda::Gpu;
+use crate::tensor::ops::attention::cuda::{DeviceKv, PageCopies};
 use crate::tensor::ops::attention::{Heads, KvLayer};
 use crate::tensor::plan::{PageCopy, TILE};
+use std::sync::Arc;
+
+/// The pages of all layers, where the model is.
+pub(crate) enum KvLayers {
+    Cpu(Vec<KvLayer>),
+    /// Made when the first page is needed, which may fail.
+    Device(Vec<DeviceKv>),
+}
+
+impl KvLayers {
+    fn copy(&mut self, copy: PageCopy) -> Result<()> {
+        match self {
+            KvLayers::Cpu(layers) => layers.iter_mut().for_each(|l| l.copy(&[copy])),
+            KvLayers::Device(layers) => {
+                let Some(first) = layers.first() else { return Ok(()) };
+                let copies = PageCopies::new(first.gpu(), &[copy])?;
+                layers.iter_mut().try_for_each(|l| l.copy(&copies))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, pages: usize) -> Result<()> {
+        match self {
+            KvLayers::Cpu(layers) => layers.iter_mut().for_each(|l| l.grow(pages)),
+            KvLayers::Device(layers) => layers.iter_mut().try_for_each(|l| l.grow(pages))?,
+        }
+        Ok(())
+    }
+}
 
 /// Pages of all layers, with the number of sequences that use each.
 pub(crate) struct KvCache {
-    pub layers: Vec<KvLayer>,
+    pub layers: KvLayers,
+    /// What the layers of a device are made from.
+    device: Option<(Arc<Gpu>, Heads, usize)>,
     users: Vec<u32>,
     free: Vec<u32>,
     /// Beyond it the cache grows page by page.
@@ -13,8 +48,13 @@ pub(crate) struct KvCache {
 }
 
 impl KvCache {
-    pub fn new(heads: Heads, num_layers: usize) -> Self {
-        Self { layers: vec![KvLayer::new(heads, 0); num_layers], users: Vec::new(), free: Vec::new(), limit: usize::MAX }
+    pub fn new(gpu: Option<&Arc<Gpu>>, heads: Heads, num_layers: usize) -> Self {
+        let layers = match gpu {
+            None => KvLayers::Cpu(vec![KvLayer::new(heads, 0); num_layers]),
+            Some(_) => KvLayers::Device(Vec::new()),
+        };
+        let device = gpu.map(|gpu| (gpu.clone(), heads, num_layers));
+        Self { layers, device, users: Vec::new(), free: Vec::new(), limit: usize::MAX }
     }
 
     /// How many pages are wanted at most: the cache grows ahead of need, but not beyond them.
@@ -28,26 +68,27 @@ impl KvCache {
     }
 
     /// Makes `pages` cover `len` positions.
-    pub fn extend(&mut self, pages: &mut Vec<u32>, len: usize) {
+    pub fn extend(&mut self, pages: &mut Vec<u32>, len: usize) -> Result<()> {
         while pages.len() * TILE < len {
-            pages.push(self.take());
+            pages.push(self.take()?);
         }
+        Ok(())
     }
 
     /// The pages of a child that goes on from position `len` of a parent: whole pages shared, the partial one copied.
-    pub fn fork(&mut self, pages: &[u32], len: usize) -> Vec<u32> {
+    pub fn fork(&mut self, pages: &[u32], len: usize) -> Result<Vec<u32>> {
         let whole = len / TILE;
         let mut child = pages[..whole].to_vec();
         for &page in &child {
             self.users[page as usize] += 1;
         }
         if !len.is_multiple_of(TILE) {
-            let to = self.take();
+            let to = self.take()?;
             let copy = PageCopy { from: pages[whole], to, slots: (len % TILE) as u32 };
-            self.layers.iter_mut().for_each(|l| l.copy(&[copy]));
+            self.layers.copy(copy)?;
             child.push(to);
         }
-        child
+        Ok(child)
     }
 
     /// Gives a sequence's pages back.
@@ -60,15 +101,20 @@ impl KvCache {
         }
     }
 
-    fn take(&mut self) -> u32 {
+    fn take(&mut self) -> Result<u32> {
         if self.free.is_empty() {
             let (old, new) = (self.users.len(), (self.users.len() * 3 / 2 + 8).min(self.limit).max(self.users.len() + 1));
+            if let (KvLayers::Device(layers), Some((gpu, heads, count))) = (&mut self.layers, &self.device) {
+                while layers.len() < *count {
+                    layers.push(DeviceKv::new(gpu, *heads, 0)?);
+                }
+            }
+            self.layers.grow(new)?;
             self.users.resize(new, 0);
-            self.layers.iter_mut().for_each(|l| l.grow(new));
             self.free.extend((old..new).rev().map(|p| p as u32));
         }
         let page = self.free.pop().expect("pages were added");
         self.users[page as usize] = 1;
-        page
+        Ok(page)
     }
 }

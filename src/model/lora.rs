@@ -2,7 +2,7 @@
 
 use crate::model::block::Block;
 use crate::model::linear::{Linear, LoraLayer};
-use crate::model::params::{Param, ParamData};
+use crate::model::params::Param;
 use crate::model::transformer::{ParamInfo, Transformer};
 use crate::model::weights::AdapterTensor;
 use crate::tensor::philox::Philox;
@@ -47,7 +47,7 @@ impl Transformer {
         for (layer, block) in blocks.iter_mut().enumerate() {
             for (name, module, linear) in modules(block) {
                 if lora.targets.iter().any(|t| t == name) {
-                    linear.lora = Some(self.add_layer(lora, linear, &format!("layers.{layer}.{module}.{name}"), seed));
+                    linear.lora = Some(self.add_layer(lora, linear, &format!("layers.{layer}.{module}.{name}"), seed)?);
                 }
             }
         }
@@ -56,19 +56,19 @@ impl Transformer {
         Ok(())
     }
 
-    fn add_layer(&mut self, lora: &LoraConfig, linear: &Linear, name: &str, seed: u64) -> LoraLayer {
-        let weight = self.params.matrix(linear.weight);
-        let (out, input) = (weight.n(), weight.k());
+    fn add_layer(&mut self, lora: &LoraConfig, linear: &Linear, name: &str, seed: u64) -> Result<LoraLayer> {
+        let [out, input] = self.params.all()[linear.weight].info.shape[..] else { unreachable!("a layer's weight is a matrix") };
         let bound = 1.0 / (input as f64).sqrt();
         let (random, key) = (Philox::new(seed, STREAM), linear.weight as u64);
         let a: Vec<f32> = (0..lora.rank * input).map(|i| ((random.uniform(key, i as u64) * 2.0 - 1.0) * bound) as f32).collect();
         let mut add = |part: &str, shape: [usize; 2], rows: &[f32]| {
             let info = ParamInfo { name: format!("base_model.model.model.{name}.{part}.weight"), shape: shape.to_vec(), decay: true };
-            self.params.push(Param { info, data: ParamData::from_rows(&shape, rows).into(), trainable: true })
+            let data = self.params.numbers(&shape, rows)?;
+            Ok::<_, Error>(self.params.push(Param { info, data, trainable: true }))
         };
-        let a = add("lora_A", [lora.rank, input], &a);
-        let b = add("lora_B", [out, lora.rank], &vec![0.0; out * lora.rank]);
-        LoraLayer { a, b, scale: lora.alpha / lora.rank as f32 }
+        let a = add("lora_A", [lora.rank, input], &a)?;
+        let b = add("lora_B", [out, lora.rank], &vec![0.0; out * lora.rank])?;
+        Ok(LoraLayer { a, b, scale: lora.alpha / lora.rank as f32 })
     }
 
     /// Adds an adapter read from a PEFT folder: its settings and its tensors by PEFT's names.

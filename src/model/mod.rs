@@ -3,6 +3,8 @@
 mod block;
 pub mod chat;
 pub mod config;
+mod device;
+pub mod dialogue;
 pub mod flops;
 pub mod generate;
 pub mod hub;

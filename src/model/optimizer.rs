@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019), with global-norm clipping.
 
-use crate::model::params::{ParamData, Params};
+use crate::model::params::{Param, ParamData, Params};
 use crate::model::transformer::{Gradients, Transformer};
 use crate::tensor::ops::adamw;
 use crate::{Error, Result};
@@ -30,25 +30,28 @@ pub struct AdamW {
 
 impl AdamW {
     /// Moments of zero for everything the model trains.
-    pub fn new(model: &Transformer, config: AdamWConfig) -> Self {
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub fn new(model: &Transformer, config: AdamWConfig) -> Result<Self> {
         Self::for_params(&model.params, config)
     }
 
     /// Moments of zero for the trained tensors of a list.
-    pub(crate) fn for_params(params: &Params, config: AdamWConfig) -> Self {
+    pub(crate) fn for_params(params: &Params, config: AdamWConfig) -> Result<Self> {
         let list = params.all();
-        let zeros = |shape: &[usize]| (ParamData::zeros(shape), ParamData::zeros(shape));
-        Self {
+        let zeros = |p: &Param| Ok((p.data.zeros_like()?, p.data.zeros_like()?));
+        Ok(Self {
             config,
-            moments: list.iter().map(|p| p.trainable.then(|| zeros(&p.info.shape))).collect(),
+            moments: list.iter().map(|p| p.trainable.then(|| zeros(p)).transpose()).collect::<Result<_>>()?,
             names: list.iter().map(|p| p.info.name.clone()).collect(),
-        }
+        })
     }
 
     /// One step with learning rate `lr`; `step` counts from 1. Returns the gradient's norm before clipping. A gradient whose norm is not
     /// finite changes nothing; the caller sees it in the returned norm.
     pub fn step(&mut self, model: &mut Transformer, grads: &mut Gradients, lr: f64, step: u64) -> Result<f64> {
-        let norm = grads.norm();
+        let norm = grads.norm()?;
         if norm.is_finite() {
             self.apply(&mut model.params, grads, norm, lr, step)?;
         }
@@ -84,7 +87,10 @@ impl AdamW {
                 bias2_sqrt: bias2.sqrt() as f32,
                 grad_scale: clip as f32,
             };
-            adamw::step(param.data_mut().flat_mut(), grad.flat(), m.flat_mut(), v.flat_mut(), scalars);
+            match (param.data_mut()?, grad, m, v) {
+                (ParamData::Device(p), ParamData::Device(g), ParamData::Device(m), ParamData::Device(v)) => p.adamw(g, (m, v), scalars)?,
+                (p, g, m, v) => adamw::step(p.flat_mut(), g.flat(), m.flat_mut(), v.flat_mut(), scalars),
+            }
         }
         Ok(())
     }
@@ -92,7 +98,7 @@ impl AdamW {
     /// First and second moment of a trained tensor, row-major.
     pub fn export(&self, name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
         let (m, v) = self.moments[self.find(name)?].as_ref().expect("found tensors are trained");
-        Ok((m.to_rows(), v.to_rows()))
+        Ok((m.to_rows()?, v.to_rows()?))
     }
 
     /// Replaces the moments of a trained tensor.
@@ -100,17 +106,10 @@ impl AdamW {
         let id = self.find(name)?;
         let moments = self.moments[id].as_mut().expect("found tensors are trained");
         for (moment, data) in [(&mut moments.0, first), (&mut moments.1, second)] {
-            let len = match moment {
-                ParamData::Matrix(m) => m.n() * m.k(),
-                ParamData::Vector(v) => v.data().len(),
-            };
-            if data.len() != len {
-                return Err(Error::input(format!("a moment of {} numbers where {len} are expected", data.len())).at(name));
+            if data.len() != moment.len() {
+                return Err(Error::input(format!("a moment of {} numbers where {} are expected", data.len(), moment.len())).at(name));
             }
-            match moment {
-                ParamData::Matrix(m) => m.set_rows(data),
-                ParamData::Vector(v) => v.data_mut().copy_from_slice(data),
-            }
+            moment.set_rows(data)?;
         }
         Ok(())
     }

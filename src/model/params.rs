@@ -1,10 +1,14 @@
 //! The model's tensors in one list, in canonical order. Layers hold indices into it; gradients and moments are lists of the same length.
 
-use crate::tensor::Tensor;
+use crate::Result;
+use crate::model::device::DeviceNumbers;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cpu::parallel::ELEMENTS;
+use crate::tensor::cuda::{Buffer, DType, Gpu};
 use crate::tensor::ops::embedding::SparseRows;
+use crate::tensor::ops::embedding::cuda::{self as embedding_cuda, DeviceIds};
 use crate::tensor::ops::norm;
+use crate::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -30,19 +34,12 @@ pub(crate) enum ParamData {
     Matrix(PanelMatrix),
     /// `[n]`.
     Vector(Tensor),
-}
-
-impl Clone for ParamData {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Matrix(m) => Self::Matrix(m.clone()),
-            Self::Vector(v) => Self::Vector(Tensor::from_vec(v.shape(), v.data().to_vec())),
-        }
-    }
+    /// Of any shape, row-major, on a device.
+    Device(DeviceNumbers),
 }
 
 impl ParamData {
-    /// Zeros of the shape (one or two dimensions).
+    /// Zeros of the shape (one or two dimensions) on the processor.
     pub fn zeros(shape: &[usize]) -> Self {
         match *shape {
             [n, k] => Self::Matrix(PanelMatrix::zeros(n, k)),
@@ -50,7 +47,7 @@ impl ParamData {
         }
     }
 
-    /// From row-major numbers.
+    /// From row-major numbers, on the processor.
     pub fn from_rows(shape: &[usize], rows: &[f32]) -> Self {
         match *shape {
             [n, k] => Self::Matrix(PanelMatrix::from_rows(n, k, rows)),
@@ -58,27 +55,98 @@ impl ParamData {
         }
     }
 
+    /// Zeros of the same shape in the same place: a gradient or a moment.
+    pub fn zeros_like(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Matrix(m) => Self::Matrix(PanelMatrix::zeros(m.n(), m.k())),
+            Self::Vector(v) => Self::Vector(Tensor::zeros(v.shape())),
+            Self::Device(d) => Self::Device(d.zeros_like()?),
+        })
+    }
+
+    /// A copy with memory of its own.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Matrix(m) => Self::Matrix(m.clone()),
+            Self::Vector(v) => Self::Vector(Tensor::from_vec(v.shape(), v.data().to_vec())),
+            Self::Device(d) => Self::Device(d.try_clone()?),
+        })
+    }
+
     /// Row-major numbers.
-    pub fn to_rows(&self) -> Vec<f32> {
+    pub fn to_rows(&self) -> Result<Vec<f32>> {
         match self {
-            Self::Matrix(m) => m.to_rows(),
-            Self::Vector(v) => v.data().to_vec(),
+            Self::Matrix(m) => Ok(m.to_rows()),
+            Self::Vector(v) => Ok(v.data().to_vec()),
+            Self::Device(d) => d.to_rows(),
+        }
+    }
+
+    /// Replaces the numbers by row-major ones, as many as there are.
+    pub fn set_rows(&mut self, rows: &[f32]) -> Result<()> {
+        match self {
+            Self::Matrix(m) => m.set_rows(rows),
+            Self::Vector(v) => v.data_mut().copy_from_slice(rows),
+            Self::Device(d) => d.set_rows(rows)?,
+        }
+        Ok(())
+    }
+
+    /// How many numbers there are, padding not counted.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Matrix(m) => m.n() * m.k(),
+            Self::Vector(v) => v.data().len(),
+            Self::Device(d) => d.len(),
+        }
+    }
+
+    /// Sets every number to zero.
+    pub fn zero(&mut self) -> Result<()> {
+        if let Self::Device(d) = self {
+            return d.zero();
+        }
+        self.flat_mut().par_chunks_mut(ELEMENTS).for_each(|part| part.fill(0.0));
+        Ok(())
+    }
+
+    /// Whether every number is finite.
+    pub fn all_finite(&self) -> Result<bool> {
+        match self {
+            Self::Device(d) => d.all_finite(),
+            _ => Ok(norm::all_finite(self.flat())),
+        }
+    }
+
+    /// CRC-32 of the numbers in storage order.
+    fn crc(&self) -> Result<u32> {
+        match self {
+            Self::Device(d) => Ok(crc(&d.to_rows()?)),
+            _ => Ok(crc(self.flat())),
         }
     }
 
     /// All numbers in storage order, a matrix's zero padding included.
+    ///
+    /// # Panics
+    /// If they are on a device.
     pub fn flat(&self) -> &[f32] {
         match self {
             Self::Matrix(m) => m.data(),
             Self::Vector(v) => v.data(),
+            Self::Device(_) => panic!("a device tensor where the processor's was expected"),
         }
     }
 
     /// The same, to be changed.
+    ///
+    /// # Panics
+    /// If they are on a device.
     pub fn flat_mut(&mut self) -> &mut [f32] {
         match self {
             Self::Matrix(m) => m.data_mut(),
             Self::Vector(v) => v.data_mut(),
+            Self::Device(_) => panic!("a device tensor where the processor's was expected"),
         }
     }
 }
@@ -94,8 +162,11 @@ pub(crate) struct Param {
 
 impl Param {
     /// The numbers, to be changed; copied first where a clone shares them.
-    pub fn data_mut(&mut self) -> &mut ParamData {
-        Arc::make_mut(&mut self.data)
+    pub fn data_mut(&mut self) -> Result<&mut ParamData> {
+        if Arc::get_mut(&mut self.data).is_none() {
+            self.data = Arc::new(self.data.try_clone()?);
+        }
+        Ok(Arc::get_mut(&mut self.data).expect("nobody shares it"))
     }
 }
 
@@ -103,9 +174,34 @@ impl Param {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params {
     list: Vec<Param>,
+    /// Where the tensors are, if not on the processor.
+    gpu: Option<Arc<Gpu>>,
 }
 
 impl Params {
+    /// No tensors yet, on a device.
+    pub fn on(device: &Device) -> Self {
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Cuda(gpu) => Some(gpu.clone()),
+        };
+        Self { list: Vec::new(), gpu }
+    }
+
+    /// The device, if it is not the processor.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.gpu.as_ref()
+    }
+
+    /// A weight's numbers, row-major, where the others are.
+    pub fn numbers(&self, shape: &[usize], rows: &[f32]) -> Result<Arc<ParamData>> {
+        let data = match &self.gpu {
+            None => ParamData::from_rows(shape, rows),
+            Some(gpu) => ParamData::Device(DeviceNumbers::weight(gpu, rows)?),
+        };
+        Ok(Arc::new(data))
+    }
+
     pub fn push(&mut self, param: Param) -> ParamId {
         self.list.push(param);
         self.list.len() - 1
@@ -130,7 +226,7 @@ impl Params {
     pub fn matrix(&self, id: ParamId) -> &PanelMatrix {
         match &*self.list[id].data {
             ParamData::Matrix(m) => m,
-            ParamData::Vector(_) => panic!("{} is not a matrix", self.list[id].info.name),
+            _ => panic!("{} is not a matrix of the processor's", self.list[id].info.name),
         }
     }
 
@@ -141,7 +237,18 @@ impl Params {
     pub fn vector(&self, id: ParamId) -> &Tensor {
         match &*self.list[id].data {
             ParamData::Vector(v) => v,
-            ParamData::Matrix(_) => panic!("{} is not a vector", self.list[id].info.name),
+            _ => panic!("{} is not a vector of the processor's", self.list[id].info.name),
+        }
+    }
+
+    /// What kernels read of a tensor.
+    ///
+    /// # Panics
+    /// If the tensors are the processor's.
+    pub fn bf16(&self, id: ParamId) -> &Buffer {
+        match &*self.list[id].data {
+            ParamData::Device(d) => d.bf16(),
+            _ => panic!("{} is the processor's", self.list[id].info.name),
         }
     }
 }
@@ -158,75 +265,124 @@ fn crc(numbers: &[f32]) -> u32 {
 }
 
 /// Gradients of everything that is trained. A backward pass adds to them; see [`Gradients::finish`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Option<ParamData>>,
     names: Vec<String>,
     /// The embedding's rows, kept apart until all backward passes of the batch are done.
     embedding: Option<(ParamId, SparseRows)>,
+    /// The same on a device: each backward pass's tokens with their rows, in order.
+    pending: Vec<(DeviceIds, Buffer)>,
 }
 
 impl Gradients {
-    pub(crate) fn new(params: &Params, embedding: Option<ParamId>) -> Self {
+    pub(crate) fn new(params: &Params, embedding: Option<ParamId>) -> Result<Self> {
         let list = params.all();
-        Self {
-            slots: list.iter().map(|p| p.trainable.then(|| ParamData::zeros(&p.info.shape))).collect(),
+        Ok(Self {
+            slots: list.iter().map(|p| p.trainable.then(|| p.data.zeros_like()).transpose()).collect::<Result<_>>()?,
             names: list.iter().map(|p| p.info.name.clone()).collect(),
             embedding: embedding.filter(|&id| list[id].trainable).map(|id| (id, SparseRows::default())),
-        }
+            pending: Vec::new(),
+        })
     }
 
     /// Sets every gradient to zero.
-    pub fn zero(&mut self) {
-        for slot in self.slots.iter_mut().flatten() {
-            slot.flat_mut().par_chunks_mut(ELEMENTS).for_each(|part| part.fill(0.0));
-        }
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn zero(&mut self) -> Result<()> {
+        self.pending.clear();
         if let Some((_, rows)) = &mut self.embedding {
             rows.clear();
         }
+        self.slots.iter_mut().flatten().try_for_each(ParamData::zero)
     }
 
     /// Ends a batch: the embedding's sparse rows join its dense gradient (which a tied head has added to). Called once after the last
     /// backward pass of an optimizer batch, so that its bits do not depend on how the batch was cut; a second call changes nothing.
-    pub fn finish(&mut self) {
-        if let Some((id, rows)) = &mut self.embedding
-            && let Some(ParamData::Matrix(dense)) = &mut self.slots[*id]
-        {
-            rows.drain_into(dense);
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some((id, rows)) = &mut self.embedding else { return Ok(()) };
+        match &mut self.slots[*id] {
+            Some(ParamData::Matrix(dense)) => rows.drain_into(dense),
+            Some(ParamData::Device(dense)) => {
+                for (ids, dx) in std::mem::take(&mut self.pending) {
+                    let gpu = dx.gpu().clone();
+                    let width = dx.len() / ids.tokens().max(1);
+                    embedding_cuda::backward(&gpu, dense.f32_mut(), &dx, &ids, width)?;
+                }
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     /// The 2-norm over all gradients, summed in f64 in canonical order.
-    pub fn norm(&mut self) -> f64 {
-        self.finish();
-        self.slots.iter().flatten().map(|s| norm::sum_of_squares(s.flat())).sum::<f64>().sqrt()
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn norm(&mut self) -> Result<f64> {
+        self.finish()?;
+        let (mut sum, mut on_device) = (0.0, None);
+        for slot in self.slots.iter().flatten() {
+            match slot {
+                ParamData::Device(d) => {
+                    if on_device.is_none() {
+                        on_device = Some(Buffer::zeros(d.gpu(), DType::F64, 1)?);
+                    }
+                    d.add_sum_of_squares(on_device.as_mut().expect("it was just made"))?;
+                }
+                _ => sum += norm::sum_of_squares(slot.flat()),
+            }
+        }
+        if let Some(total) = on_device {
+            sum += total.to_f64()?[0];
+        }
+        Ok(f64::sqrt(sum))
     }
 
     /// Name of the first tensor with a non-finite gradient.
-    pub fn first_non_finite(&mut self) -> Option<String> {
-        self.finish();
-        let bad = self.slots.iter().position(|s| s.as_ref().is_some_and(|s| !norm::all_finite(s.flat())));
-        bad.map(|i| self.names[i].clone())
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn first_non_finite(&mut self) -> Result<Option<String>> {
+        self.finish()?;
+        for (slot, name) in self.slots.iter().zip(&self.names) {
+            if let Some(slot) = slot
+                && !slot.all_finite()?
+            {
+                return Ok(Some(name.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// A checksum of all gradients in canonical order: the first 16 hexadecimal digits of SHA-256 over each tensor's name and the CRC-32 of
     /// its numbers (of f32's bytes, every zero taken as +0: the sign of a zero is no part of what is exact). One pass over the memory.
-    pub fn checksum(&mut self) -> String {
-        self.finish();
-        let sums: Vec<u32> = self.slots.par_iter().map(|s| s.as_ref().map_or(0, |s| crc(s.flat()))).collect();
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn checksum(&mut self) -> Result<String> {
+        self.finish()?;
+        let sums: Vec<u32> = self.slots.par_iter().map(|s| s.as_ref().map_or(Ok(0), ParamData::crc)).collect::<Result<_>>()?;
         let mut all = Sha256::new();
         for (name, sum) in self.names.iter().zip(sums).zip(&self.slots).filter_map(|(named, slot)| slot.as_ref().map(|_| named)) {
             all.update(name.as_bytes());
             all.update(sum.to_le_bytes());
         }
-        all.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
+        Ok(all.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect())
     }
 
     /// A tensor's gradient, row-major; `None` if it is not trained or there is no such tensor.
-    pub fn export(&mut self, name: &str) -> Option<Vec<f32>> {
-        self.finish();
-        let id = self.names.iter().position(|n| n == name)?;
-        self.slots[id].as_ref().map(ParamData::to_rows)
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn export(&mut self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.finish()?;
+        let Some(id) = self.names.iter().position(|n| n == name) else { return Ok(None) };
+        self.slots[id].as_ref().map(ParamData::to_rows).transpose()
     }
 
     pub(crate) fn slot(&self, id: ParamId) -> Option<&ParamData> {
@@ -255,5 +411,18 @@ impl Gradients {
         if let Some((_, rows)) = &mut self.embedding {
             rows.add(ids, dx);
         }
+    }
+
+    /// A gradient on a device.
+    pub(crate) fn buffer_mut(&mut self, id: ParamId) -> Option<&mut Buffer> {
+        match &mut self.slots[id] {
+            Some(ParamData::Device(d)) => Some(d.f32_mut()),
+            _ => None,
+        }
+    }
+
+    /// [`Gradients::add_embedding`] on a device.
+    pub(crate) fn add_embedding_on(&mut self, ids: DeviceIds, dx: Buffer) {
+        self.pending.push((ids, dx));
     }
 }

@@ -2,18 +2,24 @@
 
 use crate::model::block::{Block, Pass, Saved as SavedBlock};
 use crate::model::config::ModelConfig;
+use crate::model::device;
+use crate::model::generate::Logits;
+use crate::model::kv_cache::KvLayers;
 use crate::model::linear::Linear;
 use crate::model::lora::LoraConfig;
-use crate::model::params::{Param, ParamData, ParamId, Params};
+use crate::model::params::{Param, ParamId, Params};
 use crate::model::rope::inverse_frequencies;
 use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::PanelMatrix;
-use crate::tensor::ops::attention::{Heads, KvLayer};
+use crate::tensor::cuda::{Buffer, DType};
+use crate::tensor::ops::attention::{self, Heads, KvLayer};
+use crate::tensor::ops::sample::Draw;
 use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{embedding, residual, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
 use crate::tensor::{Device, Tensor};
 use crate::{Error, Result};
+use std::borrow::Cow;
 
 pub use crate::model::linear::Adapter;
 pub use crate::model::params::{Gradients, ParamInfo};
@@ -33,41 +39,70 @@ pub struct Transformer {
     config: ModelConfig,
     inv_freq: Vec<f32>,
     pub(crate) params: Params,
-    embedding: ParamId,
+    pub(crate) embedding: ParamId,
     pub(crate) blocks: Vec<Block>,
-    final_norm: ParamId,
+    pub(crate) final_norm: ParamId,
     /// The embedding itself where the head is tied.
-    head: ParamId,
+    pub(crate) head: ParamId,
     pub(crate) lora: Option<LoraConfig>,
 }
 
 /// Activations that a backward pass needs.
-pub struct Saved {
-    trunk: SavedTrunk,
+pub struct Saved(SavedOn<SavedHead, device::Saved>);
+
+/// Activations that the backward pass below the head needs.
+pub struct SavedTrunk(SavedOn<Trunk, device::SavedTrunk>);
+
+/// Where activations are.
+enum SavedOn<C, D> {
+    Cpu(C),
+    Device(D),
+}
+
+/// On the processor.
+struct SavedHead {
+    trunk: Trunk,
     head: token_logprob::Saved,
     temperature: f32,
 }
 
-impl Saved {
-    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
-    pub fn predicting(&self) -> &Tensor {
-        &self.trunk.predicting
-    }
-}
-
-/// Activations that the backward pass below the head needs.
-pub struct SavedTrunk {
+/// On the processor, below the head.
+struct Trunk {
     blocks: Vec<SavedLayer>,
     last: Tensor,
     rstd: Tensor,
     predicting: Tensor,
 }
 
+impl Saved {
+    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn predicting(&self) -> Result<Cow<'_, Tensor>> {
+        match &self.0 {
+            SavedOn::Cpu(saved) => Ok(Cow::Borrowed(&saved.trunk.predicting)),
+            SavedOn::Device(saved) => download(&saved.trunk.predicting, saved.trunk.width).map(Cow::Owned),
+        }
+    }
+}
+
 impl SavedTrunk {
     /// The hidden states that predict, as [`Transformer::predicting`] gives them.
-    pub fn predicting(&self) -> &Tensor {
-        &self.predicting
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn predicting(&self) -> Result<Cow<'_, Tensor>> {
+        match &self.0 {
+            SavedOn::Cpu(saved) => Ok(Cow::Borrowed(&saved.predicting)),
+            SavedOn::Device(saved) => download(&saved.predicting, saved.width).map(Cow::Owned),
+        }
     }
+}
+
+/// Rows of `width` from a device.
+fn download(rows: &Buffer, width: usize) -> Result<Tensor> {
+    Ok(Tensor::from_vec(&[rows.len() / width, width], rows.to_f32()?))
 }
 
 /// A block's activations, or, with activation checkpointing, its input alone.
@@ -79,16 +114,22 @@ enum SavedLayer {
 impl Transformer {
     /// Reads the weights of an opened model.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        if !device.is_cpu() {
-            return Err(Error::device("the transformer does not run on this device yet").hint("use --device cpu"));
-        }
         let source = &*files.weights;
-        Self::build(files.config.clone(), &mut |info| source.read(&info.name, &info.shape))
+        Self::build_on(device, files.config.clone(), &mut |info| source.read(&info.name, &info.shape))
     }
 
     /// Builds the model from a function that gives each tensor's numbers, row-major.
     pub fn build(config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
-        let mut builder = Builder { params: Params::default(), read };
+        Self::build_on(&Device::Cpu, config, read)
+    }
+
+    /// The same on a device.
+    pub fn build_on(device: &Device, config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+        let heads = Heads { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+        if !device.is_cpu() {
+            attention::cuda::check(heads)?;
+        }
+        let mut builder = Builder { params: Params::on(device), read };
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let embedding = builder.tensor("model.embed_tokens.weight", &[vocab, d])?;
         let blocks = (0..config.num_layers).map(|i| builder.block(&config, i)).collect::<Result<Vec<_>>>()?;
@@ -131,18 +172,18 @@ impl Transformer {
 
     /// The numbers of a tensor (base or adapter), row-major.
     pub fn export(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.params.all()[self.find(name)?].data.to_rows())
+        self.params.all()[self.find(name)?].data.to_rows()
     }
 
     /// Replaces the numbers of a tensor.
     pub fn import(&mut self, name: &str, data: &[f32]) -> Result<()> {
         let id = self.find(name)?;
-        let param = &mut self.params.all_mut()[id];
-        let expected = param.info.shape.iter().product::<usize>();
+        let shape = self.params.all()[id].info.shape.clone();
+        let expected = shape.iter().product::<usize>();
         if data.len() != expected {
-            return Err(Error::input(format!("{} numbers where the shape {:?} asks for {expected}", data.len(), param.info.shape)).at(name));
+            return Err(Error::input(format!("{} numbers where the shape {shape:?} asks for {expected}", data.len())).at(name));
         }
-        param.data = ParamData::from_rows(&param.info.shape, data).into();
+        self.params.all_mut()[id].data = self.params.numbers(&shape, data)?;
         Ok(())
     }
 
@@ -150,8 +191,16 @@ impl Transformer {
         self.params.find(name).ok_or_else(|| Error::input(format!("the model has no tensor named {name}")))
     }
 
+    /// Frequencies of the rotary embedding, `[head_dim / 2]`.
+    pub(crate) fn inv_freq(&self) -> &[f32] {
+        &self.inv_freq
+    }
+
     /// Zeroed gradients for everything in [`Transformer::trainable`].
-    pub fn gradients(&self) -> Gradients {
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub fn gradients(&self) -> Result<Gradients> {
         Gradients::new(&self.params, Some(self.embedding))
     }
 
@@ -191,8 +240,13 @@ impl Transformer {
 
     /// Final hidden states (normed) of the packed rows `rows`, `[rows, D]`, of a plan whose keys and values live in `kv`, one layer each.
     /// This is the pass of prefill and decode; it is [`Transformer::forward`]'s, nothing saved.
-    pub(crate) fn hidden(&self, plan: &Plan, kv: &mut [KvLayer], rows: &[u32], adapter: Adapter) -> Result<Tensor> {
+    pub(crate) fn hidden(&self, plan: &Plan, kv: &mut KvLayers, rows: &[u32], adapter: Adapter) -> Result<Tensor> {
         self.check(plan)?;
+        let kv = match (kv, self.params.gpu()) {
+            (KvLayers::Cpu(layers), None) => layers,
+            (KvLayers::Device(layers), Some(gpu)) => return self.hidden_on(gpu, plan, layers, rows, adapter),
+            _ => return Err(Error::device("the cache is not where the model is")),
+        };
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for (block, kv) in self.blocks.iter().zip(kv) {
@@ -202,14 +256,20 @@ impl Transformer {
         Ok(rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0)
     }
 
-    /// Logits `[rows, V]` of final hidden states.
-    pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
-        token_logprob::logits(hidden, self.head_matrix())
+    /// Logits `[rows, V]` of final hidden states, each row to be sampled as its draw says.
+    pub(crate) fn logits(&self, hidden: &Tensor, draws: &[Draw]) -> Result<Logits> {
+        match self.params.gpu() {
+            None => Ok(Logits::Cpu(token_logprob::logits(hidden, self.head_matrix()))),
+            Some(gpu) => Ok(Logits::Device(self.logits_on(gpu, hidden, &draws.iter().map(Draw::divisor).collect::<Vec<_>>())?)),
+        }
     }
 
     /// The final hidden states (normed) that predict, `[predictions, D]`, nothing saved: what the head, or a value head, reads.
     pub fn predicting(&self, plan: &Plan, adapter: Adapter) -> Result<Tensor> {
         self.check(plan)?;
+        if let Some(gpu) = self.params.gpu() {
+            return download(&self.predicting_on(gpu, plan, adapter)?, self.config.hidden_size);
+        }
         let pass = self.pass(plan, adapter);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         for block in &self.blocks {
@@ -222,6 +282,10 @@ impl Transformer {
     /// Log-probabilities and entropies of a plan's predictions, nothing saved. Equal bit for bit to [`Transformer::forward`]'s.
     pub fn evaluate(&self, plan: &Plan, temperature: f32, adapter: Adapter) -> Result<TokenStats> {
         Self::check_temperature(temperature)?;
+        if let Some(gpu) = self.params.gpu() {
+            self.check(plan)?;
+            return self.evaluate_on(gpu, plan, temperature, adapter);
+        }
         let h = self.predicting(plan, adapter)?;
         let (logprob, entropy, _) = token_logprob::forward(&h, self.head_matrix(), &predictions(plan).1, temperature, Keep::Nothing);
         Ok(TokenStats { logprob, entropy })
@@ -230,16 +294,28 @@ impl Transformer {
     /// The same, with what the backward pass needs. `checkpointing`: save only each block's input and compute the rest again.
     pub fn forward(&self, plan: &Plan, temperature: f32, checkpointing: bool) -> Result<(TokenStats, Saved)> {
         Self::check_temperature(temperature)?;
-        let trunk = self.forward_trunk(plan, checkpointing)?;
+        self.check(plan)?;
+        if let Some(gpu) = self.params.gpu() {
+            let (stats, saved) = self.forward_on(gpu, plan, temperature, checkpointing)?;
+            return Ok((stats, Saved(SavedOn::Device(saved))));
+        }
+        let trunk = self.trunk(plan, checkpointing)?;
         let targets = predictions(plan).1;
         let (logprob, entropy, head) =
             token_logprob::forward(&trunk.predicting, self.head_matrix(), &targets, temperature, Keep::ForBackward);
-        Ok((TokenStats { logprob, entropy }, Saved { trunk, head, temperature }))
+        Ok((TokenStats { logprob, entropy }, Saved(SavedOn::Cpu(SavedHead { trunk, head, temperature }))))
     }
 
     /// The pass below the head, with what its backward pass needs: all that a critic computes.
     pub fn forward_trunk(&self, plan: &Plan, checkpointing: bool) -> Result<SavedTrunk> {
         self.check(plan)?;
+        Ok(SavedTrunk(match self.params.gpu() {
+            None => SavedOn::Cpu(self.trunk(plan, checkpointing)?),
+            Some(gpu) => SavedOn::Device(self.forward_trunk_on(gpu, plan, checkpointing)?),
+        }))
+    }
+
+    fn trunk(&self, plan: &Plan, checkpointing: bool) -> Result<Trunk> {
         let pass = self.pass(plan, Adapter::On);
         let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
         let mut blocks = Vec::with_capacity(self.blocks.len());
@@ -254,7 +330,7 @@ impl Transformer {
         }
         let (h, rstd) = rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?;
         let predicting = gather(&h, &predictions(plan).0);
-        Ok(SavedTrunk { blocks, last: x, rstd, predicting })
+        Ok(Trunk { blocks, last: x, rstd, predicting })
     }
 
     /// Adds the gradient of a loss with the given d loss / d logprob and d loss / d entropy (per prediction) to `grads`.
@@ -276,17 +352,35 @@ impl Transformer {
         if d_logprob.len() != targets.len() || d_entropy.is_some_and(|d| d.len() != targets.len()) {
             return Err(Error::input(format!("{} gradients for {} predictions", d_logprob.len(), targets.len())));
         }
+        let saved = match (saved.0, self.params.gpu()) {
+            (SavedOn::Cpu(saved), _) => saved,
+            (SavedOn::Device(saved), Some(gpu)) => {
+                return self.backward_on(gpu, plan, saved, d_logprob, d_entropy, d_predicting, grads);
+            }
+            (SavedOn::Device(_), None) => return Err(Error::device("activations of a device for a model of the processor")),
+        };
         let (w, head) = (self.head_matrix(), grads.matrix_mut(self.head));
         let (h, t) = (&saved.trunk.predicting, saved.temperature);
         let mut d_hidden = token_logprob::backward(h, w, &targets, t, saved.head, d_logprob, d_entropy, &plan.head_chunks, head);
         if let Some(d) = d_predicting {
             residual::add_to(&mut d_hidden, d);
         }
-        self.backward_trunk(plan, saved.trunk, &d_hidden, grads)
+        self.trunk_backward(plan, saved.trunk, &d_hidden, grads)
     }
 
     /// Adds the gradient of a loss with the given gradient by the hidden states that predict, `[predictions, D]`, to `grads`.
     pub fn backward_trunk(&self, plan: &Plan, saved: SavedTrunk, d_predicting: &Tensor, grads: &mut Gradients) -> Result<()> {
+        match (saved.0, self.params.gpu()) {
+            (SavedOn::Cpu(saved), _) => self.trunk_backward(plan, saved, d_predicting, grads),
+            (SavedOn::Device(saved), Some(gpu)) => {
+                let d_predicting = Buffer::from_f32(gpu, DType::Bf16, d_predicting.data())?;
+                self.backward_trunk_on(gpu, plan, saved, &d_predicting, grads)
+            }
+            (SavedOn::Device(_), None) => Err(Error::device("activations of a device for a model of the processor")),
+        }
+    }
+
+    fn trunk_backward(&self, plan: &Plan, saved: Trunk, d_predicting: &Tensor, grads: &mut Gradients) -> Result<()> {
         let pass = self.pass(plan, Adapter::On);
         let d_hidden = scatter(d_predicting, &predictions(plan).0, plan.num_tokens());
         let norm = self.params.vector(self.final_norm);
@@ -348,7 +442,8 @@ impl Builder<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<ParamId> {
         let info = ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay: shape.len() > 1 };
         let rows = (self.read)(&info)?;
-        Ok(self.params.push(Param { data: ParamData::from_rows(shape, &rows).into(), info, trainable: true }))
+        let data = self.params.numbers(shape, &rows)?;
+        Ok(self.params.push(Param { data, info, trainable: true }))
     }
 
     fn linear(&mut self, name: &str, n: usize, k: usize, bias: bool) -> Result<Linear> {

@@ -21,13 +21,16 @@ pub struct ValueHead {
 
 impl ValueHead {
     /// A head of zeros for hidden states of `width`, with moments of zero.
-    pub fn new(width: usize, config: AdamWConfig) -> Self {
+    ///
+    /// # Errors
+    /// None on the processor, where the head is.
+    pub fn new(width: usize, config: AdamWConfig) -> Result<Self> {
         let mut params = Params::default();
         for (name, shape) in [("weight", vec![1, width]), ("bias", vec![1])] {
             let info = ParamInfo { name: format!("value_head.{name}"), decay: shape.len() > 1, shape };
             params.push(Param { data: ParamData::zeros(&info.shape).into(), info, trainable: true });
         }
-        Self { gradients: Gradients::new(&params, None), optimizer: AdamW::for_params(&params, config), params }
+        Ok(Self { gradients: Gradients::new(&params, None)?, optimizer: AdamW::for_params(&params, config)?, params })
     }
 
     /// Its tensors, in canonical order.
@@ -56,17 +59,26 @@ impl ValueHead {
     }
 
     /// Sets its gradient to zero.
-    pub fn zero_gradients(&mut self) {
-        self.gradients.zero();
+    ///
+    /// # Errors
+    /// None on the processor, where the head is.
+    pub fn zero_gradients(&mut self) -> Result<()> {
+        self.gradients.zero()
     }
 
     /// The 2-norm of its gradient.
-    pub fn gradient_norm(&mut self) -> f64 {
+    ///
+    /// # Errors
+    /// None on the processor, where the head is.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
         self.gradients.norm()
     }
 
     /// A tensor's gradient, row-major.
-    pub fn gradient(&mut self, name: &str) -> Option<Vec<f32>> {
+    ///
+    /// # Errors
+    /// None on the processor, where the head is.
+    pub fn gradient(&mut self, name: &str) -> Result<Option<Vec<f32>>> {
         self.gradients.export(name)
     }
 
@@ -78,7 +90,7 @@ impl ValueHead {
     /// Weight, first and second moment of a tensor, row-major.
     pub fn export(&self, name: &str) -> Result<[Vec<f32>; 3]> {
         let (first, second) = self.optimizer.export(name)?;
-        Ok([self.params.all()[self.find(name)?].data.to_rows(), first, second])
+        Ok([self.params.all()[self.find(name)?].data.to_rows()?, first, second])
     }
 
     /// Replaces a tensor and its moments.
@@ -107,7 +119,7 @@ mod tests {
 
     #[test]
     fn is_linear_and_its_gradient_is_the_hand_written_one() {
-        let mut head = ValueHead::new(3, config());
+        let mut head = ValueHead::new(3, config()).unwrap();
         let hidden = Tensor::from_vec(&[2, 3], vec![1.0, 2.0, 3.0, -1.0, 0.5, 4.0]);
         assert_eq!(head.forward(&hidden), [0.0, 0.0]);
         let zeros = |n: usize| vec![0.0; n];
@@ -116,13 +128,13 @@ mod tests {
         assert_eq!(head.forward(&hidden), [4.75, 7.25]);
         let d_hidden = head.backward(&hidden, &[2.0, -1.0], &[0..1, 1..2]);
         assert_eq!(d_hidden.data(), [1.0, -2.0, 4.0, -0.5, 1.0, -2.0]);
-        assert_eq!(head.gradient("value_head.weight").unwrap(), [3.0, 3.5, 2.0]);
-        assert_eq!(head.gradient("value_head.bias").unwrap(), [1.0]);
-        let norm = head.gradient_norm();
+        assert_eq!(head.gradient("value_head.weight").unwrap().unwrap(), [3.0, 3.5, 2.0]);
+        assert_eq!(head.gradient("value_head.bias").unwrap().unwrap(), [1.0]);
+        let norm = head.gradient_norm().unwrap();
         head.step(norm, 0.1, 1).unwrap();
         let [weight, first, _] = head.export("value_head.weight").unwrap();
         assert!(weight[0] < 0.5 && first[0] > 0.0);
-        head.zero_gradients();
-        assert_eq!(head.gradient_norm(), 0.0);
+        head.zero_gradients().unwrap();
+        assert_eq!(head.gradient_norm().unwrap(), 0.0);
     }
 }

@@ -43,10 +43,10 @@ impl Critic {
             (CriticKind::Full, true) => return bad("the policy's base is frozen under its adapter", "use \"lora\" or \"trunk\""),
             _ => {
                 let model = policy.clone();
-                Some(Own { gradients: model.gradients(), optimizer: AdamW::new(&model, optim.clone()), model })
+                Some(Own { gradients: model.gradients()?, optimizer: AdamW::new(&model, optim.clone())?, model })
             }
         };
-        let head = ValueHead::new(policy.config().hidden_size, optim.clone());
+        let head = ValueHead::new(policy.config().hidden_size, optim.clone())?;
         Ok(Self { head, own, clip: settings.clip, coef: settings.coef, loss: ValueLoss::default() })
     }
 
@@ -67,12 +67,13 @@ impl Critic {
     }
 
     /// Begins an optimizer batch of these counts.
-    pub fn begin(&mut self, batch: BatchStats) {
+    pub fn begin(&mut self, batch: BatchStats) -> Result<()> {
         self.loss = ValueLoss::new(self.clip, batch);
-        self.head.zero_gradients();
+        self.head.zero_gradients()?;
         if let Some(own) = &mut self.own {
-            own.gradients.zero();
+            own.gradients.zero()?;
         }
+        Ok(())
     }
 
     /// Adds the head's gradient on the hidden states that predict, and returns the trees' metrics and the loss's gradient by the hidden
@@ -110,7 +111,7 @@ impl Critic {
     pub fn on_own(&mut self, plan: &Plan, jobs: &[&Job], checkpointing: bool) -> Result<Vec<ValueMetrics>> {
         let Some(mut own) = self.own.take() else { return Ok(Vec::new()) };
         let result = own.model.forward_trunk(plan, checkpointing).and_then(|saved| {
-            let (metrics, d_hidden) = self.read(saved.predicting(), plan, jobs);
+            let (metrics, d_hidden) = self.read(&*saved.predicting()?, plan, jobs);
             own.model.backward_trunk(plan, saved, &d_hidden, &mut own.gradients)?;
             Ok(metrics)
         });
@@ -119,8 +120,12 @@ impl Critic {
     }
 
     /// The 2-norm over the gradients of all that is the critic's alone.
-    pub fn gradient_norm(&mut self) -> f64 {
-        self.head.gradient_norm().hypot(self.own.as_mut().map_or(0.0, |own| own.gradients.norm()))
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
+        let own = self.own.as_mut().map_or(Ok(0.0), |own| own.gradients.norm())?;
+        Ok(self.head.gradient_norm()?.hypot(own))
     }
 
     /// One step of AdamW, clipped by `norm`; `step` counts from 1.

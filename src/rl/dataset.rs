@@ -4,18 +4,23 @@ use crate::data::Task;
 use crate::data::source::swe_bench;
 use crate::error::{Error, Result, json_message};
 use crate::model::chat::Message;
-use crate::rl::dialogue::Dialogue;
+use crate::model::dialogue::Dialogue;
+use crate::rl::config::Stage;
+use crate::rl::order::Order;
 use crate::rl::reward::{Question, Subtask};
 use rayon::prelude::*;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A question with its tokens.
 pub struct Item {
     /// The task's name.
     pub id: String,
+    /// In a mixture the subtask's name; empty where all questions are of one subtask.
+    pub subtask: &'static str,
     /// What the task is drawn with: its repository.
     pub cluster: String,
     /// The question, which judges answers.
@@ -44,7 +49,7 @@ impl Sequence {
 
 /// The examples of a stage.
 pub enum Dataset {
-    /// Questions about tasks.
+    /// Questions about tasks; those of a subtask stand together.
     Items(Vec<Item>),
     /// Lines of token ids.
     Sequences(Vec<Sequence>),
@@ -57,6 +62,19 @@ impl Dataset {
             Dataset::Items(items) => items.len(),
             Dataset::Sequences(lines) => lines.len(),
         }
+    }
+
+    /// The order of its examples in a stage: a mixture of subtasks by the stage's weights.
+    pub fn order(&self, stage: &Stage, index: usize, seed: u64) -> Order {
+        let Dataset::Items(items) = self else { return Order::new(self.len(), seed, index, stage.shuffle) };
+        let mut parts: Vec<(Range<usize>, f64)> = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            match parts.last_mut() {
+                Some((range, _)) if items[range.start].subtask == item.subtask => range.end = i + 1,
+                _ => parts.push((i..i + 1, stage.subtask_weights.get(item.subtask).copied().unwrap_or(1.0))),
+            }
+        }
+        Order::mixed(&parts, seed, index, stage.shuffle)
     }
 
     /// Whether there are none.
@@ -227,8 +245,9 @@ fn make_item(task: &Task, subtask: &dyn Subtask, dialogue: &Dialogue<'_>, max_pr
     // A tokenizer that fails on a text fails on the whole prompt below, where the error is reported.
     let count = |text: &str| dialogue.count(text).unwrap_or(usize::MAX);
     let question = subtask.question(task, &count)?;
-    let prompt = dialogue.prompt_ids(question.text())?;
-    let gold = dialogue.answer_ids(question.text(), question.gold_answer())?;
+    let messages = question.messages();
+    let prompt = dialogue.conversation_ids(&messages)?;
+    let gold = dialogue.reply_ids(&messages, question.gold_answer())?;
     if prompt.len() > max_prompt {
         return Err(Error::input(format!("a prompt of {} tokens; max_prompt_tokens is {max_prompt}", prompt.len())).at(&task.instance_id));
     }
@@ -236,7 +255,7 @@ fn make_item(task: &Task, subtask: &dyn Subtask, dialogue: &Dialogue<'_>, max_pr
         let message = format!("{} tokens of prompt and gold answer; the model's context is {context}", prompt.len() + gold.len());
         return Err(Error::input(message).at(&task.instance_id));
     }
-    Ok(Item { id: task.instance_id.clone(), cluster: task.repo_name().to_owned(), question, prompt, gold })
+    Ok(Item { id: task.instance_id.clone(), subtask: "", cluster: task.repo_name().to_owned(), question, prompt, gold })
 }
 
 #[cfg(test)]

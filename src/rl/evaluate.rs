@@ -7,9 +7,10 @@ use crate::model::generate::{Event, SamplingParams, generate};
 use crate::model::tokenizer::Tokenizer;
 use crate::rl::dataset::Item;
 use crate::rl::reward::Reward;
-use crate::rl::rollout::parts;
+use crate::rl::rollout::{common_parts, parts};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,23 +48,38 @@ pub fn evaluate(
     let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(c)).collect();
     let answers = completions.iter().zip(&rewards).map(|(c, r)| {
         let item = &items[c.prompt_index];
-        json!({
+        let mut record = json!({
             "id": item.id, "cluster": item.cluster, "reward": r.value, "parts": parts(r), "error": r.error,
             "tokens": c.ids.len(), "finish_reason": c.finish_reason, "text": c.text, "gold": item.question.gold_answer(),
             "candidates": item.question.candidates(),
-        })
+        });
+        if !item.subtask.is_empty() {
+            record["subtask"] = json!(item.subtask);
+        }
+        record
     });
     Ok(Evaluation { answers: answers.collect(), numbers: numbers(items, &rewards) })
 }
 
+/// The means over all questions, and in a mixture those of each subtask under its name.
 fn numbers(items: &[Item], rewards: &[Reward]) -> Map<String, Value> {
-    let clusters: Vec<&str> = items.iter().map(|i| i.cluster.as_str()).collect();
+    let pairs = || items.iter().zip(rewards);
+    let mut out = means(&pairs().collect::<Vec<_>>());
+    let subtasks: BTreeSet<&str> = items.iter().map(|i| i.subtask).filter(|s| !s.is_empty()).collect();
+    for name in subtasks {
+        let of_subtask: Vec<_> = pairs().filter(|(item, _)| item.subtask == name).collect();
+        out.insert(name.to_owned(), Value::Object(means(&of_subtask)));
+    }
+    out
+}
+
+fn means(answered: &[(&Item, &Reward)]) -> Map<String, Value> {
+    let clusters: Vec<&str> = answered.iter().map(|(item, _)| item.cluster.as_str()).collect();
     let bootstrap = Bootstrap::default();
-    let mut out = Map::from_iter([("tasks".to_owned(), json!(items.len()))]);
+    let mut out = Map::from_iter([("tasks".to_owned(), json!(answered.len()))]);
     let mut intervals = Map::new();
-    let names = rewards.first().map(|r| r.parts.iter().map(|(n, _)| *n).collect::<Vec<_>>()).unwrap_or_default();
-    for name in names {
-        let values: Vec<f64> = rewards.iter().map(|r| r.part(name).unwrap_or(0.0)).collect();
+    for name in common_parts(answered.iter().map(|(_, reward)| *reward)) {
+        let values: Vec<f64> = answered.iter().map(|(_, r)| r.part(name).unwrap_or(0.0)).collect();
         let interval = bootstrap.mean(&values, Some(&clusters));
         out.insert(name.to_owned(), json!(interval.mean));
         intervals.insert(name.to_owned(), json!([interval.low, interval.high]));

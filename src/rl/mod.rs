@@ -1,6 +1,6 @@
 //! Rollouts, rewards, advantages, objectives, the training loop and its checkpoints.
 //!
-//! * [`config`]: a run's settings; [`dataset`] and [`dialogue`]: what it trains on, as tokens; [`order`]: in which order.
+//! * [`config`]: a run's settings; [`dataset`]: what it trains on, as tokens; [`order`]: in which order.
 //! * [`reward`]: subtasks' questions and how answers are judged; [`rollout`]: groups of answers; [`advantage`], [`objective`]: pure maths.
 //! * [`critic`]: PPO's values; [`experience`]: a batch's advantages and returns; [`kl_control`]: the adaptive weight of the KL penalty.
 //! * [`trainer`]: the loop over stages and steps; [`schedule`]: the learning rate; [`evaluate`]: held-out questions.
@@ -12,7 +12,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod critic;
 pub mod dataset;
-pub mod dialogue;
 #[cfg(feature = "distill")]
 pub mod distill;
 pub mod evaluate;

@@ -10,7 +10,7 @@ use crate::rl::reward::Reward;
 use crate::tensor::plan::Tree;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 /// One sequence of a [`Job`]'s tree: the targets of one segment.
@@ -124,11 +124,15 @@ pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, r
 pub fn lines(items: &[&Item], groups: &[Vec<Rollout>]) -> Vec<Value> {
     let line = |item: &Item, r: &Rollout| {
         let c = &r.completion;
-        json!({
+        let mut line = json!({
             "id": item.id, "prompt_index": c.prompt_index, "index": c.index, "finish_reason": c.finish_reason,
             "reward": r.reward.value, "advantage": r.advantage, "parts": parts(&r.reward), "error": r.reward.error,
             "text": c.text, "ids": c.ids, "logprobs": c.logprobs,
-        })
+        });
+        if !item.subtask.is_empty() {
+            line["subtask"] = json!(item.subtask);
+        }
+        line
     };
     items.iter().zip(groups).flat_map(|(item, group)| group.iter().map(|r| line(item, r))).collect()
 }
@@ -138,9 +142,22 @@ pub fn parts(reward: &Reward) -> Map<String, Value> {
     reward.parts.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
 }
 
-/// The means that `metrics.jsonl` has of a step's answers.
-pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
-    let all: Vec<&Rollout> = groups.iter().flatten().collect();
+/// The means that `metrics.jsonl` has of a step's answers; of a mixture also those of each subtask that the step asks, in `subtasks`.
+pub fn summary(items: &[&Item], groups: &[Vec<Rollout>]) -> Map<String, Value> {
+    let mut out = means(&groups.iter().collect::<Vec<_>>());
+    let mut by_subtask: BTreeMap<&str, Vec<&Vec<Rollout>>> = BTreeMap::new();
+    for (item, group) in items.iter().zip(groups).filter(|(item, _)| !item.subtask.is_empty()) {
+        by_subtask.entry(item.subtask).or_default().push(group);
+    }
+    if !by_subtask.is_empty() {
+        let each = by_subtask.into_iter().map(|(name, groups)| (name.to_owned(), Value::Object(means(&groups))));
+        out.insert("subtasks".into(), Value::Object(each.collect()));
+    }
+    out
+}
+
+fn means(groups: &[&Vec<Rollout>]) -> Map<String, Value> {
+    let all: Vec<&Rollout> = groups.iter().flat_map(|g| g.iter()).collect();
     let mean = |f: &dyn Fn(&Rollout) -> f64| mean_and_std(&all.iter().map(|r| f(r)).collect::<Vec<_>>()).0;
     let (reward_mean, reward_std) = mean_and_std(&all.iter().map(|r| r.reward.value).collect::<Vec<_>>());
     let flat = groups.iter().filter(|g| is_flat(g)).count();
@@ -152,14 +169,21 @@ pub fn summary(groups: &[Vec<Rollout>]) -> Map<String, Value> {
     out.insert("truncated".into(), json!(mean(&|r| f64::from(u8::from(r.completion.finish_reason == FinishReason::Length)))));
     out.insert("duplicates".into(), json!(duplicates(groups)));
     out.insert("flat_groups".into(), json!(flat as f64 / groups.len().max(1) as f64));
-    let names = all.first().map(|r| r.reward.parts.iter().map(|(n, _)| *n).collect::<Vec<_>>()).unwrap_or_default();
+    let names = common_parts(all.iter().map(|r| &r.reward));
     let means = names.into_iter().map(|name| (name.to_owned(), json!(mean(&|r| r.reward.part(name).unwrap_or(0.0)))));
     out.insert("parts".into(), Value::Object(means.collect()));
     out
 }
 
+/// The names of the parts that all rewards have, in the order of the first: those of different subtasks differ.
+pub fn common_parts<'r>(mut rewards: impl Iterator<Item = &'r Reward>) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = rewards.next().map(|r| r.parts.iter().map(|(n, _)| *n).collect()).unwrap_or_default();
+    rewards.for_each(|r| names.retain(|name| r.part(name).is_some()));
+    names
+}
+
 /// The part of the answers, beside the first of each group, that equal an earlier one of their group: 0 if all differ, 1 if none does.
-fn duplicates(groups: &[Vec<Rollout>]) -> f64 {
+fn duplicates(groups: &[&Vec<Rollout>]) -> f64 {
     let repeated = |group: &[Rollout]| {
         let mut seen = HashSet::new();
         group.iter().filter(|r| !seen.insert(&r.completion.ids)).count()
@@ -225,7 +249,7 @@ mod tests {
     }
 
     fn item(id: &str) -> Item {
-        Item { id: id.into(), cluster: "r".into(), question: Box::new(LettersA), prompt: vec![1, 2, 3], gold: vec![4] }
+        Item { id: id.into(), subtask: "", cluster: "r".into(), question: Box::new(LettersA), prompt: vec![1, 2, 3], gold: vec![4] }
     }
 
     fn completion(prompt_index: usize, index: usize, text: &str) -> Completion {
@@ -247,7 +271,7 @@ mod tests {
         let groups = judge(&[&a, &b], answers, 2, &rule("sample")).unwrap();
         let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
         assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
-        let summary = summary(&groups);
+        let summary = summary(&[&a, &b], &groups);
         assert_eq!(summary["reward_mean"], json!(0.75));
         assert_eq!(summary["flat_groups"], json!(0.5));
         assert_eq!(summary["duplicates"], json!(0.5));

@@ -15,7 +15,6 @@ use crate::rl::dataset::{Dataset, Item};
 use crate::rl::evaluate::Evaluation;
 use crate::rl::experience::Rule;
 use crate::rl::objective::{BatchStats, Metrics, Sample};
-use crate::rl::order::Order;
 use crate::rl::rollout::{self, Job, Rollout};
 use crate::rl::run_log::read_lines;
 use crate::rl::trainer::{self, Event, Hooks, Inputs, Trainer};
@@ -146,7 +145,7 @@ fn check_step(
 ) -> Result<Option<Difference>> {
     let name = format!("rollouts/{step}.jsonl");
     let recorded = read_lines(&run.dir.join(&name))?;
-    let mut order = Order::new(items.len(), run.config.seed, index, stage.shuffle);
+    let mut order = run.datasets[index].order(stage, index, run.config.seed);
     let asked: Vec<&Item> =
         (0..stage.batch_prompts as u64).map(|i| &items[order.at((within - 1) * stage.batch_prompts as u64 + i)]).collect();
     let mut completions = Vec::new();
@@ -176,7 +175,7 @@ fn check_step(
     found.rollout_steps += 1;
     found.answers += recorded.len();
     let Some(line) = run.line(step) else { return Ok(None) };
-    let mut computed = rollout::summary(&groups);
+    let mut computed = rollout::summary(&asked, &groups);
     if line.get("skipped") != Some(&Value::Bool(true)) && follows_from_the_record(stage) {
         computed.extend(loss(stage, &asked, &groups));
         found.losses += 1;

@@ -100,7 +100,8 @@ impl Watch {
     }
 
     /// Takes a step's line of `metrics.jsonl` and returns the warnings it calls for. Only lines of sampled answers say anything: a line may
-    /// also hold `subtasks`, an object of such lines by subtask, each watched by itself.
+    /// also hold `subtasks`, an object of such lines by subtask, each watched by itself; what those have is not looked at in the line itself,
+    /// where it moves with what a step happens to ask.
     pub fn observe(&mut self, line: &Map<String, Value>) -> Vec<String> {
         if !line.contains_key("reward_mean") {
             return Vec::new();
@@ -120,9 +121,13 @@ impl Watch {
     }
 
     fn read(&mut self, subtask: &str, line: &Map<String, Value>, warnings: &mut Vec<String>) {
-        let number = |key: &str| line.get(key).or_else(|| line.get("parts")?.get(key)).and_then(Value::as_f64);
-        for (i, rule) in RULES.iter().enumerate() {
-            let Some(x) = number(rule.key) else { continue };
+        fn number(line: &Map<String, Value>, key: &str) -> Option<f64> {
+            line.get(key).or_else(|| line.get("parts")?.get(key)).and_then(Value::as_f64)
+        }
+        let apart = line.get("subtasks").and_then(Value::as_object);
+        let apart = |key: &str| apart.is_some_and(|s| s.values().filter_map(Value::as_object).any(|inner| number(inner, key).is_some()));
+        for (i, rule) in RULES.iter().enumerate().filter(|(_, rule)| !apart(rule.key)) {
+            let Some(x) = number(line, rule.key) else { continue };
             let place = (subtask.to_owned(), i);
             let Some(trend) = self.series.entry(place.clone()).or_default().push(x) else { continue };
             if !(rule.holds)(&trend) {
@@ -182,7 +187,7 @@ mod tests {
         let mut said = Vec::new();
         for step in 0..30 {
             let n = if step < 10 { 1.0 } else { 6.0 };
-            let line = json!({"stage": 1, "reward_mean": 0.5, "parts": {"answers": 1.0}, "subtasks": {"edit": {"parts": {"answers": n}}}});
+            let line = json!({"stage": 1, "reward_mean": 0.5, "parts": {"answers": n}, "subtasks": {"edit": {"parts": {"answers": n}}}});
             said.extend(watch.observe(line.as_object().unwrap()));
         }
         assert!(said.len() == 1 && said[0].starts_with("edit: answers is "), "{said:?}");

@@ -18,6 +18,16 @@ pub enum Storage {
     Cuda(Buffer),
 }
 
+/// A copy of a CPU tensor.
+///
+/// # Panics
+/// If the tensor is in device memory, where a copy can fail: see [`Buffer::try_clone`].
+impl Clone for Tensor {
+    fn clone(&self) -> Self {
+        Self::from_vec(&self.shape, self.data().to_vec())
+    }
+}
+
 impl Tensor {
     /// A CPU tensor of zeros.
     pub fn zeros(shape: &[usize]) -> Self {

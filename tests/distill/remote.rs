@@ -33,6 +33,7 @@ impl Question for Echo {
 
 fn items(n: usize) -> Vec<Item> {
     let item = |i: usize| Item {
+        subtask: "",
         id: format!("t{i}"),
         cluster: "r".into(),
         question: Box::new(Echo(format!("question {i}"))),

@@ -17,7 +17,7 @@ fn trees() -> Vec<Tree> {
 
 fn head(model: &Transformer) -> ValueHead {
     let config = AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay_norms_and_biases: false, max_grad_norm: 1.0 };
-    let (mut head, width) = (ValueHead::new(model.config().hidden_size, config), model.config().hidden_size);
+    let (mut head, width) = (ValueHead::new(model.config().hidden_size, config).unwrap(), model.config().hidden_size);
     let weight = (0..width).map(|i| (i * 7 % 11) as f32 * 0.05 - 0.2).collect();
     head.import("value_head.weight", &[weight, vec![0.0; width], vec![0.0; width]]).unwrap();
     head
@@ -29,23 +29,23 @@ fn slope(i: usize) -> f32 {
 }
 
 fn gradients(model: &Transformer, head: &mut ValueHead, micro_batches: &[&[Tree]], checkpointing: bool) -> Gradients {
-    let mut grads = model.gradients();
-    head.zero_gradients();
+    let mut grads = model.gradients().unwrap();
+    head.zero_gradients().unwrap();
     for trees in micro_batches {
         let plan = Plan::for_trees(trees);
         let d_value: Vec<f32> = plan.trees.iter().flat_map(|t| (0..t.predictions.len()).map(slope)).collect();
         let saved = model.forward_trunk(&plan, checkpointing).unwrap();
-        assert_eq!(saved.predicting().data(), model.predicting(&plan, Adapter::On).unwrap().data());
-        let d_hidden = head.backward(saved.predicting(), &d_value, &plan.head_chunks);
+        assert_eq!(saved.predicting().unwrap().data(), model.predicting(&plan, Adapter::On).unwrap().data());
+        let d_hidden = head.backward(&saved.predicting().unwrap(), &d_value, &plan.head_chunks);
         model.backward_trunk(&plan, saved, &d_hidden, &mut grads).unwrap();
     }
-    grads.finish();
+    grads.finish().unwrap();
     grads
 }
 
 fn bits(model: &Transformer, head: &mut ValueHead, mut grads: Gradients) -> Vec<Vec<u32>> {
-    let own = model.trainable().into_iter().map(|p| grads.export(&p.name).unwrap());
-    let of_head = head.trainable().into_iter().map(|p| head.gradient(&p.name).unwrap());
+    let own = model.trainable().into_iter().map(|p| grads.export(&p.name).unwrap().unwrap());
+    let of_head = head.trainable().into_iter().map(|p| head.gradient(&p.name).unwrap().unwrap());
     own.chain(of_head).map(|g| g.iter().map(|x| x.to_bits()).collect()).collect()
 }
 
@@ -84,7 +84,7 @@ fn finite_differences_agree() {
     let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     for p in model.trainable() {
         // Along the gradient itself the derivative is its norm.
-        let (g, weights) = (grads.export(&p.name).unwrap(), model.export(&p.name).unwrap());
+        let (g, weights) = (grads.export(&p.name).unwrap().unwrap(), model.export(&p.name).unwrap());
         let (size, step) = (norm(&g), 3e-4 * norm(&weights).max(0.1) / norm(&g));
         let mut at = |by: f64| {
             model.import(&p.name, &moved(&weights, &g, by)).unwrap();
@@ -96,7 +96,7 @@ fn finite_differences_agree() {
         assert!(error < 2e-2, "{}: {slope} against {}, off by {error:e}", p.name, size * size);
     }
     for p in head.trainable() {
-        let (g, [weights, m, v]) = (head.gradient(&p.name).unwrap(), head.export(&p.name).unwrap());
+        let (g, [weights, m, v]) = (head.gradient(&p.name).unwrap().unwrap(), head.export(&p.name).unwrap());
         let (size, step) = (norm(&g), 1e-2 / norm(&g));
         let mut at = |by: f64| {
             head.import(&p.name, &[moved(&weights, &g, by), m.clone(), v.clone()]).unwrap();

@@ -20,7 +20,7 @@ fn seeds(n: usize) -> (Vec<f32>, Vec<f32>) {
 }
 
 fn gradients(model: &Transformer, micro_batches: &[&[Tree]], checkpointing: bool) -> Gradients {
-    let mut grads = model.gradients();
+    let mut grads = model.gradients().unwrap();
     for trees in micro_batches {
         let plan = Plan::for_trees(trees);
         let (mut d_logprob, mut d_entropy) = (Vec::new(), Vec::new());
@@ -33,12 +33,12 @@ fn gradients(model: &Transformer, micro_batches: &[&[Tree]], checkpointing: bool
         assert_eq!(stats, model.evaluate(&plan, 0.8, Adapter::On).unwrap());
         model.backward(&plan, saved, &d_logprob, Some(&d_entropy), &mut grads).unwrap();
     }
-    grads.finish();
+    grads.finish().unwrap();
     grads
 }
 
 fn bits(model: &Transformer, grads: &mut Gradients) -> Vec<Vec<u32>> {
-    model.trainable().iter().map(|p| grads.export(&p.name).unwrap().iter().map(|x| x.to_bits()).collect()).collect()
+    model.trainable().iter().map(|p| grads.export(&p.name).unwrap().unwrap().iter().map(|x| x.to_bits()).collect()).collect()
 }
 
 fn models() -> Vec<Transformer> {
@@ -90,7 +90,7 @@ fn finite_differences_agree() {
         };
         for p in model.trainable() {
             // Along the gradient itself the derivative is its norm.
-            let g = grads.export(&p.name).unwrap();
+            let g = grads.export(&p.name).unwrap().unwrap();
             let norm = g.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             let weights = model.export(&p.name).unwrap();
             let size = weights.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
@@ -134,10 +134,10 @@ fn a_shared_prompt_gives_the_gradients_of_a_repeated_one() {
         let (stats, saved) = model.forward(&plan, 0.8, false).unwrap();
         let once = model.evaluate(&Plan::for_trees(&shared), 0.8, Adapter::On).unwrap();
         assert_eq!(stats, once, "log-probabilities are the same bits, shared or repeated");
-        let mut got = model.gradients();
+        let mut got = model.gradients().unwrap();
         model.backward(&plan, saved, &d_logprob, Some(&d_entropy), &mut got).unwrap();
         for p in model.trainable() {
-            let (a, b) = (want.export(&p.name).unwrap(), got.export(&p.name).unwrap());
+            let (a, b) = (want.export(&p.name).unwrap().unwrap(), got.export(&p.name).unwrap().unwrap());
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let scale = norm(&mut a.iter().map(|x| f64::from(*x)));
             let error = norm(&mut a.iter().zip(&b).map(|(a, b)| f64::from(a - b))) / scale;

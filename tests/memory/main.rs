@@ -106,6 +106,7 @@ fn shape() -> ModelConfig {
 
 fn tasks(n: usize, prompt: usize) -> Dataset {
     let item = |i: usize| Item {
+        subtask: "",
         id: format!("t{i}"),
         cluster: "r".into(),
         question: Box::new(First),

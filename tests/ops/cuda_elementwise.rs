@@ -10,7 +10,7 @@ use half::bf16;
 use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cpu::PanelMatrix;
 use sorft_native::tensor::cuda::{Buffer, DType, Gpu};
-use sorft_native::tensor::ops::{adamw, embedding, rope, swiglu};
+use sorft_native::tensor::ops::{adamw, embedding, residual, rmsnorm, rope, swiglu};
 use std::sync::Arc;
 
 /// Sizes around a vector of 8, a block's 2048 and 1024, and none at all.
@@ -95,14 +95,15 @@ fn adamw_has_the_processor_s_bits() {
             let f32s = |data: &[f32]| Buffer::from_f32(gpu, DType::F32, data).expect("uploaded");
             let mut p = normal(n, 5);
             let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
-            let w = Buffer::zeros(gpu, DType::Bf16, n).expect("cleared");
-            let mut state = adamw::cuda::State { p: f32s(&p), w, m: f32s(&m), v: f32s(&v) };
+            let mut w = Buffer::zeros(gpu, DType::Bf16, n).expect("cleared");
+            let [mut dp, mut dm, mut dv] = [f32s(&p), f32s(&m), f32s(&v)];
             for step in 0..3 {
                 let g = normal(n, 6 + step);
                 adamw::step(&mut p, &g, &mut m, &mut v, scalars);
-                adamw::cuda::step(&mut state, &f32s(&g), scalars).expect("a step");
+                let state = adamw::cuda::State { p: &mut dp, w: &mut w, m: &mut dm, v: &mut dv };
+                adamw::cuda::step(state, &f32s(&g), scalars).expect("a step");
             }
-            for (what, on_device, want) in [("p", &state.p, &p), ("m", &state.m, &m), ("v", &state.v, &v), ("w", &state.w, &round(&p))] {
+            for (what, on_device, want) in [("p", &dp, &p), ("m", &dm, &m), ("v", &dv, &v), ("w", &w, &round(&p))] {
                 assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
             }
         }
@@ -143,4 +144,33 @@ fn wrong_sizes_are_refused() {
     let (a, b) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 7]));
     let error = swiglu::cuda::forward(&gpu, &a, &b).expect_err("up is shorter").to_string();
     assert!(error.contains("swiglu.cu: swiglu_fwd_bf16") && error.contains("up holds 7 numbers where the kernel takes 8"), "{error}");
+}
+
+/// Sums of two, roundings, and the bias's gradient over chunks.
+#[test]
+fn sums_and_roundings_have_the_processor_s_bits() {
+    on_all_devices(|gpu| {
+        for n in SIZES {
+            let (x, y) = (round(&normal(n, 1)), round(&normal(n, 2)));
+            let mut sum = upload(gpu, &x);
+            residual::cuda::add_to(&mut sum, &upload(gpu, &y)).expect("a sum");
+            let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            assert_eq!(bits(&download(&sum)), bits(&round(&want)), "{n} sums");
+            let wide = normal(n, 3);
+            let rounded = residual::cuda::round(gpu, &Buffer::from_f32(gpu, DType::F32, &wide).expect("uploaded")).expect("rounded");
+            assert_eq!(bits(&download(&rounded)), bits(&round(&wide)), "{n} roundings");
+        }
+        for (tokens, cols, chunks) in [(1, 1, vec![0..1]), (5, 65, vec![0..2, 2..5]), (40, 9, vec![0..33, 33..40])] {
+            let (dy, before) = (round(&normal(tokens * cols, 4)), normal(cols, 5));
+            let mut db = Buffer::from_f32(gpu, DType::F32, &before).expect("uploaded");
+            let rows = rmsnorm::cuda::RowChunks::new(gpu, &chunks, 1).expect("uploaded");
+            residual::cuda::bias_gradient(&mut db, &upload(gpu, &dy), &rows).expect("a gradient");
+            let mut want = Tensor::from_vec(&[cols], before);
+            for chunk in &chunks {
+                let of = |c| chunk.clone().fold(0.0, |sum, t| sum + dy[t * cols + c]);
+                want.data_mut().iter_mut().enumerate().for_each(|(c, x)| *x += of(c));
+            }
+            assert_eq!(bits(&download(&db)), bits(want.data()), "the bias of {cols}");
+        }
+    });
 }

@@ -174,10 +174,17 @@ fn widths_that_are_no_multiples_of_8_are_refused() {
     assert!(error.contains("multiples of 8"), "{error}");
 }
 
-fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
-    assert_eq!(source.text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
-    let text = source.text.replacen(mutant.from, mutant.to, 1);
-    emulator::library(&[KernelText { name: source.file.to_owned(), defines: Vec::new(), text }])
+/// The library of a source with one mistake, which may stand in `linear.cuh`; the other kernels that its launches need are as they are.
+pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
+    let header = include_str!("../../kernels/linear.cuh").replace("#pragma once", "");
+    let text = source.text.replace("#include \"linear.cuh\"", &header);
+    assert_eq!(text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
+    let text = text.replacen(mutant.from, mutant.to, 1);
+    let mut kernels = vec![KernelText { name: source.file.to_owned(), defines: Vec::new(), text }];
+    if source == Source::HEAD {
+        kernels.push(KernelText { name: Source::LINEAR.file.to_owned(), defines: Vec::new(), text: Source::LINEAR.text.to_owned() });
+    }
+    emulator::library(&kernels)
 }
 
 #[test]

@@ -30,4 +30,5 @@ mod cuda_elementwise;
 mod cuda_launch;
 mod cuda_matmul;
 mod cuda_rmsnorm;
+mod cuda_token_logprob;
 mod nvrtc;

@@ -124,10 +124,10 @@ fn gradients_are_at_most_twice_as_far_from_f64_as_pytorchs() {
     let mut report = Report::default();
     for (f, model) in everything() {
         let want = &f.reference.sft;
-        let mut grads = model.gradients();
+        let mut grads = model.gradients().expect("gradients");
         let loss = sft(&model, &f.reference.lines, false, &mut grads);
         report.at_most(&format!("{}: SFT loss", f.name), (loss / want.loss - 1.0).abs(), 1e-6);
-        report.at_most(&format!("{}: gradient norm", f.name), (grads.norm() / want.grad_norm - 1.0).abs(), 1e-6);
+        report.at_most(&format!("{}: gradient norm", f.name), (grads.norm().expect("a norm") / want.grad_norm - 1.0).abs(), 1e-6);
         let names: Vec<String> = model.trainable().into_iter().map(|p| p.name).collect();
         for name in want.tensors.keys().filter(|n| !names.contains(n)) {
             report.check(false, || format!("{}: {name} is trained by PyTorch and not here", f.name));
@@ -138,7 +138,7 @@ fn gradients_are_at_most_twice_as_far_from_f64_as_pytorchs() {
                 continue;
             };
             report.check(info.shape == reference.shape, || format!("{}: {} has shape {:?}", f.name, info.name, info.shape));
-            let got = grads.export(&info.name).expect("a trained tensor has a gradient");
+            let got = grads.export(&info.name).expect("read").expect("a trained tensor has a gradient");
             let got = if reference.sketched { sketch(&got) } else { got.into_iter().map(f64::from).collect() };
             let error = relative_error(&got, &f.array(&format!("grad.{}", info.name)));
             let limit = (TORCH_ERRORS * reference.torch_f32_error).max(GRADIENT_FLOOR);
@@ -173,10 +173,10 @@ fn train(model: &mut Transformer, steps: &Steps, checkpointing: bool) -> (Vec<f6
         decay_norms_and_biases: false,
         max_grad_norm: steps.max_grad_norm,
     };
-    let mut optimizer = AdamW::new(model, config);
-    let mut grads = model.gradients();
+    let mut optimizer = AdamW::new(model, config).expect("moments");
+    let mut grads = model.gradients().expect("gradients");
     let one = |(t, (line, &lr)): (usize, (&Line, &f64))| {
-        grads.zero();
+        grads.zero().expect("zeroed");
         let loss = sft(model, std::slice::from_ref(line), checkpointing, &mut grads);
         let norm = optimizer.step(model, &mut grads, lr, t as u64 + 1).expect("step");
         (loss, norm)

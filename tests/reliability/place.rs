@@ -80,7 +80,7 @@ checkpoint.every = 1
 /// Supervised steps until answers are worth something, then GRPO with everything that has a state of its own.
 const GRPO: &str = r#"model = "m"
 data.train = "tasks.jsonl"
-prompt.template = "short.jinja"
+prompt.templates.file = "short.jinja"
 prompt.chat = false
 max_prompt_tokens = 120
 max_new_tokens = 8

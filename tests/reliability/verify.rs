@@ -79,3 +79,39 @@ fn an_honest_run_passes_and_a_changed_one_is_named() {
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!((&json["replay"]["difference"]["step"], &json["replay"]["from"]), (&14.into(), &12.into()));
 }
+
+#[test]
+fn a_mixture_of_subtasks_is_verified_and_run_again() {
+    let place = Place::furnished();
+    let places = "{{ issue }}\n{% for f in files %}### {{ f.path }}\n{{ f.code }}\n{% endfor %}";
+    fs::write(place.at("places.jinja"), places).expect("written");
+    let config = fs::read_to_string(place.at("grpo.toml")).expect("a file");
+    let mut mixed = "subtasks = [\"file\", \"function\", \"line\", \"edit\"]\nsubtask_weights.file = 2\n".to_owned();
+    ["function", "line", "edit"].iter().for_each(|name| mixed += &format!("prompt.templates.{name} = \"places.jinja\"\n"));
+    fs::write(place.at("mixed.toml"), mixed + &config).expect("written");
+    let tasks = fs::read_to_string(place.at("tasks.jsonl")).expect("a file").replace("o__r-", "o__s-");
+    fs::write(place.at("heldout.jsonl"), tasks).expect("written");
+    let settings = ["data.heldout=heldout.jsonl", "stage.1.steps=3", "stage.2.steps=3", "stage.2.kl.coef=0", "stage.2.updates_per_batch=1"];
+    let settings = settings.iter().flat_map(|s| ["--set", s]);
+    let args: Vec<&str> = ["train", "mixed.toml", "--out", "run"].into_iter().chain(settings).collect();
+    let (status, said) = place.run(&args);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("\n  edit: tasks 4  valid "), "{said}");
+    let metrics = fs::read_to_string(place.at("run/metrics.jsonl")).expect("metrics");
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().expect("a line")).expect("JSON");
+    assert!(last["eval"]["tasks"] == 16 && last["eval"]["function"]["tasks"] == 4, "{last}");
+    assert!(last["eval"]["edit"]["applied"].is_number() && last["eval"]["line"]["interval"]["hit"].is_array(), "{last}");
+    let html = fs::read_to_string(place.at("run/report.html")).expect("a report");
+    assert!(html.contains("<b>Held-out: line</b>") && html.contains("<b>Reward by subtask</b>"));
+    for args in [&["verify", "run"][..], &["verify", "run", "--step", "6"]] {
+        let (status, said) = place.run(args);
+        assert_eq!(status, Some(0), "{said}");
+    }
+    let record = fs::read_to_string(place.at("run/rollouts/5.jsonl")).expect("rollouts");
+    let name = serde_json::from_str::<serde_json::Value>(record.lines().next().expect("a line")).expect("JSON")["subtask"].clone();
+    change(&place, "rollouts/5.jsonl", 1, "subtask", &|_| "other".into());
+    let (status, said) = place.run(&["verify", "run"]);
+    assert!(status == Some(1) && said.contains(&format!("subtask: recorded \"other\", computed {name}")), "{said}");
+    let (status, said) = place.run(&["report", "run"]);
+    assert_eq!(status, Some(0), "{said}");
+}

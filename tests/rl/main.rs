@@ -4,6 +4,7 @@ mod command;
 mod configuration;
 mod objectives;
 mod ppo;
+mod prompts;
 mod reference;
 mod support;
 mod training;

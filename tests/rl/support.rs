@@ -39,14 +39,21 @@ impl Question for Even {
 
 /// `n` questions with prompts of different lengths.
 pub fn items(n: usize) -> Arc<Dataset> {
-    let item = |i: usize| Item {
+    mixture(&[("", n)])
+}
+
+/// Questions of several subtasks, `n` of each.
+pub fn mixture(parts: &[(&'static str, usize)]) -> Arc<Dataset> {
+    let item = |(i, subtask): (usize, &'static str)| Item {
         id: format!("t{i}"),
+        subtask,
         cluster: "r".into(),
         question: Box::new(Even),
         prompt: tiny::ids(50 + 17 * i, i as u64),
         gold: vec![2 * i as u32 + 2, 8, 0],
     };
-    Arc::new(Dataset::Items((0..n).map(item).collect()))
+    let subtasks = parts.iter().flat_map(|&(name, n)| (0..n).map(move |i| (i, name)));
+    Arc::new(Dataset::Items(subtasks.map(item).collect()))
 }
 
 /// `n` lines of ids, every other token a target.

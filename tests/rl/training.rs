@@ -1,12 +1,13 @@
 //! The training loop on tiny models.
 
-use crate::support::{Recorder, config, files, items, model, sequences, train, weights};
+use crate::support::{Recorder, config, files, items, mixture, model, sequences, train, weights};
 use serde_json::{Map, Value, json};
 use sorft_native::error::Kind;
 use sorft_native::model::lora::LoraConfig;
 use sorft_native::model::transformer::Adapter;
 use sorft_native::rl::dataset::Dataset;
 use sorft_native::tensor::plan::{Plan, Tree};
+use std::sync::Arc;
 
 const GRPO: &str = "algorithm = \"grpo\"\nbatch_prompts = 3\ngroup_size = 4\nmax_new_tokens = 10\noptim.lr = 5e-3\nclip = [0.2, 0.28]\n";
 
@@ -99,7 +100,7 @@ fn two_stages(extra: &str) -> String {
     )
 }
 
-fn resumed_equals_unbroken(text: &str, lora: bool) {
+fn resumed_equals_unbroken(text: &str, lora: bool, data: &dyn Fn() -> Arc<Dataset>) {
     let config = config(text);
     let fresh = || {
         let mut m = model();
@@ -109,7 +110,7 @@ fn resumed_equals_unbroken(text: &str, lora: bool) {
         }
         m
     };
-    let data = [items(4), items(4)];
+    let data = [data(), data()];
     let whole = tempfile::tempdir().unwrap();
     let trained = train(&config, &data, fresh(), whole.path(), false, &mut Recorder::default()).unwrap();
     // Stopped after every step in turn, and in the middle of sampling; each time resumed from what the run folder holds.
@@ -137,12 +138,47 @@ fn resumed_equals_unbroken(text: &str, lora: bool) {
 
 #[test]
 fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
-    resumed_equals_unbroken(&two_stages(""), false);
+    resumed_equals_unbroken(&two_stages(""), false, &|| items(4));
 }
 
 #[test]
 fn a_resumed_lora_run_has_the_bytes_of_an_unbroken_one() {
-    resumed_equals_unbroken(&two_stages("lora.rank = 2\n"), true);
+    resumed_equals_unbroken(&two_stages("lora.rank = 2\n"), true, &|| items(4));
+}
+
+const MIXED: &str = "subtasks = [\"file\", \"line\"]\nsubtask_weights.line = 3\n";
+
+#[test]
+fn a_resumed_mixture_has_the_bytes_of_an_unbroken_one() {
+    resumed_equals_unbroken(&two_stages(MIXED), false, &|| mixture(&[("file", 5), ("line", 3)]));
+}
+
+#[test]
+fn a_mixture_keeps_its_weights_and_tells_its_subtasks_apart() {
+    // An epoch of eight: two of "file", six of "line".
+    let config = config(&format!("{GRPO}{MIXED}steps = 8\nbatch_prompts = 4\n"));
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, &[mixture(&[("file", 5), ("line", 3)])], model(), dir.path(), false, &mut hooks).unwrap();
+    let mut asked = Vec::new();
+    for (step, line) in (1..).zip(&hooks.lines) {
+        let text = std::fs::read_to_string(dir.path().join(format!("rollouts/{step}.jsonl"))).unwrap();
+        let records: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        for subtask in ["file", "line"] {
+            let of: Vec<&Value> = records.iter().filter(|r| r["subtask"] == subtask).collect();
+            let numbers = &line["subtasks"][subtask];
+            assert_eq!(numbers.is_object(), !of.is_empty());
+            let mean = of.iter().map(|r| r["reward"].as_f64().unwrap()).sum::<f64>() / of.len() as f64;
+            assert!(of.is_empty() || (numbers["reward_mean"].as_f64().unwrap() - mean).abs() < 1e-12, "{numbers}");
+            assert!(of.is_empty() || numbers["answer_tokens_mean"].is_number() && numbers["parts"]["answers"].is_number());
+        }
+        asked.extend(records.iter().filter(|r| r["index"] == 0).map(|r| (r["subtask"].as_str().unwrap().to_owned(), r["id"].to_string())));
+    }
+    for epoch in asked.chunks(8) {
+        assert_eq!(epoch.iter().filter(|(subtask, _)| subtask == "line").count(), 6);
+    }
+    // Four epochs ask five files eight times: each at least once.
+    let files: std::collections::BTreeSet<_> = asked.iter().filter(|(subtask, _)| subtask == "file").collect();
+    assert_eq!(files.len(), 5);
 }
 
 #[test]

@@ -189,6 +189,15 @@ int cuMemcpyDtoHAsync_v2(void *host, unsigned long long from, size_t bytes, void
   const int result = usable(stream);
   return result ? result : emu_read(device, host, reinterpret_cast<void *>(from), bytes);
 }
+int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
+  ONE_AT_A_TIME;
+  int result = usable(stream);
+  char *through = new char[bytes];
+  if (!result) result = emu_read(device, through, reinterpret_cast<void *>(from), bytes);
+  if (!result) result = emu_write(device, reinterpret_cast<void *>(to), through, bytes);
+  delete[] through;
+  return result;
+}
 int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void *stream) {
   ONE_AT_A_TIME;
   const int result = usable(stream);

@@ -62,7 +62,7 @@ pub(super) fn run(bench: &mut Bench, spec: &str) -> Result<()> {
 const GRPO: (usize, usize, usize, usize) = (2, 8, 256, 64);
 
 /// What `train` does at the defaults of its optimizer.
-fn adamw(model: &Transformer) -> AdamW {
+fn adamw(model: &Transformer) -> Result<AdamW> {
     let config = AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, decay_norms_and_biases: false, max_grad_norm: 1.0 };
     AdamW::new(model, config)
 }
@@ -77,8 +77,8 @@ fn grpo_step(bench: &mut Bench, model: &mut Transformer, random: &Philox) -> Res
     let vocab = model.config().vocab_size as f64;
     let id = |i: usize| (random.uniform(i as u64, 1) * vocab) as u32;
     let prompts: Vec<Vec<u32>> = (0..prompts).map(|p| (0..prompt_tokens).map(|i| id(p * prompt_tokens + i)).collect()).collect();
-    let mut optimizer = adamw(model);
-    let mut grads = model.gradients();
+    let mut optimizer = adamw(model)?;
+    let mut grads = model.gradients()?;
     let mut step = 0;
     let mut failure = None;
     let answer_total = prompts.len() * group * answer_tokens;
@@ -92,7 +92,7 @@ fn grpo_step(bench: &mut Bench, model: &mut Transformer, random: &Philox) -> Res
             let plan = Plan::for_trees(&prompts.iter().zip(completions.chunks(group)).map(tree).collect::<Vec<_>>());
             let seeds: Vec<f32> =
                 (0..plan.predictions.len()).map(|i| if i / answer_tokens % 2 == 0 { 1.0 } else { -1.0 } / answer_total as f32).collect();
-            grads.zero();
+            grads.zero()?;
             let (_, saved) = model.forward(&plan, 1.0, false)?;
             model.backward(&plan, saved, &seeds, None, &mut grads)?;
             optimizer.step(model, &mut grads, 1e-6, step)
@@ -109,15 +109,15 @@ fn train(bench: &mut Bench, model: &mut Transformer, ids: &[u32]) -> Result<()> 
     }
     let plan = Plan::for_trees(&[Tree::sequence(ids, &vec![true; ids.len()])]);
     let seeds = vec![-1.0 / plan.predictions.len() as f32; plan.predictions.len()];
-    let mut optimizer = adamw(model);
-    let mut grads = model.gradients();
+    let mut optimizer = adamw(model)?;
+    let mut grads = model.gradients()?;
     let mut step = 0;
     let mut failure = None;
     bench.run("model training step 512", "tokens/s", ids.len() as f64, &mut || {
         step += 1;
-        grads.zero();
-        failure = model
-            .forward(&plan, 1.0, false)
+        failure = grads
+            .zero()
+            .and_then(|()| model.forward(&plan, 1.0, false))
             .and_then(|(_, saved)| model.backward(&plan, saved, &seeds, None, &mut grads))
             .and_then(|()| optimizer.step(model, &mut grads, 1e-6, step).map(drop))
             .err();

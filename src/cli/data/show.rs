@@ -8,8 +8,12 @@ use serde_json::json;
 use crate::cli::output::{json_line, say, to_stdout};
 use crate::data::Task;
 use crate::data::source::swe_bench;
+use crate::data::subtask::edit::EditSubtask;
 use crate::data::subtask::evidence::Evidence;
 use crate::data::subtask::file::{FileOptions, FileSubtask, Order, Universe};
+use crate::data::subtask::function::FunctionSubtask;
+use crate::data::subtask::line::LineSubtask;
+use crate::data::subtask::view::ViewOptions;
 use crate::{Error, Result};
 
 /// Show a task, or the prompt that is made of it (--prompt).
@@ -19,13 +23,16 @@ pub(super) struct Args {
     file: PathBuf,
     /// The task's instance_id
     id: String,
-    /// Show the prompt of file localisation and its gold answer
+    /// Show the prompt of a subtask and its gold answer
     #[arg(long)]
     prompt: bool,
+    /// Which subtask's
+    #[arg(long, value_enum, default_value_t = Shown::File)]
+    subtask: Shown,
     /// Which paths the prompt lists
     #[arg(long, value_enum, default_value_t = Paths::Files)]
     paths: Paths,
-    /// In which order the candidates stand: alphabetical, shuffled, lexical, or lexical_paths
+    /// In which order the candidates stand: alphabetical, shuffled, lexical, lexical_paths, or fused
     #[arg(long, default_value = "alphabetical")]
     order: Order,
     /// What the prompt says of each path: `paths` for nothing, or, with commas, `names` and one of `score`, `rank`, `words`
@@ -46,6 +53,18 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Shown {
+    /// Which files must be changed
+    File,
+    /// Which functions and classes
+    Function,
+    /// Which lines
+    Line,
+    /// The change itself
+    Edit,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Paths {
     /// Those whose contents the task holds
     Files,
@@ -62,7 +81,14 @@ pub(super) fn run(args: Args) -> Result<()> {
         return Err(Error::input(format!("no task has the instance_id `{}`", args.id)).at_file(&args.file).hint(hint));
     };
     if args.prompt {
-        return show_prompt(task, &args);
+        let template = match &args.template {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
+            None => None,
+        };
+        return match args.subtask {
+            Shown::File => show_prompt(task, &args, template),
+            place => show_place_prompt(task, &args, place, template),
+        };
     }
     if args.json {
         return json_line(&task.to_json());
@@ -80,11 +106,39 @@ fn likeness(task: &Task, id: &str) -> f64 {
     strsim::jaro_winkler(&task.instance_id, id)
 }
 
-fn show_prompt(task: &Task, args: &Args) -> Result<()> {
-    let template = match &args.template {
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
-        None => None,
+/// Tokens of a text, as far as they are known without a model.
+fn count(text: &str) -> usize {
+    text.len().div_ceil(4)
+}
+
+fn show_place_prompt(task: &Task, args: &Args, place: Shown, template: Option<String>) -> Result<()> {
+    let options = ViewOptions { max_tokens: args.max_tokens.unwrap_or(usize::MAX), seed: args.seed, template, ..ViewOptions::default() };
+    let prompt = match place {
+        Shown::Line => LineSubtask::new(options)?.prompt(task, &count)?,
+        Shown::Edit => EditSubtask::new(options)?.prompt(task, &count)?,
+        Shown::File | Shown::Function => FunctionSubtask::new(options)?.prompt(task, &count)?,
     };
+    let (asked, cut) = (&prompt.asked, prompt.asked.cut);
+    if args.json {
+        return json_line(&json!({
+            "prompt": asked.text, "answer": prompt.answer, "tokens": asked.tokens,
+            "cut": {"issue_bytes": [cut.issue_bytes.0, cut.issue_bytes.1], "units": [cut.units.0, cut.units.1], "piece_lines": cut.piece_lines},
+        }));
+    }
+    to_stdout(|out| writeln!(out, "{}\n\n---- gold answer\n{}", asked.text, prompt.answer))?;
+    let pieces = cut.piece_lines.map_or(String::new(), |n| format!("; definitions are cut into pieces of at most {n} lines"));
+    say!(
+        "about {} tokens; shown: {} of {} bytes of the issue; left out: {} of {} units of code{pieces}",
+        asked.tokens,
+        cut.issue_bytes.0,
+        cut.issue_bytes.1,
+        cut.units.0,
+        cut.units.1
+    );
+    Ok(())
+}
+
+fn show_prompt(task: &Task, args: &Args, template: Option<String>) -> Result<()> {
     let options = FileOptions {
         universe: match args.paths {
             Paths::Files => Universe::Files,
@@ -97,7 +151,7 @@ fn show_prompt(task: &Task, args: &Args) -> Result<()> {
         template,
         ..FileOptions::default()
     };
-    let prompt = FileSubtask::new(options)?.prompt(task, &|text: &str| text.len().div_ceil(4))?;
+    let prompt = FileSubtask::new(options)?.prompt(task, &count)?;
     let cut = prompt.cut;
     if args.json {
         return json_line(&json!({

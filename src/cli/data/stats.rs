@@ -10,7 +10,7 @@ use crate::Result;
 use crate::cli::output::{json_line, table, to_stdout};
 use crate::data::Task;
 use crate::data::bootstrap::Bootstrap;
-use crate::data::lexical::Field;
+use crate::data::lexical::{Field, Ranking};
 use crate::data::metrics::{BETA, Table, bm25_scores};
 use crate::data::source::funnel::Funnel;
 use crate::data::split::instant;
@@ -123,8 +123,10 @@ fn spread(mut counts: Vec<usize>) -> Value {
 fn baseline(tasks: &[Task]) -> Result<Vec<(&'static str, usize, Table)>> {
     let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
     let mut out = Vec::new();
-    for (name, field) in [("path", Field::Path), ("path and content", Field::Content)] {
-        for (i, scores) in bm25_scores(tasks, None, field, MOST)?.iter().enumerate() {
+    for (name, ranking) in
+        [("path", Ranking::Bm25(Field::Path)), ("path and content", Ranking::Bm25(Field::Content)), ("four, fused", Ranking::Fused)]
+    {
+        for (i, scores) in bm25_scores(tasks, None, ranking, MOST)?.iter().enumerate() {
             out.push((name, i + 1, Table::new(scores, BETA, Some(&repos), &Bootstrap::default())));
         }
     }

@@ -13,8 +13,8 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
 use crate::data::difflib::{PyText, Scratch, json_string};
+use crate::data::patch_similarity::{Files, Judgement, Oracle, Rule, unidiff_changes};
 use crate::error::json_message;
-use crate::rl::reward::patch_similarity::{Files, Judgement, Oracle, Rule, unidiff_changes};
 use crate::{Error, Result};
 
 /// The most lines of a batch.

@@ -31,6 +31,30 @@ impl Universe {
         Self { files: task.files.clone(), paths, shown }
     }
 
+    /// The universe of a prompt that shows these `lines` of these `files`, by path; `paths` are all that are known, shown or not. A path
+    /// without lines is shown by its name alone.
+    pub fn of_lines(files: BTreeMap<String, String>, paths: BTreeSet<String>, lines: BTreeMap<String, BTreeSet<usize>>) -> Self {
+        Self { files, paths, shown: Some(lines) }
+    }
+
+    /// The files that an answer's edits change, after them.
+    ///
+    /// # Errors
+    ///
+    /// Why the answer has no edits, or none that can be made.
+    pub fn apply(&self, completion: &str) -> std::result::Result<BTreeMap<String, String>, String> {
+        Ok(self.edited(completion)?.into_iter().map(|(path, (_, new))| (path, new)).collect())
+    }
+
+    fn edited(&self, completion: &str) -> std::result::Result<BTreeMap<String, (String, String)>, String> {
+        let text = completion.rfind("</think>").map_or(completion, |at| &completion[at..]);
+        let blocks = parse_blocks(text)?;
+        if blocks.is_empty() {
+            return Err("the answer has no SEARCH/REPLACE block".to_owned());
+        }
+        apply_blocks(&blocks, &self.files, &|path, line| self.shows(path, line), &|p| self.paths.contains(p))
+    }
+
     fn shows(&self, path: &str, line: usize) -> bool {
         self.shown.as_ref().is_none_or(|s| s.get(path).is_some_and(|l| l.contains(&line)))
     }
@@ -93,18 +117,28 @@ fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<Strin
         let all: Vec<&str> = files[*path].lines().collect();
         let start = run.iter().position(|l| !l.trim().is_empty()).unwrap_or(run.len());
         let end = run.iter().rposition(|l| !l.trim().is_empty()).map_or(start, |i| i + 1);
+        // Blank lines at its ends may be the prompt's own; they count where the file has blank lines there too.
+        let (before, behind) = (start, run.len() - end);
         let run = &run[start..end];
         if run.is_empty() {
             continue;
         }
+        let blank = |n: &usize| all.get(*n).is_some_and(|l| l.trim().is_empty());
         let shown = out.entry((*path).to_owned()).or_default();
         let whole: Vec<usize> = (0..all.len()).filter(|&i| all[i..].starts_with(run)).collect();
-        whole.iter().for_each(|&at| shown.extend(at + 1..=at + run.len()));
+        for &at in &whole {
+            let (first, last) = (at + 1, at + run.len());
+            shown.extend(first..=last);
+            shown.extend((0..at).rev().take(before).take_while(blank).map(|n| n + 1));
+            shown.extend((last..).take(behind).take_while(blank).map(|n| n + 1));
+        }
         if whole.is_empty() {
             shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
         }
     }
-    out.retain(|_, lines| !lines.is_empty());
+    if out.values().all(BTreeSet::is_empty) {
+        out.clear();
+    }
     out
 }
 
@@ -204,14 +238,7 @@ pub fn parse_lines(completion: &str, universe: &Universe) -> Answered<(String, u
 
 /// Reads an answer to code edit generation: all blocks after the last `</think>`, applied to the files; what they delete and insert.
 pub fn parse_edits(completion: &str, universe: &Universe) -> Answered<Element> {
-    let text = completion.rfind("</think>").map_or(completion, |at| &completion[at..]);
-    let blocks = match parse_blocks(text) {
-        Ok(blocks) if blocks.is_empty() => return (Vec::new(), Some("the answer has no SEARCH/REPLACE block".to_owned())),
-        Ok(blocks) => blocks,
-        Err(reason) => return (Vec::new(), Some(reason)),
-    };
-    let shown = |path: &str, line: usize| universe.shows(path, line);
-    match apply_blocks(&blocks, &universe.files, &shown, &|p| universe.paths.contains(p)) {
+    match universe.edited(completion) {
         Ok(files) => {
             let elements: Vec<Element> = files.iter().flat_map(|(path, (old, new))| edit_elements(path, old, new)).collect();
             let reason = elements.is_empty().then(|| "the edits change nothing".to_owned());

@@ -1,5 +1,7 @@
 //! Fitting texts into a number of tokens.
 
+use crate::Result;
+
 /// The longest beginning of `text` that ends at a word's end and has at most `room` tokens, without the white space at its end.
 ///
 /// Counts of beginnings hardly ever fall as the text grows; where one does, the result may be a word short, and never too long.
@@ -22,6 +24,31 @@ pub fn longest_beginning<'a>(text: &'a str, room: usize, count_tokens: &dyn Fn(&
         }
     }
     if fits == 0 { "" } else { &text[..ends[fits - 1]] }
+}
+
+/// Renders a prompt with as much of the issue as fits into `max` tokens, and says how many bytes of it that is. `room` is what the rest of
+/// the prompt leaves; `render` takes the issue and whether it is cut.
+pub fn fill_issue(
+    issue: &str,
+    max: usize,
+    mut room: usize,
+    render: &dyn Fn(&str, bool) -> Result<String>,
+    count_tokens: &dyn Fn(&str) -> usize,
+) -> Result<(String, usize)> {
+    let whole = render(issue, false)?;
+    if max == usize::MAX || count_tokens(&whole) <= max {
+        return Ok((whole, issue.len()));
+    }
+    // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
+    loop {
+        let part = longest_beginning(issue, room, count_tokens);
+        let text = render(part, true)?;
+        let over = count_tokens(&text).saturating_sub(max);
+        if over == 0 || part.is_empty() {
+            return Ok((text, part.len()));
+        }
+        room = room.saturating_sub(over);
+    }
 }
 
 /// The places where a word ends: before white space, and at the end of the text.

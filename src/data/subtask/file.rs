@@ -8,11 +8,11 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
 use super::answer_text;
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
 use super::tree::{forms, shown_paths};
 use crate::data::Task;
-use crate::data::lexical::{self, Field};
+use crate::data::lexical::{self, Field, Ranking};
 use crate::data::metrics::SetScore;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -45,6 +45,8 @@ pub enum Order {
     Lexical,
     /// The same by the paths alone, for prompts that are to say nothing of contents.
     LexicalPaths,
+    /// By four lexical rankings at once ([`lexical::fused_scores`]): a better retriever's list.
+    Fused,
 }
 
 impl FromStr for Order {
@@ -56,8 +58,9 @@ impl FromStr for Order {
             "shuffled" => Ok(Self::Shuffled),
             "lexical" => Ok(Self::Lexical),
             "lexical_paths" => Ok(Self::LexicalPaths),
+            "fused" => Ok(Self::Fused),
             other => {
-                let hint = "expected alphabetical, shuffled, lexical or lexical_paths";
+                let hint = "expected alphabetical, shuffled, lexical, lexical_paths or fused";
                 Err(Error::usage(format!("there is no order `{other}`")).hint(hint))
             }
         }
@@ -201,6 +204,24 @@ impl FileSubtask {
         self.fit(task, &material, gold, missing, count_tokens)
     }
 
+    /// The prompt of an issue whose fix is not known. As [`Self::prompt`], but where paths have to be left out, those stay that match the
+    /// issue best lexically. The gold set and the gold answer are empty.
+    ///
+    /// # Errors
+    ///
+    /// No candidates; a budget that not even one path fits into; a template that fails.
+    pub fn ask(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<FilePrompt> {
+        let task = task.without_answer();
+        let candidates = self.candidates(&task);
+        if candidates.is_empty() {
+            return Err(Error::input("there are no files to choose from").at(&task.instance_id).hint("give `files` or `all_paths`"));
+        }
+        let issue = clean_issue(&task.problem_statement);
+        let notes = self.options.evidence.notes(&issue, &candidates, &task.files);
+        let material = Material { repo: task.repo_name(), issue, candidates, notes };
+        self.fit(&task, &material, BTreeSet::new(), 0, count_tokens)
+    }
+
     /// The paths that the prompt lists, if all fit, in their order.
     fn candidates(&self, task: &Task) -> Vec<String> {
         let mut candidates = match self.options.universe {
@@ -213,8 +234,7 @@ impl FileSubtask {
                 Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
                 candidates
             }
-            Order::Lexical => lexical::rank(task, &candidates, Field::Content),
-            Order::LexicalPaths => lexical::rank(task, &candidates, Field::Path),
+            Order::Lexical | Order::LexicalPaths | Order::Fused => self.ranked(task, &candidates),
         }
     }
 
@@ -249,7 +269,7 @@ impl FileSubtask {
         }
         if left.is_none_or(|left| left < needed) {
             let order = self.order_of_leaving(task, &material.candidates, &gold);
-            let listed = gold.len() - gold_missing;
+            let listed = (gold.len() - gold_missing).max(1);
             let Some((paths, room)) = most_paths(&order, listed, needed, &|paths| room(paths, 0, false))? else {
                 let message = format!("{max} tokens do not hold a prompt of its {listed} gold paths and {needed} tokens of the issue");
                 return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
@@ -258,8 +278,8 @@ impl FileSubtask {
             left = Some(room);
         }
         let (paths, items, marks) = chosen;
-        let shown = Shown { issue: "", cut: true, paths: &paths, items, marks };
-        let (text, issue_len) = self.fill_issue(material, shown, left.unwrap_or(0), count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(material, &Shown { issue, cut, paths: &paths, items, marks });
+        let (text, issue_len) = fill_issue(&material.issue, max, left.unwrap_or(0), &render, count_tokens)?;
         let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
         let count = |n: &Note, items: usize, marks: bool| n.items.len().min(items) + usize::from(marks && !n.mark.is_empty());
         let evidence = material.notes.iter().map(|n| count(n, usize::MAX, true)).sum::<usize>();
@@ -275,35 +295,15 @@ impl FileSubtask {
         Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
     }
 
-    /// Renders with as much of the issue as fits, and says how many bytes of it that is.
-    fn fill_issue(
-        &self,
-        material: &Material<'_>,
-        shown: Shown<'_>,
-        left: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<(String, usize)> {
-        let whole = self.render(material, &Shown { issue: &material.issue, cut: false, ..shown })?;
-        if self.options.max_tokens == usize::MAX || count_tokens(&whole) <= self.options.max_tokens {
-            return Ok((whole, material.issue.len()));
-        }
-        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
-        let mut room = left;
-        loop {
-            let issue = longest_beginning(&material.issue, room, count_tokens);
-            let text = self.render(material, &Shown { issue, cut: true, ..shown })?;
-            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
-            if over == 0 || issue.is_empty() {
-                return Ok((text, issue.len()));
-            }
-            room = room.saturating_sub(over);
-        }
-    }
-
     /// The candidates in the order in which they keep their place: the gold ones, then the others in a keyed random order. Never by
     /// rank: a gold path that ranks low would then always stand last, and its place would tell.
     fn order_of_leaving(&self, task: &Task, candidates: &[String], gold: &BTreeSet<String>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
+        if gold.is_empty() {
+            let ranked = lexical::rank(task, candidates, Ranking::Fused);
+            order.sort_by_cached_key(|&i| ranked.iter().position(|p| *p == candidates[i]));
+            return order;
+        }
         // Sorted first, so that the choice does not depend on the order of the list.
         order.sort_by(|&a, &b| candidates[a].cmp(&candidates[b]));
         Keyed::new(self.options.seed, &["leave out", &task.instance_id]).shuffle(&mut order);
@@ -311,12 +311,21 @@ impl FileSubtask {
         order
     }
 
+    /// Paths, best lexical match first, by the ranking that goes with the order.
+    fn ranked(&self, task: &Task, paths: &[String]) -> Vec<String> {
+        let ranking = match self.options.order {
+            Order::LexicalPaths => Ranking::Bm25(Field::Path),
+            Order::Fused => Ranking::Fused,
+            Order::Lexical | Order::Alphabetical | Order::Shuffled => Ranking::Bm25(Field::Content),
+        };
+        lexical::rank(task, paths, ranking)
+    }
+
     /// The gold answer, with the best lexical matches behind it where it names too few files.
     fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
         let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
         if paths.len() < self.options.answers {
-            let field = if self.options.order == Order::LexicalPaths { Field::Path } else { Field::Content };
-            let others = lexical::rank(task, listed, field).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
+            let others = self.ranked(task, listed).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
             paths.extend(others.into_iter().take(self.options.answers - paths.len()));
         }
         Ok(paths.join("\n"))

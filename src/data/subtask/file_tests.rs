@@ -59,7 +59,7 @@ fn the_prompt_is_what_the_template_says() {
 fn an_answer_of_a_fixed_length_goes_on_with_the_best_matches() {
     let one = task(&["lib/f.py"]);
     let prompt = subtask(|o| o.answers = 3).prompt(&one, &words).unwrap();
-    let best = lexical::rank(&one, &prompt.candidates, Field::Content);
+    let best = lexical::rank(&one, &prompt.candidates, Ranking::Bm25(Field::Content));
     let mut expected = vec!["lib/f.py".to_owned()];
     expected.extend(best.into_iter().filter(|p| p != "lib/f.py").take(2));
     assert_eq!(prompt.answer.lines().collect::<Vec<_>>(), expected);
@@ -73,7 +73,7 @@ fn the_gold_set_leaves_no_trace() {
     let evidences =
         [(false, Lexical::None), (true, Lexical::None), (false, Lexical::Score), (true, Lexical::Rank), (false, Lexical::Words)];
     for (names, lexical) in evidences {
-        for order in [Order::Alphabetical, Order::Shuffled, Order::Lexical, Order::LexicalPaths] {
+        for order in [Order::Alphabetical, Order::Shuffled, Order::Lexical, Order::LexicalPaths, Order::Fused] {
             for max_tokens in [usize::MAX, 90, 70] {
                 let make = subtask(|o| (o.evidence, o.order, o.max_tokens) = (Evidence { names, lexical }, order, max_tokens));
                 let prompts: Vec<FilePrompt> = paths().iter().map(|p| make.prompt(&task(&[p]), &words).unwrap()).collect();
@@ -108,7 +108,7 @@ fn what_is_left_out_does_not_follow_the_order() {
             };
             let alphabetical = kept(Order::Alphabetical);
             left_out += alphabetical.as_ref().map_or(0, |(_, out)| *out);
-            for order in [Order::Shuffled, Order::Lexical, Order::LexicalPaths] {
+            for order in [Order::Shuffled, Order::Lexical, Order::LexicalPaths, Order::Fused] {
                 assert_eq!(kept(order), alphabetical, "{gold} {order:?} {max_tokens}");
             }
         }

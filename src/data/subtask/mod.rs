@@ -2,10 +2,22 @@
 
 pub mod answer;
 pub mod budget;
+mod code_view;
+pub mod edit;
 pub mod evidence;
 pub mod file;
+pub mod function;
+pub mod line;
+mod localised;
+pub mod mini;
 pub mod repair;
 pub mod tree;
+pub mod view;
+
+pub use localised::Location;
+
+#[cfg(test)]
+mod place_tests;
 
 /// The part of a completion that holds the answer: what follows the last `</think>`, if there is one, and of that the last block
 /// between ``` fences, if there is one (a block that the completion does not close runs to its end).

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::{Environment, UndefinedBehavior, context};
 
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use crate::data::Task;
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
@@ -34,12 +34,13 @@ pub struct RepairOptions {
 pub struct RepairSubtask {
     options: RepairOptions,
     env: Environment<'static>,
+    system: Option<String>,
 }
 
 /// A prompt with what its answers are judged by.
 #[derive(Clone, Debug)]
 pub struct RepairPrompt {
-    /// The text, without a chat template.
+    /// The user's message; [`RepairSubtask::system`] goes before it.
     pub text: String,
     /// The paths of the files shown, in their order.
     pub shown: Vec<String>,
@@ -55,6 +56,15 @@ pub struct RepairPrompt {
     pub answer: String,
 }
 
+/// A prompt about an issue whose fix is not known.
+#[derive(Clone, Debug)]
+pub struct RepairQuestion {
+    /// The user's message; [`RepairSubtask::system`] goes before it.
+    pub text: String,
+    /// The paths of the files shown, in their order.
+    pub shown: Vec<String>,
+}
+
 impl RepairSubtask {
     /// Prepares the template.
     ///
@@ -66,7 +76,18 @@ impl RepairSubtask {
         env.set_undefined_behavior(UndefinedBehavior::Strict);
         let source = options.template.clone().unwrap_or_else(|| TEMPLATE.to_owned());
         env.add_template_owned("repair", source).map_err(template_error)?;
-        Ok(Self { options, env })
+        let system = system_message(&env).map_err(template_error)?;
+        Ok(Self { options, env, system })
+    }
+
+    /// The system's message that goes before every prompt: what the template sets as `system`, if it does.
+    pub fn system(&self) -> Option<&str> {
+        self.system.as_deref()
+    }
+
+    /// The tokens that the user's message may have: those of the budget which the system's message leaves.
+    fn room(&self, count_tokens: &dyn Fn(&str) -> usize) -> usize {
+        self.options.max_tokens.saturating_sub(self.system().map_or(0, count_tokens))
     }
 
     /// The prompt of a task. The files that the patch changes are always shown, whole; of the others as many as there is room for, in a
@@ -95,6 +116,39 @@ impl RepairSubtask {
         })
     }
 
+    /// The prompt of an issue whose fix is not known: of `paths`, the most likely first, those whose contents are known and that fit, one
+    /// after another (one that does not fit is passed over), shown in an order keyed by the seed and `key`. None where none fits.
+    ///
+    /// # Errors
+    ///
+    /// A template that fails.
+    pub fn ask(&self, task: &Task, paths: &[String], key: &str, count_tokens: &dyn Fn(&str) -> usize) -> Result<Option<RepairQuestion>> {
+        let task = task.without_answer();
+        let issue = clean_issue(&task.problem_statement);
+        let needed = count_tokens(longest_beginning(&issue, self.options.min_issue_tokens, count_tokens));
+        let max = self.room(count_tokens);
+        let mut shown: Vec<&String> = Vec::new();
+        let mut left = 0;
+        for path in paths.iter().filter(|p| task.files.contains_key(*p)) {
+            // Hardly any token stands for more than eight bytes: what is far too long needs no count.
+            if task.files[path].len() / 8 > max || shown.contains(&path) {
+                continue;
+            }
+            shown.push(path);
+            match max.checked_sub(count_tokens(&self.render(&task, &shown, "", true)?)).filter(|&room| room >= needed) {
+                Some(room) => left = room,
+                None => drop(shown.pop()),
+            }
+        }
+        if shown.is_empty() {
+            return Ok(None);
+        }
+        Keyed::new(self.options.seed, &["repair asks", &task.instance_id, key]).shuffle(&mut shown);
+        let render = |issue: &str, cut: bool| self.render(&task, &shown, issue, cut);
+        let (text, _) = fill_issue(&issue, max, left, &render, count_tokens)?;
+        Ok(Some(RepairQuestion { text, shown: shown.into_iter().cloned().collect() }))
+    }
+
     /// The files that fit, the text, and how many bytes of the issue it shows.
     fn fit<'a>(
         &self,
@@ -105,15 +159,18 @@ impl RepairSubtask {
         needed: usize,
         count_tokens: &dyn Fn(&str) -> usize,
     ) -> Result<(Vec<&'a String>, String, usize)> {
-        let max = self.options.max_tokens;
+        let max = self.room(count_tokens);
         let room = |shown: &BTreeSet<&String>| -> Result<Option<usize>> {
             let order: Vec<&String> = paths.iter().copied().filter(|p| shown.contains(p)).collect();
             Ok(max.checked_sub(count_tokens(&self.render(task, &order, "", true)?)).filter(|&left| left >= needed))
         };
         let mut shown: BTreeSet<&String> = paths.iter().copied().filter(|p| gold.contains_key(*p)).collect();
         let mut left = room(&shown)?.ok_or_else(|| {
-            let message =
-                format!("{max} tokens do not hold the {} files that the patch changes and {needed} tokens of the issue", shown.len());
+            let message = format!(
+                "{} tokens do not hold the {} files that the patch changes and {needed} tokens of the issue",
+                self.options.max_tokens,
+                shown.len()
+            );
             Error::input(message).hint("allow a prompt more tokens")
         })?;
         // The order in which files are tried must not be that in which they are shown: what is cut would then always be the end.
@@ -132,33 +189,9 @@ impl RepairSubtask {
             }
         }
         let order: Vec<&String> = paths.iter().copied().filter(|p| shown.contains(p)).collect();
-        let (text, issue_len) = self.fill_issue(task, &order, issue, left, count_tokens)?;
+        let render = |issue: &str, cut: bool| self.render(task, &order, issue, cut);
+        let (text, issue_len) = fill_issue(issue, max, left, &render, count_tokens)?;
         Ok((order, text, issue_len))
-    }
-
-    /// Renders with as much of the issue as fits.
-    fn fill_issue(
-        &self,
-        task: &Task,
-        order: &[&String],
-        issue: &str,
-        mut room: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<(String, usize)> {
-        let whole = self.render(task, order, issue, false)?;
-        if count_tokens(&whole) <= self.options.max_tokens {
-            return Ok((whole, issue.len()));
-        }
-        // Tokens may join or part where the texts meet, so what was counted apart is counted again as a whole.
-        loop {
-            let part = longest_beginning(issue, room, count_tokens);
-            let text = self.render(task, order, part, true)?;
-            let over = count_tokens(&text).saturating_sub(self.options.max_tokens);
-            if over == 0 || part.is_empty() {
-                return Ok((text, part.len()));
-            }
-            room = room.saturating_sub(over);
-        }
     }
 
     fn render(&self, task: &Task, order: &[&String], issue: &str, issue_cut: bool) -> Result<String> {
@@ -166,6 +199,13 @@ impl RepairSubtask {
         let values = context! { issue, issue_cut, files => order.iter().map(file).collect::<Vec<_>>() };
         self.env.get_template("repair").and_then(|t| t.render(values)).map_err(template_error)
     }
+}
+
+/// What a template sets as `system`.
+fn system_message(env: &Environment<'_>) -> std::result::Result<Option<String>, minijinja::Error> {
+    let values = context! { issue => "", issue_cut => false, files => Vec::<String>::new() };
+    let rendered = env.get_template("repair")?.render_captured(values)?;
+    Ok(rendered.state().lookup("system").map(|v| v.to_string()).filter(|text| !text.trim().is_empty()))
 }
 
 fn template_error(e: minijinja::Error) -> Error {
@@ -225,6 +265,8 @@ mod tests {
     fn the_prompt_shows_whole_files_and_the_answer_the_edits() {
         let prompt = subtask(usize::MAX, 0).prompt(&task(), &words).unwrap();
         assert_eq!((prompt.shown.len(), prompt.files_cut), (6, (0, 6)));
+        let system = subtask(usize::MAX, 0).system().map(str::to_owned).unwrap();
+        assert!(system.starts_with("You repair bugs.") && system.ends_with("</solution>") && !prompt.text.contains("You repair bugs"));
         assert!(prompt.text.contains("--- BEGIN ISSUE ---\nf3 gives 3\n\nbut 4 is right\n--- END ISSUE ---"));
         assert!(prompt.text.contains("### p/f3.py\ndef f3():\n    return 3\n"));
         let edit = "```python\n### p/f3.py\n<<<<<<< SEARCH\n    return 3\n=======\n    return 4\n>>>>>>> REPLACE\n```";
@@ -234,11 +276,12 @@ mod tests {
 
     #[test]
     fn changed_files_stay_and_their_place_does_not_tell() {
-        let all = words(&subtask(usize::MAX, 0).prompt(&task(), &words).unwrap().text);
+        let whole = subtask(usize::MAX, 0);
+        let all = words(&whole.prompt(&task(), &words).unwrap().text) + words(whole.system().unwrap());
         let mut places = BTreeSet::new();
         for seed in 0..40 {
             let prompt = subtask(all - 9, seed).prompt(&task(), &words).unwrap();
-            assert!(words(&prompt.text) <= all - 9);
+            assert!(words(&prompt.text) + words(whole.system().unwrap()) <= all - 9);
             assert_eq!((prompt.shown.len(), prompt.files_cut), (4, (2, 6)));
             places.insert(prompt.shown.iter().position(|p| p == "p/f3.py").expect("the changed file is shown"));
         }

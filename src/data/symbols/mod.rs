@@ -87,6 +87,26 @@ pub fn top_level_names(path: &str, text: &str) -> Vec<String> {
     names
 }
 
+/// The names of all functions and classes that the file defines, without those around them, in the order of the file; for languages
+/// without a grammar the top level's alone.
+pub fn defined_names(path: &str, text: &str) -> Vec<String> {
+    let own = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    definitions(path, text).map_or_else(|| keywords::top_level_names(path, text), |all| all.iter().map(|d| own(&d.name)).collect())
+}
+
+/// How many places of a file its grammar cannot make sense of (`ERROR` nodes and missing ones); none where there is no grammar for the path.
+pub fn syntax_errors(path: &str, text: &str) -> Option<usize> {
+    let tree = parse(&grammar(path)?, text)?;
+    let (mut count, mut stack) = (0, vec![tree.root_node()]);
+    while let Some(node) = stack.pop() {
+        count += usize::from(node.is_error() || node.is_missing());
+        if node.has_error() {
+            stack.extend((0..node.child_count()).filter_map(|i| node.child(i as u32)));
+        }
+    }
+    Some(count)
+}
+
 fn parse(grammar: &Grammar, text: &str) -> Option<Tree> {
     let mut parser = Parser::new();
     parser.set_language(&grammar.language).ok()?;

@@ -1,15 +1,15 @@
 //! The engine of generation: requests come in, a step gives every sample under way one more token, requests can be cancelled.
 
+use super::logits::Row;
 use super::text::AnswerText;
 use super::{Choice, Completion, Event, FinishReason, SamplingParams};
 use crate::model::kv_cache::KvCache;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::{Adapter, Transformer};
-use crate::tensor::ops::sample;
+use crate::tensor::ops::sample::Draw;
 use crate::tensor::philox::Philox;
 use crate::tensor::plan::{Plan, Segment, TILE};
 use crate::{Error, Result};
-use rayon::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -40,7 +40,8 @@ struct Job {
 struct Prompt {
     name: usize,
     pages: Vec<u32>,
-    logits: Vec<f32>,
+    /// Of what follows it; none before prefill.
+    logits: Option<Row>,
     next_sample: usize,
 }
 
@@ -81,7 +82,7 @@ impl<'a> Engine<'a> {
             model,
             tokenizer,
             max_batch: max_batch.max(1),
-            cache: KvCache::new(model.heads(), model.config().num_layers),
+            cache: KvCache::new(model.params.gpu(), model.heads(), model.config().num_layers),
             max_pages: usize::MAX,
             reserved: 0,
             jobs: BTreeMap::new(),
@@ -166,7 +167,7 @@ impl<'a> Engine<'a> {
             if self.ready.is_empty() && !self.prefill(self.max_batch - self.active.len())? {
                 break;
             }
-            self.start();
+            self.start()?;
             if !self.retire(on_event)? {
                 return Ok(false);
             }
@@ -194,7 +195,7 @@ impl<'a> Engine<'a> {
             self.waiting.pop_front();
             self.reserved += pages;
             self.jobs.get_mut(&name).expect("it was just looked at").reserved = pages;
-            batch.push((Prompt { name, pages: Vec::new(), logits: Vec::new(), next_sample: 0 }, ids));
+            batch.push((Prompt { name, pages: Vec::new(), logits: None, next_sample: 0 }, ids));
         }
         if batch.is_empty() {
             return Ok(false);
@@ -207,29 +208,31 @@ impl<'a> Engine<'a> {
             let mut last = Vec::new();
             for (prompt, ids) in &mut batch {
                 let to = (from + PREFILL_TOKENS).min(ids.len());
-                self.cache.extend(&mut prompt.pages, to);
+                self.cache.extend(&mut prompt.pages, to)?;
                 plan.push_span(&ids[from..to], from, &prompt.pages);
                 last.push(plan.num_tokens() as u32 - 1);
             }
             hidden = Some(self.model.hidden(&plan, &mut self.cache.layers, &last, Adapter::On)?);
         }
-        let logits = self.model.logits(&hidden.expect("a prompt has tokens"));
+        // Of the draws only the temperature counts here.
+        let draws: Vec<Draw> = batch.iter().map(|(p, _)| self.jobs[&p.name].request.params.draw(0.0)).collect();
+        let logits = self.model.logits(&hidden.expect("a prompt has tokens"), &draws)?;
         for (i, (mut prompt, _)) in batch.into_iter().enumerate() {
-            prompt.logits = logits.row(i).to_vec();
+            prompt.logits = Some(logits.row(i)?);
             self.ready.push_back(prompt);
         }
         Ok(true)
     }
 
     /// Starts samples of prefilled prompts while there are places.
-    fn start(&mut self) {
+    fn start(&mut self) -> Result<()> {
         while self.active.len() < self.max_batch {
-            let Some(prompt) = self.ready.front_mut() else { return };
+            let Some(prompt) = self.ready.front_mut() else { break };
             let request = self.jobs[&prompt.name].request.clone();
             let room = room(self.model, &request);
             let mut sequence = Sequence {
                 room,
-                pages: self.cache.fork(&prompt.pages, request.prompt.len()),
+                pages: self.cache.fork(&prompt.pages, request.prompt.len())?,
                 random: randomness(&request.params, &request.prompt),
                 completion: Completion {
                     prompt_index: prompt.name,
@@ -245,8 +248,9 @@ impl<'a> Engine<'a> {
                 request,
             };
             prompt.next_sample += 1;
-            if !sequence.finished {
-                sequence.choose(&prompt.logits);
+            if let (false, Some(row)) = (sequence.finished, &prompt.logits) {
+                let draw = sequence.draw();
+                sequence.take(row.choose(&draw), Some(row));
             }
             if prompt.next_sample == sequence.request.params.n {
                 let prompt = self.ready.pop_front().expect("its front was just used");
@@ -254,6 +258,7 @@ impl<'a> Engine<'a> {
             }
             self.active.push(sequence);
         }
+        Ok(())
     }
 
     /// The pages that a request may come to need: its prompt's, and for each of its samples that can be under way at once, those behind the
@@ -269,14 +274,19 @@ impl<'a> Engine<'a> {
         let mut plan = Plan::default();
         for s in &mut self.active {
             let position = s.request.prompt.len() + s.completion.ids.len() - 1;
-            self.cache.extend(&mut s.pages, position + 1);
+            self.cache.extend(&mut s.pages, position + 1)?;
             let last = *s.completion.ids.last().expect("an active sample has a token");
             plan.push_span(&[last], position, &s.pages);
         }
         let rows: Vec<u32> = (0..self.active.len() as u32).collect();
         let hidden = self.model.hidden(&plan, &mut self.cache.layers, &rows, Adapter::On)?;
-        let logits = self.model.logits(&hidden);
-        self.active.par_iter_mut().enumerate().for_each(|(i, s)| s.choose(logits.row(i)));
+        let draws: Vec<Draw> = self.active.iter().map(Sequence::draw).collect();
+        let logits = self.model.logits(&hidden, &draws)?;
+        let choices = logits.choose(&draws)?;
+        for (i, (s, choice)) in self.active.iter_mut().zip(choices).enumerate() {
+            let row = (s.request.top_logprobs > 0).then(|| logits.row(i)).transpose()?;
+            s.take(choice, row.as_ref());
+        }
         Ok(())
     }
 
@@ -317,15 +327,18 @@ impl<'a> Engine<'a> {
 }
 
 impl Sequence<'_> {
-    /// Takes the next token by its logits.
-    fn choose(&mut self, logits: &[f32]) {
-        let params = &self.request.params;
-        let u = self.random.uniform(self.completion.index as u64, self.completion.ids.len() as u64);
-        let choice = params.choose(logits, u);
+    /// How the next token is drawn.
+    fn draw(&self) -> Draw {
+        self.request.params.draw(self.random.uniform(self.completion.index as u64, self.completion.ids.len() as u64))
+    }
+
+    /// Takes the next token; `row` tells its alternatives, where the request asks for them.
+    fn take(&mut self, choice: Choice, row: Option<&Row>) {
         self.completion.ids.push(choice.id);
         self.completion.logprobs.push(choice.logprob);
         self.text.fresh = true;
-        self.top = sample::likeliest(logits, params.temperature, self.request.top_logprobs);
+        let temperature = self.request.params.temperature;
+        self.top = row.map_or_else(Vec::new, |row| row.likeliest(temperature, self.request.top_logprobs));
     }
 
     /// Looks at the newest token: is it the last, and what may be shown.

@@ -16,6 +16,8 @@ pub enum Kind {
     Paths,
     /// A list of texts.
     Texts,
+    /// Some of these texts, each at most once.
+    Choices(&'static [&'static str]),
     /// One of these texts.
     Choice(&'static [&'static str]),
     /// True or false.
@@ -39,7 +41,8 @@ impl Kind {
             Kind::Path => "a path in quotes".into(),
             Kind::Paths => "a path in quotes, or a list of paths".into(),
             Kind::Texts => "a list of texts".into(),
-            Kind::Choice(of) => format!("one of {}", of.iter().map(|c| format!("\"{c}\"")).collect::<Vec<_>>().join(", ")),
+            Kind::Choice(of) => format!("one of {}", quoted(of)),
+            Kind::Choices(of) => format!("a list, each once, of {}", quoted(of)),
             Kind::Bool => "true or false".into(),
             Kind::Integer(min) => format!("a whole number of at least {min}"),
             Kind::Number(min, max) if *max == f64::MAX => format!("a number of at least {min}"),
@@ -48,6 +51,10 @@ impl Kind {
             Kind::Clip => "a number from 0 to 1, or two: [below, above]".into(),
         }
     }
+}
+
+fn quoted(texts: &[&str]) -> String {
+    texts.iter().map(|c| format!("\"{c}\"")).collect::<Vec<_>>().join(", ")
 }
 
 /// Where a setting may stand.
@@ -115,15 +122,25 @@ pub static KEYS: &[Key] = &[
     stage("ppo.epochs", Kind::Integer(1), "1", "PPO: how often a batch of answers is gone through."),
     stage("ppo.minibatches", Kind::Integer(1), "1", "PPO: updates in each of these epochs, each on its part of the prompts, drawn anew every epoch."),
     stage("activation_checkpointing", Kind::Bool, "false", "Keep only each block's input and recompute the rest in the backward pass: less memory, more time."),
-    run("subtask", Kind::Choice(&["file", "repair"]), "\"file\"", "What is asked about a task: which files to change (SoRFT), or the change itself, from whole files (SWE-RL; the reward is the similarity of patches, or with `reward.score = \"exact\"` 1 for the gold patches and else 0)."),
+    run("subtask", Kind::Choice(super::SUBTASKS), "\"file\"", "What is asked about a task: which files to change, which functions and classes in them, which lines, or the change itself from localised code (SoRFT); `repair`: the change from whole files (SWE-RL; the reward is the similarity of patches, or with `reward.score = \"exact\"` 1 for the gold patches and else 0)."),
+    run("subtasks", Kind::Choices(super::SUBTASKS), "[]", "A mixture: several subtasks asked of the same tasks, as SoRFT trains on all four. Empty: `subtask` alone."),
+    stage("subtask_weights.file", Kind::Number(0.0, ANY), "1.0", "Of a mixture: the subtask's share of the examples, by its part of the sum of all weights; 0: none."),
+    stage("subtask_weights.function", Kind::Number(0.0, ANY), "1.0", "The same of `function`."),
+    stage("subtask_weights.line", Kind::Number(0.0, ANY), "1.0", "The same of `line`."),
+    stage("subtask_weights.edit", Kind::Number(0.0, ANY), "1.0", "The same of `edit`."),
+    stage("subtask_weights.repair", Kind::Number(0.0, ANY), "1.0", "The same of `repair`."),
     run("prompt.chat", Kind::Bool, "true", "Prompts go through the model's chat template, where it has one."),
     run("prompt.universe", Kind::Choice(&["files", "tree"]), "\"files\"", "Candidates of file localisation: the task's `files`, or the whole tree (`all_paths`)."),
-    run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, or over paths alone)."),
+    run("prompt.order", Kind::Choice(&["alphabetical", "shuffled", "lexical", "lexical_paths", "fused"]), "\"alphabetical\"", "Order of the candidates: as a directory listing has them, a permutation keyed by the seed and the task, or the best lexical match with the issue first (BM25 over paths and contents, over paths alone, or four such rankings fused: paths, contents, contents for the issue's first line, names defined)."),
     run("prompt.names", Kind::Bool, "false", "Show, beside each candidate, names that it defines."),
     run("prompt.lexical", Kind::Choice(&["none", "score", "rank", "words"]), "\"none\"", "Show how well each candidate's words match the issue's (BM25): not at all, a digit, the rank of the best five, or the words in common."),
     run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut."),
     run("prompt.answers", Kind::Integer(0), "0", "File localisation: how many files an answer is to name. The prompt asks for so many, and gold answers that name fewer go on with the best lexical matches. 0: as many as it takes."),
-    run("prompt.template", Kind::Path, "\"\"", "A Jinja template in place of the built-in prompt. Empty: the built-in one."),
+    run("prompt.templates.file", Kind::Path, "\"\"", "A Jinja template in place of the subtask's built-in prompt. Empty: the built-in one."),
+    run("prompt.templates.function", Kind::Path, "\"\"", "The same of `function`."),
+    run("prompt.templates.line", Kind::Path, "\"\"", "The same of `line`."),
+    run("prompt.templates.edit", Kind::Path, "\"\"", "The same of `edit`."),
+    run("prompt.templates.repair", Kind::Path, "\"\"", "The same of `repair`."),
     stage("reward.score", Kind::Choice(&["fbeta", "f1", "exact", "hit"]), "\"fbeta\"", "The reward: F-beta (SoRFT), F1, exact match, or hit (1 if any gold element is named)."),
     run("reward.beta", Kind::Number(0.01, 100.0), "3.0", "Beta of F-beta: 3 weighs recall nine times, as SoRFT does."),
     stage("optim.lr", Kind::Number(0.0, ANY), "1e-5", "Peak learning rate of AdamW.").ppo("5e-7"),
@@ -197,7 +214,7 @@ pub fn markdown() -> String {
         }
         let stage = if k.scope == Scope::Stage { "yes" } else { "" };
         let kind = match k.kind {
-            Kind::Choice(of) => format!(" ({})", of.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")),
+            Kind::Choice(of) | Kind::Choices(of) => format!(" ({})", of.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")),
             _ => String::new(),
         };
         let _ = writeln!(out, "| `{}` | {default} | {stage} | {}{kind} |", k.name, k.doc);

@@ -124,6 +124,10 @@ pub fn apply_set(given: &mut Given, set: &str, base: &Path) -> Result<()> {
             let items = text.split(',').map(str::trim).filter(|t| !t.is_empty() && !t.starts_with('['));
             Some(Value::Texts(items.map(|t| resolve(key.kind, t, base)).collect()))
         }
+        Kind::Choices(_) => {
+            let items = text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(|t| format!("\"{t}\"")).collect::<Vec<_>>();
+            DeValue::parse(&format!("[{}]", items.join(", "))).ok().and_then(|v| check(key, v.get_ref(), base))
+        }
         _ => None,
     });
     let value = value.ok_or_else(|| Error::usage(format!("expected {}, found `{text}`", key.kind.expected())).at(name).at("--set"))?;
@@ -203,6 +207,12 @@ fn check(key: &Key, value: &DeValue<'_>, base: &Path) -> Option<Value> {
         (Kind::Paths | Kind::Texts, DeValue::Array(items)) => {
             let texts = items.iter().map(|i| i.get_ref().as_str().map(|s| resolve(key.kind, s, base)));
             texts.collect::<Option<Vec<_>>>().map(Value::Texts)
+        }
+        (Kind::Choices(of), DeValue::Array(items)) => {
+            let texts =
+                items.iter().map(|i| i.get_ref().as_str().filter(|s| of.contains(s)).map(str::to_owned)).collect::<Option<Vec<_>>>()?;
+            let once = texts.iter().enumerate().all(|(i, t)| !texts[..i].contains(t));
+            once.then_some(Value::Texts(texts))
         }
         (Kind::Bool, DeValue::Boolean(b)) => Some(Value::Bool(*b)),
         (Kind::Integer(min), DeValue::Integer(_)) => integer(value).filter(|i| *i >= min).map(Value::Integer),

@@ -7,6 +7,7 @@ pub mod keys;
 mod load;
 mod stage;
 
+use crate::data::metrics::ScoreKind;
 use crate::data::subtask::file::Order;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
@@ -16,6 +17,7 @@ use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
 use crate::rl::schedule::Schedule;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +109,17 @@ pub enum Score {
     Hit,
 }
 
+impl From<Score> for ScoreKind {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Fbeta => Self::Fbeta,
+            Score::F1 => Self::F1,
+            Score::Exact => Self::Exact,
+            Score::Hit => Self::Hit,
+        }
+    }
+}
+
 /// Settings that may differ from stage to stage.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
@@ -127,6 +140,8 @@ pub struct Stage {
     pub minibatches: usize,
     pub activation_checkpointing: bool,
     pub score: Score,
+    /// Of a mixture: each subtask's weight.
+    pub subtask_weights: BTreeMap<&'static str, f64>,
     pub optim: AdamWConfig,
     pub schedule: Schedule,
     pub kl_coef: f64,
@@ -179,8 +194,22 @@ pub struct PromptSettings {
     pub min_issue_tokens: usize,
     /// How many files an answer is to name; 0 leaves it to the model.
     pub answers: usize,
-    pub template: Option<PathBuf>,
+    /// By subtask; those without have the built-in one.
+    pub templates: BTreeMap<&'static str, PathBuf>,
 }
+
+impl PromptSettings {
+    /// The text of a subtask's template, if it is not the built-in one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn template(&self, subtask: &str) -> Result<Option<String>> {
+        self.templates.get(subtask).map(|path| std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))).transpose()
+    }
+}
+
+/// The subtasks, as `subtask` names them.
+pub const SUBTASKS: &[&str] = &["file", "function", "line", "edit", "repair"];
 
 /// A training run's settings, complete and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,7 +219,8 @@ pub struct Config {
     pub adapter: Option<PathBuf>,
     pub seed: u64,
     pub heldout: Vec<PathBuf>,
-    pub subtask: String,
+    /// At least one; several are a mixture.
+    pub subtasks: Vec<&'static str>,
     pub prompt: PromptSettings,
     pub reward_beta: f64,
     pub rollout_batch: usize,
@@ -263,7 +293,7 @@ impl Config {
         });
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let r = Reader(&top);
-        let optional = |name| Some(r.text(name)).filter(|t: &String| !t.is_empty());
+        let optional = |name: &str| Some(r.text(name)).filter(|t: &String| !t.is_empty());
         let (rank, adapter) = (r.size("lora.rank"), optional("adapter").map(PathBuf::from));
         if rank > 0 && adapter.is_some() {
             return Err(Error::input("an adapter to go on from brings its own rank")
@@ -276,7 +306,7 @@ impl Config {
             adapter,
             seed: r.size("seed") as u64,
             heldout: r.paths("data.heldout"),
-            subtask: r.text("subtask"),
+            subtasks: r.subtasks(),
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
                 whole_tree: r.text("prompt.universe") == "tree",
@@ -290,7 +320,10 @@ impl Config {
                 },
                 min_issue_tokens: r.size("prompt.min_issue_tokens"),
                 answers: r.size("prompt.answers"),
-                template: optional("prompt.template").map(PathBuf::from),
+                templates: SUBTASKS
+                    .iter()
+                    .filter_map(|name| Some((*name, optional(&format!("prompt.templates.{name}"))?.into())))
+                    .collect(),
             },
             reward_beta: r.number("reward.beta"),
             rollout_batch: r.size("rollout_batch"),
@@ -393,6 +426,15 @@ impl Reader<'_> {
             Some(Value::Texts(all)) => all.clone(),
             _ => Vec::new(),
         }
+    }
+
+    /// The subtasks that are asked, in the order given.
+    fn subtasks(&self) -> Vec<&'static str> {
+        let mut named = self.texts("subtasks");
+        if named.is_empty() {
+            named.push(self.text("subtask"));
+        }
+        named.iter().filter_map(|name| SUBTASKS.iter().find(|known| *known == name)).copied().collect()
     }
 
     fn paths(&self, name: &str) -> Vec<PathBuf> {

@@ -6,6 +6,7 @@ use crate::model::optimizer::AdamWConfig;
 use crate::rl::advantage::{Scale, Whitening};
 use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
 use crate::rl::schedule::{Schedule, Shape};
+use std::collections::BTreeMap;
 
 impl Stage {
     pub(super) fn read(r: &Reader<'_>) -> Result<Self> {
@@ -57,6 +58,7 @@ impl Stage {
                 "hit" => Score::Hit,
                 _ => Score::Fbeta,
             },
+            subtask_weights: subtask_weights(r)?,
             optim: AdamWConfig {
                 betas: r.pair("optim.betas"),
                 eps: r.number("optim.eps"),
@@ -116,6 +118,16 @@ impl Stage {
             max_skipped: r.size("max_skipped") as u64,
         })
     }
+}
+
+/// The weight of each subtask that is asked.
+fn subtask_weights(r: &Reader<'_>) -> Result<BTreeMap<&'static str, f64>> {
+    let weights: BTreeMap<&'static str, f64> =
+        r.subtasks().into_iter().map(|name| (name, r.number(&format!("subtask_weights.{name}")))).collect();
+    if weights.values().all(|w| *w == 0.0) {
+        return Err(Error::input("every subtask has the weight 0").at("subtask_weights").hint("give one of them a share"));
+    }
+    Ok(weights)
 }
 
 /// The advantage's kind, which must go with the algorithm.

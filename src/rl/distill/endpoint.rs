@@ -231,7 +231,7 @@ impl Remote<'_> {
     fn ask(&self, agent: &ureq::Agent, missing: Missing<'_>) -> Result<Said, Failure> {
         let passing = |message: String| Failure::Passing(message, None);
         let s = &self.endpoint.sampling;
-        let messages = json!([{"role": "user", "content": s.question(missing.item)}]);
+        let messages = s.conversation(missing.item);
         // The shortest digits of the f32, not the f64's.
         let temperature: f64 = s.temperature.to_string().parse().unwrap_or(1.0);
         let body = json!({"model": self.endpoint.model, "messages": messages, "max_tokens": s.max_new_tokens, "temperature": temperature});

@@ -2,10 +2,10 @@
 
 use super::{Missing, Said, Sampling, Teacher};
 use crate::error::{Error, Result};
+use crate::model::dialogue::Dialogue;
 use crate::model::generate::{Engine, Event, FinishReason, Request, SamplingParams};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::Transformer;
-use crate::rl::dialogue::Dialogue;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Teacher for Local<'_> {
         });
         let (mut lengths, mut refused) = (Vec::new(), Vec::new());
         for (i, question) in questions.iter().enumerate() {
-            let prompt: Arc<[u32]> = self.dialogue.prompt_ids(&self.sampling.question(question.item))?.into();
+            let prompt: Arc<[u32]> = self.dialogue.conversation_ids(&self.sampling.conversation(question.item))?.into();
             lengths.push(prompt.len() as u64);
             let request = Request { prompt, params: params.clone(), top_logprobs: 0 };
             // A prompt that is too long for this model: the others are not.

@@ -40,12 +40,13 @@ pub const REASON_FIRST: &str =
     "First reason step by step, between <think> and </think>. After </think> write only the answer, in the form asked for above.";
 
 impl Sampling {
-    /// What the teacher is asked.
-    fn question(&self, item: &Item) -> String {
-        match self.instruction.as_str() {
-            "" => item.question.text().to_owned(),
-            instruction => format!("{}\n\n{instruction}", item.question.text()),
+    /// What the teacher is asked: the question, and after it the instruction.
+    fn conversation(&self, item: &Item) -> Vec<Message> {
+        let mut messages = item.question.messages();
+        if let Some(last) = messages.last_mut().filter(|_| !self.instruction.is_empty()) {
+            last.content = format!("{}\n\n{}", last.content, self.instruction);
         }
+        messages
     }
 
     /// The settings that answers depend on, in words.
@@ -113,7 +114,7 @@ pub struct Summary {
 struct Line<'a> {
     id: &'a str,
     index: usize,
-    messages: [Message; 1],
+    messages: Vec<Message>,
     answer: &'a str,
 }
 
@@ -129,7 +130,10 @@ struct Rejected<'a> {
 
 /// What a sample answers: the question's text, in short.
 pub fn prompt_hash(item: &Item) -> String {
-    short_hash(item.question.text())
+    match item.question.system() {
+        Some(system) => short_hash(&format!("{system}\n\n{}", item.question.text())),
+        None => short_hash(item.question.text()),
+    }
 }
 
 fn short_hash(text: &str) -> String {
@@ -206,8 +210,7 @@ fn write_files(items: &[&Item], hashes: &[String], n: usize, teacher: &str, samp
 }
 
 fn line<'a>(item: &'a Item, index: usize, answer: &'a str) -> Line<'a> {
-    let message = Message { role: "user".into(), content: item.question.text().to_owned() };
-    Line { id: &item.id, index, messages: [message], answer }
+    Line { id: &item.id, index, messages: item.question.messages(), answer }
 }
 
 fn push_line(out: &mut Vec<u8>, value: &impl Serialize) -> Result<()> {

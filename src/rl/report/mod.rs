@@ -3,13 +3,14 @@
 //! Everything comes from the run folder's own files, so a report can be made of a run at any time, also of one that is still running or
 //! was killed: what is missing or torn is left out.
 
-mod chart;
 mod samples;
 mod table;
 
 use crate::error::{Error, Result};
+use crate::page::chart::{Chart, Series, escape, short};
+use crate::page::page;
+use crate::rl::config::SUBTASKS;
 use crate::rl::run_log::replace;
-use chart::{Chart, Series, escape, short};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
@@ -34,8 +35,8 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The table that sums up runs of the same stages on one or several held-out sets, as text: their evaluations of file localisation beside
-/// BM25, with intervals. Empty if there are none.
+/// The table that sums up runs of the same stages on one or several held-out sets, as text: their evaluations, a
+/// table for each subtask, those of file localisation beside BM25, with intervals. Empty if there are none.
 pub fn summary(dirs: &[&Path]) -> Result<String> {
     let runs = dirs.iter().map(|dir| Ok((read(dir)?, *dir))).collect::<Result<Vec<_>>>()?;
     table::render(&runs)
@@ -71,6 +72,16 @@ impl Run {
         self.steps.iter().filter_map(point).collect()
     }
 
+    /// The subtasks of a mixture, in the order in which they are named everywhere; none of a run with one.
+    fn subtasks(&self) -> Vec<&'static str> {
+        let named = |name: &&str| self.evaluations.iter().any(|(_, e)| e[*name].is_object()) || self.has_subtask(name);
+        SUBTASKS.iter().copied().filter(named).collect()
+    }
+
+    fn has_subtask(&self, name: &str) -> bool {
+        self.steps.iter().any(|line| line["subtasks"][name].is_object())
+    }
+
     fn boundaries(&self) -> Vec<f64> {
         let pairs = self.steps.windows(2).filter(|w| w[0]["stage"] != w[1]["stage"]);
         pairs.filter_map(|w| Some((w[0]["step"].as_f64()? + w[1]["step"].as_f64()?) / 2.0)).collect()
@@ -92,9 +103,16 @@ impl Run {
         }
     }
 
-    fn evaluation_series(&self, key: &str, name: &str) -> Series {
-        let points = self.evaluations.iter().filter_map(|(step, e)| Some((*step as f64, e[key].as_f64()?))).collect();
-        let band = |(step, e): &(u64, Value)| Some((*step as f64, e["interval"][key][0].as_f64()?, e["interval"][key][1].as_f64()?));
+    /// A number of every evaluation; of a mixture, that of a `subtask`, or where it is empty of all together.
+    fn evaluation_series(&self, subtask: &str, key: &str, name: &str) -> Series {
+        fn of<'e>(e: &'e Value, subtask: &str) -> &'e Value {
+            if subtask.is_empty() { e } else { &e[subtask] }
+        }
+        let points = self.evaluations.iter().filter_map(|(step, e)| Some((*step as f64, of(e, subtask)[key].as_f64()?))).collect();
+        let band = |(step, e): &(u64, Value)| {
+            let interval = &of(e, subtask)["interval"][key];
+            Some((*step as f64, interval[0].as_f64()?, interval[1].as_f64()?))
+        };
         Series { name: name.into(), points, band: self.evaluations.iter().filter_map(band).collect(), marked: true, plain: false }
     }
 }
@@ -103,6 +121,33 @@ impl Run {
 fn single(run: &Run, title: &str, caption: &str, path: &str, within: Option<(f64, f64)>) -> Chart {
     let series = vec![Series { points: run.curve(path), ..Series::default() }];
     Chart { title: title.into(), caption: caption.into(), series, boundaries: run.boundaries(), within }
+}
+
+/// A chart of one number of each subtask's answers.
+fn by_subtask(run: &Run, title: &str, caption: &str, key: &str, within: Option<(f64, f64)>) -> Chart {
+    let curve = |name: &&str| Series { name: (*name).into(), points: run.curve(&format!("subtasks/{name}/{key}")), ..Series::default() };
+    let series = run.subtasks().iter().map(curve).collect();
+    Chart { title: title.into(), caption: caption.into(), series, boundaries: run.boundaries(), within }
+}
+
+/// The charts of a mixture.
+fn mixture_charts(run: &Run) -> Vec<Chart> {
+    let unit = Some((0.0, 1.0));
+    let heldout = |name: &&str| {
+        let keys = [("fbeta", "F-beta"), ("hit", "hit"), ("valid", "valid")];
+        Chart {
+            title: format!("Held-out: {name}"),
+            caption: "greedy answers, 95 % intervals".into(),
+            series: keys.iter().map(|(key, title)| run.evaluation_series(name, key, title)).collect(),
+            boundaries: run.boundaries(),
+            within: unit,
+        }
+    };
+    let mut all: Vec<Chart> = run.subtasks().iter().map(heldout).collect();
+    all.push(by_subtask(run, "Reward by subtask", "mean of the sampled answers", "reward_mean", unit));
+    all.push(by_subtask(run, "Valid answers by subtask", "share of the sampled answers", "valid", unit));
+    all.push(by_subtask(run, "Answer length by subtask", "tokens", "answer_tokens_mean", Some((0.0, f64::INFINITY))));
+    all
 }
 
 fn charts(run: &Run) -> Vec<Chart> {
@@ -129,7 +174,7 @@ fn charts(run: &Run) -> Vec<Chart> {
     let heldout = |title: &str, caption: &str, keys: &[(&str, &str)]| Chart {
         title: title.into(),
         caption: caption.into(),
-        series: keys.iter().map(|(key, name)| run.evaluation_series(key, name)).collect(),
+        series: keys.iter().map(|(key, name)| run.evaluation_series("", key, name)).collect(),
         boundaries: run.boundaries(),
         within: unit,
     };
@@ -152,6 +197,7 @@ fn charts(run: &Run) -> Vec<Chart> {
         },
         single(run, "Groups without a signal", "share of groups whose rewards are all equal", "flat_groups", unit),
     ];
+    all.extend(mixture_charts(run));
     all.retain(|c| !c.is_empty());
     all
 }
@@ -196,8 +242,9 @@ fn tiles(run: &Run) -> String {
 }
 
 fn evaluations(run: &Run) -> String {
-    const COLUMNS: [(&str, &str); 8] = [
+    const COLUMNS: [(&str, &str); 9] = [
         ("valid", "valid"),
+        ("applied", "applied"),
         ("hit", "hit"),
         ("top1", "top-1"),
         ("precision", "precision"),
@@ -209,12 +256,18 @@ fn evaluations(run: &Run) -> String {
     if run.evaluations.is_empty() {
         return String::new();
     }
-    let present: Vec<_> = COLUMNS.iter().filter(|(key, _)| run.evaluations.iter().any(|(_, e)| e[*key].is_number())).collect();
+    // All together, and each subtask of a mixture.
+    let mut lines: Vec<(u64, &str, &Value)> = Vec::new();
+    for (step, e) in &run.evaluations {
+        lines.push((*step, "", e));
+        lines.extend(run.subtasks().into_iter().map(|name| (*step, name, &e[name])).filter(|(.., e)| e.is_object()));
+    }
+    let present: Vec<_> = COLUMNS.iter().filter(|(key, _)| lines.iter().any(|(.., e)| e[*key].is_number())).collect();
     let mut out = String::from("<h2>Evaluations on held-out tasks</h2><div class=\"scroll\"><table><tr><th>after step</th><th>tasks</th>");
     present.iter().for_each(|(_, name)| out += &format!("<th>{name}</th>"));
     out += "</tr>";
-    for (step, e) in &run.evaluations {
-        let _ = write!(out, "<tr><td>{step}</td><td>{}</td>", e["tasks"]);
+    for (step, subtask, e) in lines {
+        let _ = write!(out, "<tr><td>{step} {subtask}</td><td>{}</td>", e["tasks"]);
         for (key, _) in &present {
             let interval = &e["interval"][*key];
             let cell = e[*key].as_f64().map_or("&ndash;".into(), |v| format!("{v:.3}"));
@@ -244,20 +297,16 @@ fn render(run: &Run, samples: &str) -> String {
     lead.extend(run.setting("seed").map(|s| format!("seed {s}")));
     let charts: String = charts(run).iter().map(Chart::render).collect();
     let boundary = if run.boundaries().is_empty() { "" } else { " A dashed line is the end of a stage." };
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{name}</title><style>\n{style}</style></head><body><main>\n<h1>{name}</h1><p class=\"lead\">{lead}</p>\n{tiles}\n\
+    let body = format!(
+        "<p class=\"lead\">{lead}</p>\n{tiles}\n\
          <h2>Curves</h2><p class=\"lead\">By step; faint: every step, strong: a moving average.{boundary}</p><div class=\"charts\">{charts}</div>\n\
-         {evaluations}\n{samples}\n<h2>Configuration</h2><details><summary>All settings, as resolved</summary><pre>{config}</pre></details>\n\
-         <footer>Made by sorft-native {version} from metrics.jsonl, evals/ and config.toml of the run folder.</footer>\n</main></body></html>\n",
-        name = escape(&run.name),
-        style = include_str!("style.css"),
+         {evaluations}\n{samples}\n<h2>Configuration</h2><details><summary>All settings, as resolved</summary><pre>{config}</pre></details>",
         lead = lead.join(" &middot; "),
         tiles = tiles(run),
         evaluations = evaluations(run),
         config = escape(&run.config),
-        version = env!("CARGO_PKG_VERSION"),
-    )
+    );
+    page(&run.name, &body, "metrics.jsonl, evals/ and config.toml of the run folder")
 }
 
 #[cfg(test)]

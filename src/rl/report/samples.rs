@@ -1,6 +1,6 @@
 //! Sample answers before and after: those of the first evaluation beside those of the last.
 
-use super::chart::{escape, short};
+use crate::page::chart::{escape, short};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
@@ -48,11 +48,16 @@ fn pairs(dir: &Path, folder: &str, a: u64, b: u64) -> Vec<(Value, Value)> {
         text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
     };
     let after = read(b);
-    let pair = |before: Value| after.iter().find(|r| r["id"] == before["id"]).map(|r| (before, r.clone()));
+    let pair = |before: Value| after.iter().find(|r| same(r, &before)).map(|r| (before, r.clone()));
     let mut found: Vec<(Value, Value)> = read(a).into_iter().filter_map(pair).collect();
     // One answer a task: a group of rollouts has several.
-    found.dedup_by(|x, y| x.0["id"] == y.0["id"]);
+    found.dedup_by(|x, y| same(&x.0, &y.0));
     found
+}
+
+/// Whether two records are of the same question.
+fn same(a: &Value, b: &Value) -> bool {
+    a["id"] == b["id"] && a["subtask"] == b["subtask"]
 }
 
 /// Half of the room for the largest gains, a quarter for the largest losses, the rest for what changed least.
@@ -82,7 +87,7 @@ fn show(before: &Value, after: &Value, out: &mut String) {
     let _ = write!(
         out,
         "<div class=\"sample\"><h3>{} <span class=\"{class}\">{} &rarr; {}</span></h3>",
-        escape(before["id"].as_str().unwrap_or("?")),
+        escape(&[before["id"].as_str().unwrap_or("?"), before["subtask"].as_str().unwrap_or("")].join(" ").trim_end()),
         short(a),
         short(b)
     );

@@ -1,11 +1,11 @@
 //! File localisation: the F-beta of the paths that an answer names (SoRFT, arXiv 2502.20127, section 3).
 
-use super::{Question, Reward, Subtask};
+use super::{Question, Reward, Subtask, set_parts};
 use crate::data::Task;
 use crate::data::metrics::ScoreKind;
 use crate::data::subtask::evidence::{Evidence, Lexical};
 use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Universe};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::generate::Completion;
 use crate::rl::config::{self, PromptSettings, Score};
 use std::collections::BTreeSet;
@@ -20,10 +20,7 @@ pub struct FileLocalisation {
 impl FileLocalisation {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template.
     pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Self> {
-        let template = match &prompt.template {
-            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
-            None => None,
-        };
+        let template = prompt.template("file")?;
         let lexical = match prompt.lexical {
             config::Lexical::None => Lexical::None,
             config::Lexical::Score => Lexical::Score,
@@ -40,17 +37,7 @@ impl FileLocalisation {
             seed,
             template,
         };
-        let score = match score {
-            Score::Fbeta => ScoreKind::Fbeta,
-            Score::F1 => ScoreKind::F1,
-            Score::Exact => ScoreKind::Exact,
-            Score::Hit => ScoreKind::Hit,
-        };
-        let prompts = FileSubtask::new(options).map_err(|e| match &prompt.template {
-            Some(path) => e.at_file(path),
-            None => e,
-        })?;
-        Ok(Self { prompts, score, beta })
+        Ok(Self { prompts: FileSubtask::new(options)?, score: score.into(), beta })
     }
 }
 
@@ -88,19 +75,8 @@ impl Question for FileQuestion {
 
     fn judge(&self, completion: &Completion) -> Reward {
         let (score, error) = file::score(&completion.text, &self.universe, &self.prompt.gold);
-        let if_valid = |value: f64| if score.valid { value } else { 0.0 };
-        let flag = |b: bool| f64::from(u8::from(b));
-        let parts = vec![
-            ("valid", flag(score.valid)),
-            ("hit", score.reward(ScoreKind::Hit, self.beta)),
-            ("top1", if_valid(flag(score.first))),
-            ("precision", if_valid(score.precision())),
-            ("recall", if_valid(score.recall())),
-            ("f1", score.fbeta(1.0)),
-            ("fbeta", score.fbeta(self.beta)),
-            ("answers", score.answers as f64),
-            ("gold", score.gold as f64),
-        ];
+        let mut parts = set_parts(&score, self.beta);
+        parts.insert(2, ("top1", f64::from(u8::from(score.valid && score.first))));
         Reward { value: score.reward(self.score, self.beta), parts, error }
     }
 

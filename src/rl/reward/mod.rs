@@ -3,12 +3,17 @@
 
 pub mod file;
 pub mod overlong;
-pub mod patch_similarity;
+pub mod place;
 pub mod repair;
 
 use crate::data::Task;
+use crate::data::metrics::{ScoreKind, SetScore};
+use crate::data::subtask::answer::Place;
+use crate::data::subtask::view::ViewOptions;
 use crate::error::Result;
+use crate::model::chat::Message;
 use crate::model::generate::Completion;
+use crate::rl::config::{PromptSettings, Score};
 
 /// What an answer earns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +37,17 @@ impl Reward {
 pub trait Question: Send + Sync {
     /// The prompt's text, without a chat template.
     fn text(&self) -> &str;
+
+    /// What the system says before it, if anything.
+    fn system(&self) -> Option<&str> {
+        None
+    }
+
+    /// Both as a conversation that the answer is to follow.
+    fn messages(&self) -> Vec<Message> {
+        let message = |role: &str, text: &str| Message { role: role.to_owned(), content: text.to_owned() };
+        self.system().map(|text| message("system", text)).into_iter().chain([message("user", self.text())]).collect()
+    }
 
     /// The gold answer, as supervised training has it.
     fn gold_answer(&self) -> &str;
@@ -58,4 +74,47 @@ pub trait Subtask: Send + Sync {
     /// # Errors
     /// A task that cannot be asked about: nothing to be found, or a budget that not even the smallest prompt fits into.
     fn question(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<Box<dyn Question>>;
+}
+
+/// The subtask of this name (one of [`crate::rl::config::SUBTASKS`]); its prompts have at most `max_tokens` tokens, without the chat
+/// template.
+///
+/// # Errors
+/// A template that cannot be read or is not Jinja.
+pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Box<dyn Subtask>> {
+    let place = |place| -> Result<Box<dyn Subtask>> {
+        let options = ViewOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template: prompt.template(name)? };
+        Ok(Box::new(place::PlaceSubtask::new(place, options, score.into(), beta)?))
+    };
+    let made = match name {
+        "function" => place(Place::Function),
+        "line" => place(Place::Line),
+        "edit" => place(Place::Edit),
+        "repair" => repair::Repair::new(prompt, max_tokens, seed, score).map(|s| Box::new(s) as Box<dyn Subtask>),
+        _ => file::FileLocalisation::new(prompt, max_tokens, seed, score, beta).map(|s| Box::new(s) as Box<dyn Subtask>),
+    };
+    made.map_err(|e| match prompt.templates.get(name) {
+        Some(path) => e.at_file(path),
+        None => e,
+    })
+}
+
+/// Whether the prompts of the subtask of this name begin with a message of the system's.
+pub fn has_system(name: &str) -> bool {
+    name == "repair"
+}
+
+/// The parts of a reward that compares sets. Those of an answer that is not valid are 0, but for the counts.
+fn set_parts(score: &SetScore, beta: f64) -> Vec<(&'static str, f64)> {
+    let if_valid = |value: f64| if score.valid { value } else { 0.0 };
+    vec![
+        ("valid", f64::from(u8::from(score.valid))),
+        ("hit", score.reward(ScoreKind::Hit, beta)),
+        ("precision", if_valid(score.precision())),
+        ("recall", if_valid(score.recall())),
+        ("f1", score.fbeta(1.0)),
+        ("fbeta", score.fbeta(beta)),
+        ("answers", score.answers as f64),
+        ("gold", score.gold as f64),
+    ]
 }

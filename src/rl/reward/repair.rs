@@ -1,13 +1,14 @@
 //! Repair with SWE-RL's reward: whole files in the prompt, edits in the answer, judged by the similarity of patches.
 
-use super::patch_similarity::{Files, Oracle, Rule};
 use super::{Question, Reward, Subtask};
 use crate::data::Task;
 use crate::data::difflib::Scratch;
+use crate::data::patch_similarity::{Files, Oracle, Rule};
 use crate::data::subtask::repair::{RepairOptions, RepairPrompt, RepairSubtask};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
+use std::sync::Arc;
 
 /// The subtask with its prompt's and its reward's settings.
 pub struct Repair {
@@ -19,10 +20,7 @@ impl Repair {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template. The score `exact` is the discrete reward, any other
     /// the similarity.
     pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score) -> Result<Self> {
-        let template = match &prompt.template {
-            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?),
-            None => None,
-        };
+        let template = prompt.template("repair")?;
         let options = RepairOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template };
         let rule = if score == Score::Exact { Rule::Discrete } else { Rule::Continuous };
         Ok(Self { prompts: RepairSubtask::new(options)?, rule })
@@ -41,12 +39,14 @@ impl Subtask for Repair {
         };
         let context = texts(&prompt.context);
         let oracle = Oracle::from_contents(&context, &texts(&prompt.gold));
-        Ok(Box::new(RepairQuestion { prompt, context, oracle, rule: self.rule }))
+        let system = self.prompts.system().map(Arc::from);
+        Ok(Box::new(RepairQuestion { prompt, system, context, oracle, rule: self.rule }))
     }
 }
 
 struct RepairQuestion {
     prompt: RepairPrompt,
+    system: Option<Arc<str>>,
     context: Files,
     oracle: Oracle,
     rule: Rule,
@@ -55,6 +55,10 @@ struct RepairQuestion {
 impl Question for RepairQuestion {
     fn text(&self) -> &str {
         &self.prompt.text
+    }
+
+    fn system(&self) -> Option<&str> {
+        self.system.as_deref()
     }
 
     fn gold_answer(&self) -> &str {

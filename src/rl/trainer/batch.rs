@@ -62,7 +62,7 @@ impl Trainer<'_> {
             job.targets.iter().zip(&mut groups[i]).for_each(|(t, rollout)| rollout.advantage = t.advantage);
         }
         let mut lines = rollout::lines(&items, &groups);
-        let mut extra = rollout::summary(&groups);
+        let mut extra = rollout::summary(&items, &groups);
         if stage.sampling_rounds > 1 {
             for (line, i) in lines.iter_mut().zip(groups.iter().enumerate().flat_map(|(i, g)| std::iter::repeat_n(i, g.len()))) {
                 line["kept"] = kept.contains(&i).into();

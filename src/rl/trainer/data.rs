@@ -3,13 +3,11 @@
 use super::Event;
 use crate::data::Task;
 use crate::error::{Error, Result};
+use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::rl::config::{AdvantageKind, Algorithm, Config, Score, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
-use crate::rl::dialogue::Dialogue;
-use crate::rl::reward::Subtask;
-use crate::rl::reward::file::FileLocalisation;
-use crate::rl::reward::repair::Repair;
+use crate::rl::reward;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -132,24 +130,34 @@ fn questions(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<Item>> {
     let dialogue = Dialogue::new(files, config.prompt.chat)?;
-    let overhead = dialogue.overhead()? + SEAM;
-    if max_prompt <= overhead {
-        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
-        return Err(Error::input(message).at("max_prompt_tokens"));
-    }
-    let room = max_prompt - overhead;
-    let subtask: Box<dyn Subtask> = match config.subtask.as_str() {
-        "repair" => Box::new(Repair::new(&config.prompt, room, config.seed, score)?),
-        _ => Box::new(FileLocalisation::new(&config.prompt, room, config.seed, score, config.reward_beta)?),
-    };
     let context = files.config.max_position_embeddings;
-    let made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(place))?;
-    if made.cut > 0 {
-        on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
+    let mut items = Vec::new();
+    for &name in &config.subtasks {
+        let room = prompt_room(&dialogue, max_prompt, reward::has_system(name))?;
+        let subtask = reward::subtask(name, &config.prompt, room, config.seed, score, config.reward_beta)?;
+        let mixed = config.subtasks.len() > 1;
+        let place = if mixed { format!("{place}, {name}") } else { place.to_owned() };
+        let mut made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(&place))?;
+        if made.cut > 0 {
+            on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
+        }
+        if let Some((id, why)) = made.left_out.first() {
+            let n = made.left_out.len();
+            on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
+        }
+        if mixed {
+            made.items.iter_mut().for_each(|item| item.subtask = name);
+        }
+        items.extend(made.items);
     }
-    if let Some((id, why)) = made.left_out.first() {
-        let n = made.left_out.len();
-        on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
-    }
-    Ok(made.items)
+    Ok(items)
+}
+
+/// The tokens that the chat template leaves of a prompt's.
+fn prompt_room(dialogue: &Dialogue<'_>, max_prompt: usize, system: bool) -> Result<usize> {
+    let overhead = dialogue.overhead(system)? + SEAM;
+    max_prompt.checked_sub(overhead).filter(|&room| room > 0).ok_or_else(|| {
+        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
+        Error::input(message).at("max_prompt_tokens")
+    })
 }

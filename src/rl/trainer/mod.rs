@@ -128,7 +128,7 @@ impl<'a> Trainer<'a> {
         }
         let log = RunLog::open(out, found.as_ref().map(|c| (c.state.step, c.state.evaluated)))?;
         let watch = Watch::of_log(&log.metrics()?);
-        let gradients = model.gradients();
+        let gradients = model.gradients()?;
         let mut trainer = Self {
             config,
             datasets,
@@ -221,8 +221,8 @@ impl<'a> Trainer<'a> {
     fn enter_stage(&mut self, stage: &'a Stage) -> Result<()> {
         let index = self.state.stage;
         let dataset = &self.datasets[index];
-        self.order = Some(Order::new(dataset.len(), self.config.seed, index, stage.shuffle));
-        let mut optimizer = AdamW::new(&self.model, stage.optim.clone());
+        self.order = Some(dataset.order(stage, index, self.config.seed));
+        let mut optimizer = AdamW::new(&self.model, stage.optim.clone())?;
         let resumed = self.resumed.take();
         self.critic = self.make_critic(stage, resumed.as_ref())?;
         if let Some(checkpoint) = resumed {

@@ -99,9 +99,9 @@ pub fn update(
 ) -> Result<Update> {
     let stats = BatchStats::count(jobs.iter().flat_map(|j| &j.targets).map(|t| t.tokens));
     objective.prepare(stats);
-    learner.gradients.zero();
+    learner.gradients.zero()?;
     if let Some(critic) = &mut learner.critic {
-        critic.begin(stats);
+        critic.begin(stats)?;
     }
     // Trees whose gradient is exactly zero (a group of equal rewards) are only measured.
     let moves_trunk = learner.critic.as_ref().is_some_and(|c| c.moves_trunk());
@@ -142,11 +142,11 @@ fn finish(learner: &mut Learner<'_>, shares: &[Share], settings: &Settings<'_>) 
         update.culprit = Some(bad);
         return Ok(update);
     }
-    update.grad_sum = learner.gradients.checksum();
-    update.grad_norm = learner.gradients.norm();
-    update.critic = learner.critic.as_mut().map(|critic| (total.value, critic.gradient_norm()));
+    update.grad_sum = learner.gradients.checksum()?;
+    update.grad_norm = learner.gradients.norm()?;
+    update.critic = learner.critic.as_mut().map(|critic| Ok::<_, Error>((total.value, critic.gradient_norm()?))).transpose()?;
     if !update.grad_norm.is_finite() {
-        let name = learner.gradients.first_non_finite().unwrap_or_else(|| "the norm over all tensors".into());
+        let name = learner.gradients.first_non_finite()?.unwrap_or_else(|| "the norm over all tensors".into());
         update.not_finite = Some(format!("the gradient of {name}"));
     } else if update.critic.is_some_and(|(_, norm)| !norm.is_finite()) {
         update.not_finite = Some("the critic's gradient".into());
@@ -172,9 +172,9 @@ fn culprit(
     settings: &Settings<'_>,
 ) -> Result<Option<usize>> {
     for &i in active {
-        learner.gradients.zero();
+        learner.gradients.zero()?;
         microbatch(learner, objective, &[jobs[i]], settings, true)?;
-        if learner.gradients.first_non_finite().is_some() {
+        if learner.gradients.first_non_finite()?.is_some() {
             return Ok(Some(i));
         }
     }
@@ -218,7 +218,7 @@ fn microbatch(
     let mut d_predicting = None;
     if let Some(critic) = learner.critic.as_mut().filter(|c| c.shares_trunk()) {
         (values, d_predicting) = match &saved {
-            Some(saved) => critic.on_trunk(saved.predicting(), &plan, batch),
+            Some(saved) => critic.on_trunk(&*saved.predicting()?, &plan, batch),
             None => critic.on_trunk(&learner.model.predicting(&plan, Adapter::On)?, &plan, batch),
         };
     }

@@ -4,6 +4,7 @@ use crate::tensor::cuda::Gpu;
 use crate::{Error, Result};
 use half::bf16;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a device buffer holds.
@@ -103,6 +104,36 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// Sets all bytes to zero.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn zero(&mut self) -> Result<()> {
+        self.gpu.backend().zero(self.address, self.bytes())
+    }
+
+    /// A copy with memory of its own.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    pub fn try_clone(&self) -> Result<Self> {
+        let mut copy = Self::uninit(&self.gpu, self.dtype, self.len)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Replaces the first elements by all of `from`'s.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If `from` is longer, holds something else or lies on another device.
+    pub fn copy_from(&mut self, from: &Buffer) -> Result<()> {
+        assert!(from.len <= self.len && from.dtype == self.dtype && Arc::ptr_eq(&from.gpu, &self.gpu), "room for the same numbers");
+        self.gpu.backend().copy(self.address, from.address, from.bytes())
+    }
+
     /// Replaces the contents, converting as [`Buffer::from_f32`] does.
     ///
     /// # Errors
@@ -143,6 +174,21 @@ impl Buffer {
             }
             DType::F64 | DType::U32 => panic!("f32 numbers of a buffer of {}", self.dtype),
         }
+    }
+
+    /// The same for some elements of a buffer of f32.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else, or ends before.
+    pub fn part_to_f32(&self, part: Range<usize>) -> Result<Vec<f32>> {
+        assert_eq!(self.dtype, DType::F32, "a buffer of f32");
+        assert!(part.end <= self.len, "elements {part:?} of {}", self.len);
+        let mut data = vec![0f32; part.len()];
+        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address + (part.start * 4) as u64)?;
+        Ok(data)
     }
 
     /// Waits for the device and downloads a buffer of f64.

@@ -17,7 +17,7 @@ const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 
 /// Every driver function used here. cudarc panics at the first call of one that the driver lacks, so they are looked for beforehand; the
 /// newest of them came with CUDA 11.2.
-const NEEDED: [&str; 29] = [
+const NEEDED: [&str; 30] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -41,6 +41,7 @@ const NEEDED: [&str; 29] = [
     "cuMemPoolSetAttribute",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemsetD8Async",
     "cuModuleLoadData",
     "cuModuleUnload",
@@ -304,6 +305,15 @@ impl Backend for Context {
         self.bind()?;
         // SAFETY: the caller's buffer has that many bytes.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(|e| self.failed("clearing memory", e))
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's buffers have that many bytes; the copy is queued behind what writes them.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(|e| self.failed("copying memory", e))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -1,9 +1,9 @@
 //! The device handle.
 
-use crate::Result;
 use crate::tensor::cuda::context::Context;
 use crate::tensor::cuda::emulator::{Emulation, EmulationStats, Emulator};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::{Error, Result};
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
@@ -35,6 +35,8 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
     fn download(&self, bytes: &mut [u8], from: u64) -> Result<()>;
     fn zero(&self, address: u64, bytes: usize) -> Result<()>;
+    /// Copies memory of the device to other memory of the device.
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
 
     /// Queues a kernel. `arguments[i]` points to the value of argument i, whose kind `signature` spells (`launch.rs`).
@@ -84,6 +86,19 @@ impl Gpu {
             shared_bytes_per_block: 227 * 1024,
         };
         Ok(Arc::new(Self { info, backend: Box::new(emulator) }))
+    }
+
+    /// Opens the emulator that `SORFT_EMULATOR` names: a library that the tests have built. So the commands themselves, with `--device
+    /// emulator`, run the kernels' launches in tests; there is no such library in a release.
+    ///
+    /// # Errors
+    /// If the variable is not set, or as [`Gpu::emulated`].
+    pub fn emulator_of_environment() -> Result<Arc<Self>> {
+        let library = std::env::var_os("SORFT_EMULATOR").ok_or_else(|| {
+            Error::usage("--device emulator: SORFT_EMULATOR names no library").hint("it is for this project's tests; use --device cpu")
+        })?;
+        // SAFETY: who sets the variable says that the library is the emulator, as who sets LD_PRELOAD does; the version is checked.
+        unsafe { Self::emulated(Path::new(&library), Emulation::default()) }
     }
 
     /// What the device is.

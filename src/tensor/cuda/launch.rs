@@ -76,6 +76,13 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// A part of a buffer that the kernel only reads: at least `len` elements from the element `first` on.
+    pub fn input_from(mut self, name: &str, buffer: &Buffer, dtype: DType, first: usize, len: usize) -> Self {
+        self.pointer('c', name, Some(buffer), dtype, first + len);
+        self.advance(first, dtype);
+        self
+    }
+
     /// A buffer that the kernel writes, with at least `len` elements.
     pub fn output(mut self, name: &str, buffer: &mut Buffer, dtype: DType, len: usize) -> Self {
         self.pointer('m', name, Some(buffer), dtype, len);
@@ -85,10 +92,15 @@ impl<'a> Launch<'a> {
     /// A part of a buffer that the kernel writes: at least `len` elements from the element `first` on.
     pub fn output_from(mut self, name: &str, buffer: &mut Buffer, dtype: DType, first: usize, len: usize) -> Self {
         self.pointer('m', name, Some(buffer), dtype, first + len);
-        if let Some(Value::Pointer(address)) = self.values.last_mut().filter(|_| self.error.is_none()) {
-            *address += (first * dtype.size()) as u64;
-        }
+        self.advance(first, dtype);
         self
+    }
+
+    /// Moves the last pointer by `elements`.
+    fn advance(&mut self, elements: usize, dtype: DType) {
+        if let Some(Value::Pointer(address)) = self.values.last_mut().filter(|_| self.error.is_none()) {
+            *address += (elements * dtype.size()) as u64;
+        }
     }
 
     /// The same, or a null pointer.

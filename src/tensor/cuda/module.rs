@@ -25,11 +25,12 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 5] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
+    ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
 ];
 
 impl Source {
@@ -54,8 +55,13 @@ impl Source {
     /// Keys and values into their pages.
     pub const KV_PAGES: Source = Source { file: "kv_pages.cu", text: include_str!("../../../kernels/kv_pages.cu") };
 
+    /// The fused head, and the logits of sampling.
+    pub const HEAD: Source = Source { file: "head.cu", text: include_str!("../../../kernels/head.cu") };
+    /// Sums and roundings of activations.
+    pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };
+
     /// Every kernel source.
-    pub const ALL: [Source; 10] = [
+    pub const ALL: [Source; 12] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -66,6 +72,8 @@ impl Source {
         Source::KV_PAGES,
         Source::LINEAR,
         Source::NORM,
+        Source::HEAD,
+        Source::RESIDUAL,
     ];
 }
 

@@ -62,6 +62,13 @@ impl DeviceIds {
     }
 }
 
+impl DeviceIds {
+    /// How many tokens there are.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
 /// x `[T, cols]`: the rows of w `[V, cols]`, both bf16.
 ///
 /// # Errors

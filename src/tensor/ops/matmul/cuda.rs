@@ -137,13 +137,31 @@ impl TokenChunks {
 /// # Errors
 /// As [`forward`].
 pub fn backward_weight(dw: &mut Buffer, dy: &Buffer, x: &Buffer, chunks: &TokenChunks, n: usize, k: usize, scale: f32) -> Result<()> {
+    backward_weight_rows(dw, 0, dy, x, chunks, n, k, scale)
+}
+
+/// The same for rows `first..first + n` of a larger dw.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)] // what the equation has
+pub fn backward_weight_rows(
+    dw: &mut Buffer,
+    first: usize,
+    dy: &Buffer,
+    x: &Buffer,
+    chunks: &TokenChunks,
+    n: usize,
+    k: usize,
+    scale: f32,
+) -> Result<()> {
     Shape { m: chunks.tokens, n, k }.check(0)?;
     if n * k * chunks.count == 0 {
         return Ok(());
     }
     let gpu = dy.gpu().clone();
     launch(&gpu, "linear_dw_f32", n, k)
-        .output("dw", dw, DType::F32, n * k)
+        .output_from("dw", dw, DType::F32, first * k, n * k)
         .input("dy", dy, DType::Bf16, chunks.tokens * n)
         .input("x", x, DType::Bf16, chunks.tokens * k)
         .input("chunks", &chunks.table, DType::U32, 2 * chunks.count)

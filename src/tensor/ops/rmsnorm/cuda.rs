@@ -57,6 +57,21 @@ impl RowChunks {
         }
         Ok(Self { bounds: Buffer::from_u32(gpu, &bounds)?, count: chunks.len(), rows: end * rows_per_token })
     }
+
+    /// The first row of each chunk, and one past the last row of all: `[count + 1]`.
+    pub fn bounds(&self) -> &Buffer {
+        &self.bounds
+    }
+
+    /// How many chunks there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Rows in all chunks together.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
 }
 
 /// Returns y `[rows, cols]` and rstd = 1 / rms(x) `[rows]`.

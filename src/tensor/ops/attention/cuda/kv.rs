@@ -52,6 +52,30 @@ impl DeviceKv {
         Ok(Self { heads, pages, keys: numbers()?, values: numbers()? })
     }
 
+    /// Makes room for at least `pages` pages; the contents stay, and what is new is zero.
+    ///
+    /// # Errors
+    /// If the device is out of memory or failed.
+    pub fn grow(&mut self, pages: usize) -> Result<()> {
+        if pages <= self.pages {
+            return Ok(());
+        }
+        let gpu = self.keys.gpu().clone();
+        let len = pages * self.heads.num_kv_heads * TILE * self.heads.head_dim;
+        for buffer in [&mut self.keys, &mut self.values] {
+            let mut larger = Buffer::zeros(&gpu, DType::Bf16, len)?;
+            larger.copy_from(buffer)?;
+            *buffer = larger;
+        }
+        self.pages = pages;
+        Ok(())
+    }
+
+    /// Whose memory it is.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        self.keys.gpu()
+    }
+
     /// Elements of the keys, and of the values.
     pub(super) fn len(&self) -> usize {
         self.pages * self.heads.num_kv_heads * TILE * self.heads.head_dim

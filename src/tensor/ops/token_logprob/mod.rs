@@ -6,6 +6,8 @@
 //! Each chunk of [`VOCAB_CHUNK`] logits gives (max, sum of exponentials, entropy sum) by fixed reductions; chunks are merged in order, in
 //! f64. Sampling uses the same function on the same logits, so the log-probabilities it records are those of training, bit for bit.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
 use crate::tensor::cpu::vector::{LANES, exp, max_lanes, sum_lanes};

@@ -137,7 +137,7 @@ impl Series {
             }
             for (px, py) in &self.points {
                 let (cx, cy) = (x.at(*px), y.at(*py));
-                let tip = format!("step {px}: {}", short(*py));
+                let tip = format!("{px}: {}", short(*py));
                 let _ = write!(out, "<circle class=\"dot c{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3.2\"><title>{tip}</title></circle>");
             }
             return;

@@ -1,5 +1,7 @@
 //! Sums of activations, element by element: the residual stream and the gradients that meet in it.
 
+pub mod cuda;
+
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::over_rows;
 use std::ops::Range;

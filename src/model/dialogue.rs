@@ -40,10 +40,12 @@ impl<'a> Dialogue<'a> {
         Ok(self.tokenizer.encode(text, false)?.len())
     }
 
-    /// Tokens that the chat template puts around a prompt.
-    pub fn overhead(&self) -> Result<usize> {
+    /// Tokens that the chat template puts around a prompt, or around a message of the system's and a prompt.
+    pub fn overhead(&self, system: bool) -> Result<usize> {
         // A word of one token, since a template may treat an empty message otherwise.
-        Ok(self.prompt_ids("a")?.len().saturating_sub(self.count("a")?))
+        let word = |role: &str| Message { role: role.into(), content: "a".into() };
+        let messages: Vec<Message> = system.then(|| word("system")).into_iter().chain([word("user")]).collect();
+        Ok(self.conversation_ids(&messages)?.len().saturating_sub(messages.len() * self.count("a")?))
     }
 
     /// The ids of a prompt, up to where the answer begins.
@@ -54,23 +56,21 @@ impl<'a> Dialogue<'a> {
     /// The ids of a conversation that an answer is to follow.
     ///
     /// # Errors
-    /// Without a template, a conversation of more than one message: nothing says how to write it.
+    /// Without a template, a conversation of more than the system's message and the user's: nothing says how to write it.
     pub fn conversation_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
         match (self.template, messages) {
             // A template writes the BOS itself.
             (Some(template), _) => self.tokenizer.encode(&template.render(messages, true)?, false),
             (None, [message]) => self.tokenizer.encode(&message.content, true),
+            (None, [system, message]) if system.role == "system" => {
+                self.tokenizer.encode(&format!("{}\n\n{}", system.content, message.content), true)
+            }
             (None, _) => Err(Error::input(format!("{} messages, and no chat template to write them by", messages.len()))),
         }
     }
 
-    /// The ids of an answer to a prompt, ending with the token that ends the assistant's turn. They are encoded apart from the prompt's,
-    /// because that is how an answer is sampled.
-    pub fn answer_ids(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
-        self.reply_ids(&[user(prompt)], answer)
-    }
-
-    /// [`Dialogue::answer_ids`] of an answer to a conversation.
+    /// The ids of an answer to a conversation, ending with the token that ends the assistant's turn. They are encoded apart from the
+    /// prompt's, because that is how an answer is sampled.
     pub fn reply_ids(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(&self.answer_text(messages, answer)?, false)?;
         // What the template writes after the turn's end is not the model's to say.

@@ -4,7 +4,9 @@
 //! inversion of the cumulative distribution: over the vocabulary's order where nothing is filtered, else over the candidates from the most
 //! to the least likely (ties: the smaller id first).
 
-use crate::tensor::ops::token_logprob::{Softmax, chunk_sums, softmax_of_row};
+pub mod cuda;
+
+use crate::tensor::ops::token_logprob::{ChunkSums, Softmax, chunk_sums};
 use crate::tensor::plan::VOCAB_CHUNK;
 
 /// The filters; see [`Filters::is_none`] for the values that mean none.
@@ -25,6 +27,28 @@ impl Filters {
     }
 }
 
+/// How a row's token is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// 0: greedy.
+    pub temperature: f32,
+    /// What may be chosen.
+    pub filters: Filters,
+    /// The uniform number in [0, 1).
+    pub u: f64,
+}
+
+impl Draw {
+    /// The temperature that the row's logits are divided by: 1 where the choice is greedy.
+    pub fn divisor(&self) -> f32 {
+        if self.temperature == 0.0 { 1.0 } else { self.temperature }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.temperature == 0.0 || self.filters.is_none()
+    }
+}
+
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -34,33 +58,146 @@ pub struct Choice {
     pub logprob: f32,
 }
 
+/// The token of a row as its draw says.
+pub fn choose(logits: &[f32], draw: &Draw) -> Choice {
+    choose_by(logits, &sums(logits, draw.divisor()), draw)
+}
+
+/// The same by the row's chunk sums at [`Draw::divisor`], which a device may have formed.
+pub fn choose_by(logits: &[f32], sums: &[ChunkSums], draw: &Draw) -> Choice {
+    match draw.temperature == 0.0 {
+        true => greedy_by(logits, sums),
+        false => draw_by(logits, sums, draw.temperature, draw.filters, draw.u),
+    }
+}
+
 /// The most likely token (the smallest id among equals), with its log-probability at temperature 1.
 pub fn greedy(logits: &[f32]) -> Choice {
+    greedy_by(logits, &sums(logits, 1.0))
+}
+
+/// The same by the row's chunk sums at temperature 1, which a device may have formed.
+pub fn greedy_by(logits: &[f32], sums: &[ChunkSums]) -> Choice {
+    let pick = Pick::greedy(sums);
+    pick.finish(pick.chunk_of(logits), 1.0)
+}
+
+/// A token drawn at `temperature` > 0 with the uniform number `u` in [0, 1).
+pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choice {
+    draw_by(logits, &sums(logits, temperature), temperature, filters, u)
+}
+
+/// The same by the row's chunk sums at this temperature, which a device may have formed.
+pub fn draw_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, filters: Filters, u: f64) -> Choice {
+    if filters.is_none() {
+        let pick = Pick::draw(sums, u);
+        return pick.finish(pick.chunk_of(logits), temperature);
+    }
+    let softmax = merged(sums);
+    let id = draw_from(&candidates(logits, temperature, filters, &softmax), u);
+    Choice { id: id as u32, logprob: softmax.logprob(logits[id] / temperature) }
+}
+
+/// The sums of a row's chunks at a temperature.
+pub fn sums(logits: &[f32], temperature: f32) -> Vec<ChunkSums> {
+    logits.chunks(VOCAB_CHUNK).map(|c| chunk_sums(c, temperature)).collect()
+}
+
+fn merged(sums: &[ChunkSums]) -> Softmax {
+    sums.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c))
+}
+
+/// A choice without filters takes two steps: the chunk, which the chunk sums tell, then the token in it. So of logits that lie on a device a
+/// single chunk has to come to the processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick {
+    /// The chunk of the vocabulary.
+    pub chunk: usize,
+    softmax: Softmax,
+    /// What a drawn number still has to pass in the chunk; none: its most likely token is taken.
+    rest: Option<f64>,
+}
+
+impl Pick {
+    /// The chunk of the most likely token (the first of equals), by sums at temperature 1.
+    pub fn greedy(sums: &[ChunkSums]) -> Self {
+        let mut chunk = 0;
+        for (i, s) in sums.iter().enumerate() {
+            if s.max > sums[chunk].max {
+                chunk = i;
+            }
+        }
+        Self { chunk, softmax: merged(sums), rest: None }
+    }
+
+    /// The chunk whose cumulative mass passes the uniform number `u` in [0, 1).
+    pub fn draw(sums: &[ChunkSums], u: f64) -> Self {
+        let softmax = merged(sums);
+        let mut rest = u * softmax.sum;
+        let mut taken = Self { chunk: 0, softmax, rest: Some(rest) };
+        for (chunk, s) in sums.iter().enumerate() {
+            let mass = f64::from(s.sum) * (f64::from(s.max) - softmax.max).exp();
+            if mass > 0.0 {
+                (taken.chunk, taken.rest) = (chunk, Some(rest));
+            }
+            if rest < mass {
+                break;
+            }
+            rest -= mass;
+        }
+        taken
+    }
+
+    /// The picked chunk of a row.
+    pub fn chunk_of<'a>(&self, logits: &'a [f32]) -> &'a [f32] {
+        &logits[self.chunk * VOCAB_CHUNK..(self.chunk * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())]
+    }
+
+    /// The token, given the logits of the picked chunk.
+    pub fn finish(&self, chunk: &[f32], temperature: f32) -> Choice {
+        let i = match self.rest {
+            None => likeliest_of(chunk),
+            Some(rest) => draw_from_chunk(chunk, temperature, self.softmax.max, rest),
+        };
+        Choice { id: (self.chunk * VOCAB_CHUNK + i) as u32, logprob: self.softmax.logprob(chunk[i] / temperature) }
+    }
+}
+
+fn likeliest_of(logits: &[f32]) -> usize {
     let mut best = 0;
     for (i, &x) in logits.iter().enumerate() {
         if x > logits[best] {
             best = i;
         }
     }
-    Choice { id: best as u32, logprob: softmax_of_row(logits, 1.0).logprob(logits[best]) }
+    best
 }
 
-/// A token drawn at `temperature` > 0 with the uniform number `u` in [0, 1).
-pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choice {
-    let sums: Vec<_> = logits.chunks(VOCAB_CHUNK).map(|c| chunk_sums(c, temperature)).collect();
-    let softmax = sums.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c));
-    let id = if filters.is_none() {
-        let masses = sums.iter().map(|c| f64::from(c.sum) * (f64::from(c.max) - softmax.max).exp());
-        draw_from_all(logits, temperature, &softmax, masses, u)
-    } else {
-        draw_from(&candidates(logits, temperature, filters, &softmax), u)
-    };
-    Choice { id: id as u32, logprob: softmax.logprob(logits[id] / temperature) }
+/// The token whose cumulative mass passes `rest`. That may be a rounding error beyond the chunk's mass: then its last token with any is taken.
+fn draw_from_chunk(chunk: &[f32], temperature: f32, max: f64, mut rest: f64) -> usize {
+    let mut choice = 0;
+    for (i, x) in chunk.iter().enumerate() {
+        let mass = (f64::from(x / temperature) - max).exp();
+        if mass > 0.0 {
+            choice = i;
+            if rest < mass {
+                break;
+            }
+        }
+        rest -= mass;
+    }
+    choice
 }
 
 /// The `k` most likely tokens, the most likely first (ties: the smaller id first), each with its log softmax(logits / T); T is 1 where
 /// `temperature` is 0, as for [`greedy`].
 pub fn likeliest(logits: &[f32], temperature: f32, k: usize) -> Vec<Choice> {
+    let temperature = if temperature == 0.0 { 1.0 } else { temperature };
+    likeliest_by(logits, &sums(logits, temperature), temperature, k)
+}
+
+/// The same by the row's chunk sums at this temperature (above 0), which a device may have formed.
+pub fn likeliest_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, k: usize) -> Vec<Choice> {
     let k = k.min(logits.len());
     if k == 0 {
         return Vec::new();
@@ -70,40 +207,8 @@ pub fn likeliest(logits: &[f32], temperature: f32, k: usize) -> Vec<Choice> {
     ids.select_nth_unstable_by(k - 1, order);
     ids.truncate(k);
     ids.sort_unstable_by(order);
-    let temperature = if temperature == 0.0 { 1.0 } else { temperature };
-    let softmax = softmax_of_row(logits, temperature);
+    let softmax = merged(sums);
     ids.into_iter().map(|id| Choice { id, logprob: softmax.logprob(logits[id as usize] / temperature) }).collect()
-}
-
-/// Inversion in two steps: the chunk whose cumulative mass passes `u`, then the token in it.
-fn draw_from_all(logits: &[f32], temperature: f32, softmax: &Softmax, masses: impl Iterator<Item = f64>, u: f64) -> usize {
-    let mut rest = u * softmax.sum;
-    // The chunk that is taken, and what `u` still has to pass in it.
-    let mut taken = (0, rest);
-    for (c, mass) in masses.enumerate() {
-        if mass > 0.0 {
-            taken = (c, rest);
-        }
-        if rest < mass {
-            break;
-        }
-        rest -= mass;
-    }
-    let (last, mut rest) = taken;
-    let chunk = &logits[last * VOCAB_CHUNK..(last * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())];
-    // `rest` may be a rounding error beyond the chunk's mass: then its last token with any mass is taken.
-    let mut choice = 0;
-    for (i, x) in chunk.iter().enumerate() {
-        let mass = (f64::from(x / temperature) - softmax.max).exp();
-        if mass > 0.0 {
-            choice = i;
-            if rest < mass {
-                break;
-            }
-        }
-        rest -= mass;
-    }
-    last * VOCAB_CHUNK + choice
 }
 
 /// (token, e^{z - max}) of those that the filters keep, the most likely first. `softmax` is the whole row's.
@@ -179,6 +284,7 @@ fn draw_from(candidates: &[(usize, f64)], u: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::ops::token_logprob::softmax_of_row;
 
     const NONE: Filters = Filters { top_k: 0, top_p: 1.0, min_p: 0.0 };
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use memchr::memmem;
 
-use crate::data::difflib::{CharIndex, PyText, Scratch, splitlines, strip, unified_diff};
-use crate::data::{search_replace, unidiff};
+use super::difflib::{CharIndex, PyText, Scratch, splitlines, strip, unified_diff};
+use super::{search_replace, unidiff};
 
 /// Contents by path.
 pub type Files = BTreeMap<PyText, PyText>;

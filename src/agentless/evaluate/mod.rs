@@ -1,0 +1,193 @@
+//! How good a run's localisation and patches are: numbers of every task ([`Record`]), their means with intervals beside BM25's
+//! ([`Summary`]), as text ([`table`]), as a page ([`page`]), and two runs compared ([`compare`]).
+//!
+//! A set that was answered *hits any* where it holds any gold element, and *hits all* where it holds every one. The first is what a reward
+//! of hits pays for; the second is the "correct location" of Agentless (arXiv 2407.01489, section 4), which asks a patch to edit a superset of
+//! what the gold patch edits. SoRFT's paper (arXiv 2502.20127) does not say which of the two its hit rates are, so both are given.
+
+mod baseline;
+mod compare;
+mod judge;
+pub mod page;
+mod summary;
+pub mod table;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+pub use compare::{Comparison, compare};
+pub use judge::{Judge, PatchScore};
+pub use summary::{Interval, Summary};
+
+use super::pipeline::{Hop, Product};
+use super::records::Ranked;
+use crate::Result;
+use crate::data::Task;
+use crate::data::coverage::expected_best;
+use crate::data::metrics::SetScore;
+
+/// The numbers of a task, a line of `tasks.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The task.
+    pub instance_id: String,
+    /// Its repository: what intervals cluster by.
+    pub repo: String,
+    /// What was measured, by name (`docs/evaluation.md` lists them); a number that a task cannot have is not there.
+    pub numbers: BTreeMap<String, f64>,
+    /// What `k` samples reach together, for `k` of 1, 2, ...: [`expected_best`] over the samples.
+    pub coverage: BTreeMap<String, Vec<f64>>,
+    /// Why there is no patch, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub no_patch: Option<String>,
+}
+
+/// Whether a set hits anything, and everything.
+fn hits(score: &SetScore) -> (f64, f64) {
+    let flag = |b: bool| f64::from(u8::from(b));
+    (flag(score.common > 0), flag(score.gold > 0 && score.common == score.gold))
+}
+
+impl Record {
+    fn new(task: &Task) -> Self {
+        Self { instance_id: task.instance_id.clone(), repo: task.repo_name().to_owned(), ..Self::default() }
+    }
+
+    fn put(&mut self, name: &str, value: f64) {
+        self.numbers.insert(name.to_owned(), value);
+    }
+
+    fn put_set(&mut self, name: &str, score: &SetScore) {
+        if score.gold > 0 {
+            let (any, all) = hits(score);
+            self.put(&format!("{name}.any"), any);
+            self.put(&format!("{name}.all"), all);
+            self.put(&format!("{name}.answers"), score.answers as f64);
+        }
+    }
+
+    /// The numbers of a localisation hop: what its answers name together, and what `k` of them hit.
+    fn put_hop<T: Ord>(&mut self, name: &str, hop: &Hop<T>, gold: &BTreeSet<T>) {
+        if gold.is_empty() {
+            return;
+        }
+        self.put_set(name, &SetScore::new(&hop.merged, gold, true));
+        let valid = hop.samples.iter().filter(|s| s.error.is_none()).count();
+        self.put(&format!("{name}.valid"), valid as f64 / hop.samples.len().max(1) as f64);
+        let of_samples: Vec<(f64, f64)> = hop.samples.iter().map(|s| hits(&SetScore::new(&s.elements, gold, true))).collect();
+        self.cover(&format!("{name}.any"), of_samples.iter().map(|h| h.0));
+        self.cover(&format!("{name}.all"), of_samples.iter().map(|h| h.1));
+    }
+
+    /// The numbers of the patch that is handed in.
+    fn put_patch(&mut self, score: &PatchScore) {
+        let flag = |b: bool| f64::from(u8::from(b));
+        self.put("patch.applied", flag(score.applied));
+        self.put("patch.similarity", score.similarity);
+        self.put("patch.exact", flag(score.exact));
+        for (unit, set) in [("file", &score.files), ("function", &score.functions), ("line", &score.lines)] {
+            self.put_set(&format!("patch.{unit}"), set);
+        }
+        self.no_patch.clone_from(&score.reason);
+    }
+
+    /// BM25's hits where it names as many files and functions as the model did (at least one).
+    fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, usize)) {
+        self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1), false));
+        // Definitions and contents of some files alone would rank these for being known.
+        if universe.iter().all(|path| task.files.contains_key(path)) {
+            self.put_set("fused.file", &baseline::files(task, judge, universe, files.max(1), true));
+        }
+        if !judge.functions.is_empty() {
+            self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1)));
+        }
+    }
+
+    fn cover(&mut self, name: &str, values: impl Iterator<Item = f64>) {
+        let values: Vec<f64> = values.collect();
+        if !values.is_empty() {
+            self.coverage.insert(name.to_owned(), expected_best(&values));
+        }
+    }
+}
+
+/// The records of a pipeline's run. `resolved` says of a task whether the patch that is handed in makes its tests pass, where that is known.
+///
+/// # Errors
+///
+/// A task whose gold patch does not parse or does not fit its files.
+pub fn run_records(tasks: &[Task], products: &[Product], ranked: &[Ranked], resolved: &BTreeMap<String, bool>) -> Result<Vec<Record>> {
+    let all: Vec<_> = tasks.iter().zip(products).zip(ranked).collect();
+    all.par_iter().map(|((task, product), ranked)| run_record(task, product, ranked, resolved.get(&task.instance_id).copied())).collect()
+}
+
+fn run_record(task: &Task, product: &Product, ranked: &Ranked, resolved: Option<bool>) -> Result<Record> {
+    let judge = Judge::new(task)?;
+    let mut record = Record::new(task);
+    let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
+    // What a model found counts, not what was put in its place.
+    let merged: &[String] = if product.fell_back { &[] } else { &product.files.merged };
+    record.put_hop("file", &Hop { samples: product.files.samples.clone(), merged: merged.to_vec() }, &judge.files);
+
+    if let Some(hop) = &product.functions {
+        record.put_hop("function", hop, &judge.functions);
+    }
+    if let Some(hop) = &product.lines {
+        record.put_hop("line", hop, &judge.lines);
+    }
+
+    let candidates = &product.candidates;
+    record.put("patch.valid", share(candidates.iter().filter(|c| c.error.is_none()).count(), candidates.len()));
+    record.put("patch.candidates", share(ranked.built.iter().filter(|b| !b.patch.is_empty()).count(), candidates.len()));
+    record.put("patch.distinct", ranked.order.len() as f64);
+    let mut scores: HashMap<&str, PatchScore> = HashMap::new();
+    for patch in ranked.built.iter().map(|b| b.patch.as_str()).chain([ranked.best()]) {
+        scores.entry(patch).or_insert_with(|| judge.patch(patch));
+    }
+    let of = |i: usize| &scores[ranked.built[i].patch.as_str()];
+    let flag = |b: bool| f64::from(u8::from(b));
+    record.cover("patch.applied", (0..candidates.len()).map(|i| flag(of(i).applied)));
+    record.cover("patch.similarity", (0..candidates.len()).map(|i| of(i).similarity));
+    record.cover("patch.exact", (0..candidates.len()).map(|i| flag(of(i).exact)));
+    record.cover("patch.function.all", (0..candidates.len()).map(|i| hits(&of(i).functions).1));
+    record.cover("patch.line.any", (0..candidates.len()).map(|i| hits(&of(i).lines).0));
+    let best = &scores[ranked.best()];
+    record.put_patch(best);
+    record.no_patch = record.no_patch.take().filter(|_| ranked.best().is_empty()).map(|_| why_none(product, ranked));
+    if let Some(resolved) = resolved {
+        record.put("resolved", flag(resolved));
+    }
+    let functions = product.functions.as_ref().map_or(best.functions.answers, |hop| hop.merged.len());
+    record.put_baselines(task, &judge, &product.universe, (merged.len(), functions));
+    Ok(record)
+}
+
+/// The commonest reason why a task's candidates are none.
+pub fn why_none(product: &Product, ranked: &Ranked) -> String {
+    let reasons = product.candidates.iter().zip(&ranked.built).filter_map(|(c, b)| c.error.clone().or_else(|| b.blank.clone()));
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    reasons.for_each(|r| *counts.entry(r).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, n)| *n).map_or_else(|| "no candidate".to_owned(), |(reason, _)| reason)
+}
+
+/// The records of given patches, by task (an empty text for none).
+///
+/// # Errors
+///
+/// As [`run_records`].
+pub fn patch_records(tasks: &[Task], patches: &BTreeMap<String, String>, resolved: &BTreeMap<String, bool>) -> Result<Vec<Record>> {
+    let record = |task: &Task| -> Result<Record> {
+        let judge = Judge::new(task)?;
+        let mut record = Record::new(task);
+        let score = judge.patch(patches.get(&task.instance_id).map_or("", String::as_str));
+        record.put_patch(&score);
+        if let Some(resolved) = resolved.get(&task.instance_id) {
+            record.put("resolved", f64::from(u8::from(*resolved)));
+        }
+        record.put_baselines(task, &judge, &task.file_paths(), (score.files.answers, score.functions.answers));
+        Ok(record)
+    };
+    tasks.par_iter().map(record).collect()
+}

@@ -1,0 +1,152 @@
+//! Evaluations as text: at most 76 characters wide, without colour or control characters, so that a pipe gets what a terminal shows.
+
+use std::fmt::Write as _;
+
+use super::{Comparison, Interval, Summary};
+
+/// Rows of localisation: what it is called, the hop's numbers, the patch's, and the baselines'.
+pub(super) const PLACES: [(&str, &str, &str, &[(&str, &str)]); 3] = [
+    ("files", "file", "patch.file", &[("BM25", "bm25.file"), ("four BM25 fused", "fused.file")]),
+    ("functions", "function", "patch.function", &[("BM25", "bm25.function")]),
+    ("lines", "line", "patch.line", &[]),
+];
+
+/// Rows of patches: name and meaning.
+pub(super) const PATCHES: [(&str, &str); 9] = [
+    ("resolved", "resolved"),
+    ("patch.applied", "applied"),
+    ("patch.similarity", "similarity to gold"),
+    ("patch.exact", "the same as gold"),
+    ("file.valid", "file answers of the format"),
+    ("function.valid", "function answers of the format"),
+    ("line.valid", "line answers of the format"),
+    ("patch.valid", "edit answers of the format"),
+    ("patch.candidates", "edit answers that are patches"),
+];
+
+/// Rows in columns: the first column to the left, the others to the right, two blanks between them.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> =
+        (0..count).map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate();
+        let line: Vec<String> = cells.map(|(c, (s, &w))| if c == 0 { format!("{s:<w$}") } else { format!("{s:>w$}") }).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+    out
+}
+
+/// `65.2 [60.1, 70.3]`, in percent.
+pub(super) fn percent(i: &Interval) -> String {
+    format!("{:.1} [{:.1}, {:.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
+}
+
+/// The rows of localisation that there are: label, any, all, mean number of elements named.
+pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
+    let mut rows = Vec::new();
+    let mut add = |label: String, name: &str| {
+        let get = |what: &str| summary.numbers.get(&format!("{name}.{what}"));
+        if let (Some(any), Some(all)) = (get("any"), get("all")) {
+            let named = get("answers").map_or(String::new(), |m| format!("{:.1}", m.interval.mean));
+            rows.push([label, percent(&any.interval), percent(&all.interval), named]);
+        }
+    };
+    for (label, hop, patch, baselines) in PLACES {
+        if summary.numbers.contains_key(&format!("{hop}.any")) {
+            add(label.to_owned(), hop);
+        }
+        for (what, name) in baselines {
+            add(format!("  {label}, {what}"), name);
+        }
+        add(format!("  {label}, in the patch"), patch);
+    }
+    rows
+}
+
+/// The whole evaluation.
+pub fn render(summary: &Summary) -> String {
+    let count = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+    let mut out = format!(
+        "{} of {}; percent, with 95 % intervals clustered by repository\n\n",
+        count(summary.tasks, "task", "tasks"),
+        count(summary.repositories.len(), "repository", "repositories"),
+    );
+    let mut rows = vec![["localised", "any", "all", "named"].map(str::to_owned)];
+    rows.extend(place_rows(summary));
+    out += &columns(&rows.iter().map(|r| r.to_vec()).collect::<Vec<_>>());
+    let patches = PATCHES.iter().filter_map(|(name, label)| Some((summary.numbers.get(*name)?, label)));
+    let rows: Vec<Vec<String>> = patches.map(|(mean, label)| vec![(*label).to_owned(), percent(&mean.interval)]).collect();
+    out += "\n";
+    out += &columns(&[vec![vec!["patches".to_owned(), String::new()]], rows].concat());
+    if let Some(coverage) = coverage(summary) {
+        out += &format!("\n{coverage}");
+    }
+    if !summary.no_patch.is_empty() {
+        out += "\ntasks without a patch\n";
+        let mut reasons: Vec<(&String, &usize)> = summary.no_patch.iter().collect();
+        reasons.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        for (reason, n) in reasons.iter().take(6) {
+            let _ = writeln!(out, "{n:>6}  {}", cut(reason.lines().next().unwrap_or_default(), 68));
+        }
+    }
+    out += &format!("\n{}", repositories(summary));
+    out
+}
+
+/// The curves at 1, 2, 4, ... samples, and at all.
+fn coverage(summary: &Summary) -> Option<String> {
+    let longest = summary.coverage.values().map(Vec::len).max().filter(|&n| n > 1)?;
+    let mut ks: Vec<usize> = std::iter::successors(Some(1), |k| Some(k * 2)).take_while(|&k| k < longest).collect();
+    ks.push(longest);
+    let ks = &ks[ks.len().saturating_sub(6)..];
+    let head = std::iter::once("best of k samples".to_owned()).chain(ks.iter().map(|k| format!("k={k}"))).collect();
+    let mut rows: Vec<Vec<String>> = vec![head];
+    for (name, curve) in &summary.coverage {
+        let cell = |k: &usize| curve.get(k - 1).map_or(String::new(), |i| format!("{:.1}", 100.0 * i.mean));
+        rows.push(std::iter::once(name.clone()).chain(ks.iter().map(cell)).collect());
+    }
+    Some(columns(&rows))
+}
+
+/// The columns of the breakdown: number and heading.
+pub(super) const BREAKDOWN: [(&str, &str); 6] = [
+    ("file.all", "files"),
+    ("bm25.file.all", "BM25"),
+    ("patch.function.all", "functions"),
+    ("patch.applied", "applied"),
+    ("patch.similarity", "similar"),
+    ("resolved", "resolved"),
+];
+
+fn repositories(summary: &Summary) -> String {
+    let shown: Vec<_> = BREAKDOWN.iter().filter(|(name, _)| summary.numbers.contains_key(*name)).collect();
+    let head = ["by repository".to_owned(), "tasks".to_owned()].into_iter().chain(shown.iter().map(|(_, label)| (*label).to_owned()));
+    let mut rows = vec![head.collect::<Vec<_>>()];
+    for (repo, of) in &summary.repositories {
+        let cells = shown.iter().map(|(name, _)| of.numbers.get(*name).map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v)));
+        rows.push([cut(repo, 24), of.tasks.to_string()].into_iter().chain(cells).collect());
+    }
+    columns(&rows)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most { text.to_owned() } else { text.chars().take(most - 3).chain("...".chars()).collect() }
+}
+
+/// Two evaluations compared.
+pub fn render_comparison(c: &Comparison) -> String {
+    let mut rows = vec![["number", "A", "B", "B - A", "better", "worse"].map(str::to_owned).to_vec()];
+    for (name, p) in &c.numbers {
+        // Numbers of elements are counts, all others shares.
+        let share = !name.ends_with(".answers") && name != "patch.distinct";
+        let scale = if share { 100.0 } else { 1.0 };
+        let number = |v: f64| format!("{:.1}", scale * v);
+        let d = p.difference;
+        let difference = format!("{:+.1} [{:+.1}, {:+.1}]", scale * d.mean, scale * d.low, scale * d.high);
+        rows.push(vec![cut(name, 22), number(p.a), number(p.b), difference, p.better.to_string(), p.worse.to_string()]);
+    }
+    let unpaired = if c.unpaired > 0 { format!(" ({} only in one of them)", c.unpaired) } else { String::new() };
+    format!("{} tasks in both{unpaired}; shares in percent, 95 % intervals clustered by repository\n\n{}", c.tasks, columns(&rows))
+}

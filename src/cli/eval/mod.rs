@@ -1,0 +1,186 @@
+//! `eval`: the pipeline on tasks whose fix is known, and how good its localisation and its patches are.
+
+mod folder;
+mod progress;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+pub(crate) use self::folder::Folder;
+pub(crate) use self::progress::Reporter;
+use super::common::DeviceArgs;
+use super::interrupt;
+use super::output::{json_line, plural, say, to_stdout};
+use crate::agentless::evaluate::{Record, compare, patch_records, table};
+use crate::agentless::generator::Local;
+use crate::agentless::records::{MODEL_NAME, Tests};
+use crate::agentless::{files, run};
+use crate::data::Task;
+use crate::data::source::swe_bench;
+use crate::model::dialogue::Dialogue;
+use crate::model::transformer::Transformer;
+use crate::model::weights::{self, ModelFiles};
+use crate::{Error, Result};
+
+pub(crate) use settings::PipelineArgs;
+
+/// Localise and repair tasks whose fix is known, and measure hits, patches and coverage beside BM25
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A Hugging Face folder, a .gguf file, or a hub id owner/name
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["predictions", "compare"])]
+    model: Option<String>,
+    /// A PEFT LoRA folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Tasks with SWE-bench's fields and `files`, as JSON lines (.gz too)
+    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
+    tasks: Option<PathBuf>,
+    /// Take the first N tasks only
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Where everything sampled, predictions, numbers and eval.html go [default: nothing is kept]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with what --out holds
+    #[arg(long, requires = "out")]
+    resume: bool,
+    /// Rank and measure what --out holds again, without sampling
+    #[arg(long, requires = "out", conflicts_with = "resume")]
+    rerank_only: bool,
+    #[command(flatten)]
+    pipeline: PipelineArgs,
+    /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume", "rerank_only"])]
+    predictions: Option<String>,
+    /// The paired difference between two evaluations of the same tasks
+    #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]
+    compare: Option<Vec<PathBuf>>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(dirs) = &args.compare {
+        return show_comparison(&args, &dirs[0], &dirs[1]);
+    }
+    args.pipeline.check()?;
+    let tasks = read_tasks(&args)?;
+    match &args.predictions {
+        Some(what) => measure(&args, &tasks, what),
+        None => evaluate(&args, &tasks),
+    }
+}
+
+fn read_tasks(args: &Args) -> Result<Vec<Task>> {
+    let path = args.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
+    let mut tasks = swe_bench::read(path)?;
+    tasks.truncate(args.limit.unwrap_or(usize::MAX));
+    if tasks.is_empty() {
+        return Err(Error::usage("--limit takes a number of at least 1"));
+    }
+    match tasks.iter().find(|t| t.files.is_empty()) {
+        Some(task) => Err(Error::input("the task has no `files`: nothing can be shown or patched")
+            .at(&task.instance_id)
+            .at_file(path)
+            .hint("`data mine` writes tasks with the contents of their files")),
+        None => Ok(tasks),
+    }
+}
+
+/// The pipeline with a model.
+fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
+    let name = args.model.as_deref().unwrap_or_default();
+    let files = weights::open(name)?;
+    let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
+    let settings = args.pipeline.resolve(&files, &dialogue)?;
+    let described = args.describe(&settings);
+    let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
+    interrupt::listen()?;
+    let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
+    let sampling = args.pipeline.sampling();
+    let mut reporter = Reporter::new(tasks.len());
+    let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
+    let products = run::sample(folder.path(), tasks, &settings, &local, !args.rerank_only, &mut |p| reporter.tell(p));
+    let products = products.map_err(|e| match args.out.is_some() && e.exit_code() == 130 {
+        true => e.hint("what was sampled is stored; the same command with --resume goes on"),
+        false => e,
+    })?;
+    let ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
+    let records = run::finish(folder.path(), tasks, &products, &ranked, &BTreeMap::new())?;
+    reporter.write(folder.path())?;
+    show(args, &folder, &records, &described)
+}
+
+/// Reads the weights.
+pub(crate) fn load(files: &ModelFiles, adapter: Option<&Path>, device: &DeviceArgs) -> Result<Transformer> {
+    let mut model = Transformer::load(files, &device.open()?)?;
+    if let Some(dir) = adapter {
+        let (lora, tensors) = weights::load_peft(dir)?;
+        model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
+    }
+    Ok(model)
+}
+
+/// Given predictions.
+fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
+    let patches: BTreeMap<String, String> = match what {
+        "gold" => tasks.iter().map(|t| (t.instance_id.clone(), t.patch.clone())).collect(),
+        "empty" => BTreeMap::new(),
+        file => files::read_predictions(Path::new(file))?.into_iter().map(|p| (p.instance_id, p.model_patch)).collect(),
+    };
+    let there = tasks.iter().filter(|t| patches.contains_key(&t.instance_id)).count();
+    if what != "empty" && there < tasks.len() {
+        say!("warning: {what} has no prediction for {} of {}", tasks.len() - there, plural(tasks.len() as u64, "task"));
+    }
+    if patches.len() > there {
+        say!("warning: {} of {what} are about none of the tasks", plural((patches.len() - there) as u64, "prediction"));
+    }
+    let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
+    let folder = Folder::open(args.out.as_deref(), false, &described)?;
+    let records = patch_records(tasks, &patches, &BTreeMap::new())?;
+    let line = |t: &Task| files::Prediction {
+        model_name_or_path: MODEL_NAME.to_owned(),
+        instance_id: t.instance_id.clone(),
+        model_patch: patches.get(&t.instance_id).cloned().unwrap_or_default(),
+    };
+    files::write(&folder.path().join("all_preds.jsonl"), &tasks.iter().map(line).collect::<Vec<_>>())?;
+    show(args, &folder, &records, &described)
+}
+
+fn show(args: &Args, folder: &Folder, records: &[Record], described: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(described).unwrap_or_default();
+    let summary = run::write_numbers(folder.path(), records, &text)?;
+    if args.out.is_some() {
+        say!("{}", folder.path().join("eval.html").display());
+    }
+    match args.json {
+        true => json_line(&serde_json::to_value(&summary).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
+        false => to_stdout(|out| write!(out, "{}", table::render(&summary))),
+    }
+}
+
+fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
+    let comparison = compare(&run::read_records(a)?, &run::read_records(b)?)?;
+    match args.json {
+        true => json_line(&serde_json::to_value(&comparison).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
+        false => to_stdout(|out| write!(out, "A {}\nB {}\n{}", a.display(), b.display(), table::render_comparison(&comparison))),
+    }
+}
+
+impl Args {
+    /// Everything that the samples are a function of, as `settings.json` has it.
+    fn describe(&self, settings: &crate::agentless::pipeline::Settings) -> Value {
+        json!({
+            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit,
+            "sampling": self.pipeline.describe(), "settings": settings,
+        })
+    }
+}

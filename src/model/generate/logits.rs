@@ -1,0 +1,59 @@
+//! The logits of a step, where the model is.
+
+use crate::Result;
+use crate::tensor::Tensor;
+use crate::tensor::ops::sample::{self, Choice, Draw};
+use crate::tensor::ops::token_logprob::{ChunkSums, cuda};
+use rayon::prelude::*;
+
+/// Logits of several rows.
+pub(crate) enum Logits {
+    /// `[rows, V]`.
+    Cpu(Tensor),
+    /// The same on a device, with each row's chunk sums.
+    Device(cuda::Logits),
+}
+
+/// One row's logits on the processor, and, where a device has formed them, its chunk sums at the temperature it is sampled at.
+pub(crate) struct Row {
+    logits: Vec<f32>,
+    sums: Option<Vec<ChunkSums>>,
+}
+
+impl Logits {
+    /// The next token of each row.
+    pub fn choose(&self, draws: &[Draw]) -> Result<Vec<Choice>> {
+        match self {
+            Logits::Cpu(logits) => Ok(draws.par_iter().enumerate().map(|(i, draw)| sample::choose(logits.row(i), draw)).collect()),
+            Logits::Device(logits) => sample::cuda::choose(logits, draws),
+        }
+    }
+
+    /// A row by itself.
+    pub fn row(&self, i: usize) -> Result<Row> {
+        match self {
+            Logits::Cpu(logits) => Ok(Row { logits: logits.row(i).to_vec(), sums: None }),
+            Logits::Device(logits) => Ok(Row { logits: logits.row(i)?, sums: Some(logits.sums[i].clone()) }),
+        }
+    }
+}
+
+impl Row {
+    /// The next token. The draw's temperature is that of the row's sums.
+    pub fn choose(&self, draw: &Draw) -> Choice {
+        match &self.sums {
+            None => sample::choose(&self.logits, draw),
+            Some(sums) => sample::choose_by(&self.logits, sums, draw),
+        }
+    }
+
+    /// The `k` likeliest tokens, at the temperature that the row is sampled at.
+    pub fn likeliest(&self, temperature: f32, k: usize) -> Vec<Choice> {
+        let divisor = if temperature == 0.0 { 1.0 } else { temperature };
+        match &self.sums {
+            _ if k == 0 => Vec::new(),
+            None => sample::likeliest(&self.logits, temperature, k),
+            Some(sums) => sample::likeliest_by(&self.logits, sums, divisor, k),
+        }
+    }
+}

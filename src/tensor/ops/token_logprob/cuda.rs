@@ -1,0 +1,215 @@
+//! The fused head on a CUDA device: launches of `kernels/head.cu`, which has the equations and the order of every sum.
+//!
+//! The device gives, per row and chunk of [`VOCAB_CHUNK`] columns, the largest logit and the two sums of exponentials; the host merges the
+//! chunks in f64 by [`Softmax::merge`], the processor's own code. Training and sampling launch the same kernel and merge the same way, so a
+//! sampled token's log-probability is that of training, bit for bit. Logits are f32 and never rounded; they leave the chip for sampling alone.
+
+use super::{ChunkSums, Softmax};
+use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
+use crate::tensor::ops::matmul;
+use crate::tensor::ops::matmul::cuda::TokenChunks;
+use crate::tensor::plan::VOCAB_CHUNK;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Rows and columns of a block's logits (`SIDE` of the kernel).
+const SIDE: usize = 128;
+/// Three stages of two tiles of 128 x 64 bf16.
+const STAGES: usize = 3 * 2 * SIDE * 64 * 2;
+/// Behind them: three sums for two halves of the columns and each row.
+const SUMS: usize = 2 * SIDE * 3 * 4;
+
+/// A head's operands: hidden states h `[rows, width]` and the head's matrix w `[vocab, width]`, both bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// `[rows, width]`.
+    pub h: &'a Buffer,
+    /// `[vocab, width]`.
+    pub w: &'a Buffer,
+    /// Predictions.
+    pub rows: usize,
+    /// Tokens that there are; a multiple of 8.
+    pub vocab: usize,
+    /// Of the model; a multiple of 8.
+    pub width: usize,
+}
+
+/// What [`backward`] needs of [`forward`].
+#[derive(Debug)]
+pub struct Saved {
+    softmax: Vec<Softmax>,
+    targets: Buffer,
+    temperature: f32,
+    temperatures: Buffer,
+}
+
+/// Logits `[rows, vocab]` f32 on the device, and each row's chunk sums at the row's temperature.
+#[derive(Debug)]
+pub struct Logits {
+    /// `[rows, vocab]`.
+    pub logits: Buffer,
+    /// The sums of each row's chunks, in order.
+    pub sums: Vec<Vec<ChunkSums>>,
+}
+
+impl Logits {
+    /// A row's logits.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
+        let vocab = self.logits.len() / self.sums.len();
+        self.logits.part_to_f32(row * vocab..(row + 1) * vocab)
+    }
+}
+
+impl Head<'_> {
+    fn check(&self) -> Result<()> {
+        if self.vocab.is_multiple_of(8) && self.width.is_multiple_of(8) {
+            return Ok(());
+        }
+        let message = format!("a head of {} inputs and {} tokens: the kernels take multiples of 8", self.width, self.vocab);
+        Err(Error::device(message).hint("use --device cpu"))
+    }
+
+    fn chunks(&self) -> usize {
+        self.vocab.div_ceil(VOCAB_CHUNK)
+    }
+
+    /// The chunk sums of every row, and what else the launch is asked for: targets' z, logits.
+    fn launch(
+        &self,
+        gpu: &Arc<Gpu>,
+        temperatures: &Buffer,
+        target: Option<(&Buffer, &mut Buffer)>,
+        logits: Option<&mut Buffer>,
+    ) -> Result<Vec<Vec<ChunkSums>>> {
+        self.check()?;
+        let &Head { h, w, rows, vocab, width } = self;
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let (targets, target_z) = target.unzip();
+        let (tiles, chunks) = (vocab.div_ceil(SIDE), self.chunks());
+        let mut parts = Buffer::uninit(gpu, DType::F32, rows * tiles * 3)?;
+        let kernel = |name| Kernel { source: Source::HEAD, name };
+        Launch::new(gpu, kernel("head_fwd_bf16"), [rows.div_ceil(SIDE), tiles, 1], [256, 1, 1], STAGES + SUMS)
+            .output("parts", &mut parts, DType::F32, rows * tiles * 3)
+            .optional_output("target_z", target_z, DType::F32, rows)
+            .optional_output("logits", logits, DType::F32, rows * vocab)
+            .input("h", h, DType::Bf16, rows * width)
+            .input("w", w, DType::Bf16, vocab * width)
+            .input("temperature", temperatures, DType::F32, rows)
+            .optional_input("targets", targets, DType::U32, rows)
+            .dim("rows", rows)
+            .dim("vocab", vocab)
+            .dim("k", width)
+            .run()?;
+        let mut sums = Buffer::uninit(gpu, DType::F32, rows * chunks * 3)?;
+        Launch::new(gpu, kernel("head_chunk_sums_f32"), [(rows * chunks).div_ceil(128), 1, 1], [128, 1, 1], 0)
+            .output("sums", &mut sums, DType::F32, rows * chunks * 3)
+            .input("parts", &parts, DType::F32, rows * tiles * 3)
+            .dim("rows", rows)
+            .dim("chunks", chunks)
+            .dim("tiles", tiles)
+            .run()?;
+        let sums = sums.to_f32()?;
+        let of_chunk = |s: &[f32]| ChunkSums { max: s[0], sum: s[1], weighted: s[2] };
+        Ok(sums.chunks(self.chunks() * 3).map(|row| row.chunks(3).map(of_chunk).collect()).collect())
+    }
+}
+
+/// Per row: logprob, entropy, and what [`backward`] needs.
+///
+/// # Errors
+/// If a width is not a multiple of 8, a buffer does not fit, or the device failed.
+///
+/// # Panics
+/// If a target is not in the vocabulary, or there is not one a row.
+pub fn forward(gpu: &Arc<Gpu>, head: Head<'_>, targets: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>, Saved)> {
+    assert_eq!(head.rows, targets.len(), "one target a row");
+    assert!(targets.iter().all(|t| (*t as usize) < head.vocab), "targets of a vocabulary of {}", head.vocab);
+    let temperatures = Buffer::from_f32(gpu, DType::F32, &vec![temperature; head.rows])?;
+    let targets = Buffer::from_u32(gpu, targets)?;
+    let mut target_z = Buffer::uninit(gpu, DType::F32, head.rows)?;
+    let sums = head.launch(gpu, &temperatures, Some((&targets, &mut target_z)), None)?;
+    let softmax: Vec<Softmax> = sums.iter().map(|row| row.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c))).collect();
+    let logprob = softmax.iter().zip(target_z.to_f32()?).map(|(s, z)| s.logprob(z)).collect();
+    let entropy = softmax.iter().map(Softmax::entropy).collect();
+    Ok((logprob, entropy, Saved { softmax, targets, temperature, temperatures }))
+}
+
+/// Logits and chunk sums for sampling, each row at its own temperature (1 where it is greedy).
+///
+/// # Errors
+/// As [`forward`].
+pub fn logits(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &[f32]) -> Result<Logits> {
+    assert_eq!(head.rows, temperatures.len(), "one temperature a row");
+    let temperatures = Buffer::from_f32(gpu, DType::F32, temperatures)?;
+    let mut logits = Buffer::uninit(gpu, DType::F32, head.rows * head.vocab)?;
+    let sums = head.launch(gpu, &temperatures, None, Some(&mut logits))?;
+    Ok(Logits { logits, sums })
+}
+
+/// dh `[rows, width]` f32; adds to dW `[vocab, width]` f32, rows summed over `chunks`. Chunks of the vocabulary come one after another: their
+/// logits are computed again, their gradient is rounded to bf16.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    gpu: &Arc<Gpu>,
+    head: Head<'_>,
+    saved: &Saved,
+    d_logprob: &[f32],
+    d_entropy: Option<&[f32]>,
+    mut dw: Option<(&mut Buffer, &TokenChunks)>,
+) -> Result<Buffer> {
+    head.check()?;
+    let Head { h, w, rows, vocab, width } = head;
+    let mut dh = Buffer::zeros(gpu, DType::F32, rows * width)?;
+    if rows == 0 {
+        return Ok(dh);
+    }
+    let seeds = Buffer::from_f32(gpu, DType::F32, &seeds(saved, d_logprob, d_entropy))?;
+    let mut dz = Buffer::uninit(gpu, DType::Bf16, rows * VOCAB_CHUNK.min(vocab))?;
+    for first in (0..vocab).step_by(VOCAB_CHUNK) {
+        let columns = VOCAB_CHUNK.min(vocab - first);
+        let kernel = |name| Kernel { source: Source::HEAD, name };
+        Launch::new(gpu, kernel("head_dz_bf16"), [rows.div_ceil(SIDE), columns.div_ceil(SIDE), 1], [256, 1, 1], STAGES)
+            .output("dz", &mut dz, DType::Bf16, rows * columns)
+            .input("h", h, DType::Bf16, rows * width)
+            .input("w", w, DType::Bf16, vocab * width)
+            .input("temperature", &saved.temperatures, DType::F32, rows)
+            .input("targets", &saved.targets, DType::U32, rows)
+            .input("seeds", &seeds, DType::F32, rows * SEEDS)
+            .dim("rows", rows)
+            .dim("vocab", vocab)
+            .dim("k", width)
+            .dim("first", first)
+            .dim("width", columns)
+            .run()?;
+        Launch::new(gpu, kernel("head_dh_f32"), [rows.div_ceil(SIDE), width.div_ceil(SIDE), 1], [256, 1, 1], STAGES)
+            .output("dh", &mut dh, DType::F32, rows * width)
+            .input("dz", &dz, DType::Bf16, rows * columns)
+            .input_from("w", w, DType::Bf16, first * width, columns * width)
+            .dim("rows", rows)
+            .dim("width", columns)
+            .dim("k", width)
+            .run()?;
+        if let Some((dw, chunks)) = &mut dw {
+            matmul::cuda::backward_weight_rows(dw, first, &dz, h, chunks, columns, width, 1.0)?;
+        }
+    }
+    Ok(dh)
+}
+
+/// Numbers of a row that turn its logits into the loss's gradient.
+const SEEDS: usize = 6;
+
+fn seeds(saved: &Saved, d_logprob: &[f32], d_entropy: Option<&[f32]>) -> Vec<f32> {
+    let row = |(r, s): (usize, &Softmax)| {
+        let (a, b) = (d_logprob[r] / saved.temperature, d_entropy.map_or(0.0, |d| d[r]) / saved.temperature);
+        [a, b, s.max as f32, s.sum.ln() as f32, (1.0 / s.sum) as f32, s.entropy()]
+    };
+    saved.softmax.iter().enumerate().flat_map(row).collect()
+}
