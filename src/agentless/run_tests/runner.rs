@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -40,7 +42,7 @@ pub(super) struct Run {
 }
 
 /// The two lists of a task, found by running its tests before and after its gold patch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Established {
     /// Tests that fail before and pass after.
     pub fail_to_pass: Vec<String>,
@@ -70,11 +72,8 @@ impl Runner {
         let lists = task.fail_to_pass.as_deref().filter(|l| !l.is_empty()).zip(task.pass_to_pass.as_deref());
         let (f2p, p2p) = lists.ok_or_else(|| Error::input("expected FAIL_TO_PASS and PASS_TO_PASS, found none").hint(hint))?;
         let environment = self.environments.of(task);
-        let kept = self.out.as_ref().map(|out| out.join(file_name(&task.instance_id)).join(key(task, patch, &environment)));
-        if let Some(text) = kept.as_ref().and_then(|folder| std::fs::read_to_string(folder.join("report.json")).ok())
-            && let Ok(mut known) = serde_json::from_str::<BTreeMap<String, Report>>(&text)
-            && let Some(report) = known.remove(&task.instance_id)
-        {
+        let kept = self.folder(task, patch, &environment);
+        if let Some(report) = known(kept.as_deref(), "report.json", &task.instance_id) {
             return Ok(report);
         }
         let mut report = Report { patch_exists: true, ..Report::default() };
@@ -91,18 +90,30 @@ impl Runner {
             }
         }
         if let Some(folder) = kept {
-            keep(&folder, patch, &output, &task.instance_id, &report)?;
+            let report = named(&task.instance_id, &report);
+            keep(&folder, &[("patch.diff", patch), ("test_output.txt", &output), ("report.json", &report)])?;
         }
         Ok(report)
     }
 
-    /// Finds a task's two lists: runs its tests on the base commit with the test patch, and again with the gold patch.
+    /// Where a run's report and logs are kept, if they are.
+    fn folder(&self, task: &Task, patch: &str, environment: &Environment) -> Option<PathBuf> {
+        let out = self.out.as_ref()?;
+        Some(out.join(file_name(&task.instance_id)).join(key(task, patch, environment)))
+    }
+
+    /// Finds a task's two lists: runs its tests on the base commit with the test patch, and again with the gold patch. Lists that were
+    /// found before, and are kept below `out`, are taken from there.
     ///
     /// # Errors
     ///
     /// As [`Runner::report`]; the gold patch does not apply; a run was stopped.
     pub fn establish(&self, task: &Task) -> Result<Established> {
         let environment = self.environments.of(task);
+        let kept = self.folder(task, &task.patch, &environment);
+        if let Some(lists) = known(kept.as_deref(), "established.json", &task.instance_id) {
+            return Ok(lists);
+        }
         let run = |patch: &str| -> Result<Run> {
             let run = self.run(task, patch, &environment)?.map_err(|e| e.at("field `patch`"))?;
             match run.stopped {
@@ -117,7 +128,12 @@ impl Runner {
             return Err(Error::input(format!("no test was run with the gold patch: {last}")));
         }
         let (fail_to_pass, pass_to_pass) = establish(&before.results, &after.results);
-        Ok(Established { fail_to_pass, pass_to_pass })
+        let lists = Established { fail_to_pass, pass_to_pass };
+        if let Some(folder) = kept {
+            let found = named(&task.instance_id, &lists);
+            keep(&folder, &[("before.txt", &before.output), ("after.txt", &after.output), ("established.json", &found)])?;
+        }
+        Ok(lists)
     }
 
     /// Runs a task's tests with a patch; the inner error says why the patch does not apply.
@@ -184,15 +200,23 @@ fn note(why: Stopped) -> String {
     }
 }
 
-/// Writes a report with what it rests on, the report last: where it is, all is.
-fn keep(folder: &Path, patch: &str, output: &str, instance: &str, report: &Report) -> Result<()> {
+/// What a file of a folder holds for an instance; none where it is not there, or not whole.
+fn known<T: DeserializeOwned>(folder: Option<&Path>, name: &str, instance: &str) -> Option<T> {
+    let text = std::fs::read_to_string(folder?.join(name)).ok()?;
+    serde_json::from_str::<BTreeMap<String, T>>(&text).ok()?.remove(instance)
+}
+
+/// JSON with the instance's name before it, as the harness's reports have it.
+fn named(instance: &str, value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(&BTreeMap::from([(instance, value)])).unwrap_or_default() + "\n"
+}
+
+/// Writes files, in their order: where the last is, all are.
+fn keep(folder: &Path, files: &[(&str, &str)]) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("make", folder, e))?;
-    let report = serde_json::to_string_pretty(&BTreeMap::from([(instance, report)])).unwrap_or_default() + "\n";
-    for (name, text) in [("patch.diff", patch), ("test_output.txt", output), ("report.json", &report)] {
-        let path = folder.join(name);
-        let failed = |e| Error::io("write", &path, e);
-        let part = folder.join(format!(".{name}"));
-        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
+    for (name, text) in files {
+        let (path, part) = (folder.join(name), folder.join(format!(".{name}")));
+        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(|e| Error::io("write", &path, e))?;
     }
     Ok(())
 }
