@@ -6,6 +6,7 @@
 //! * [`patch`]: from changed files to patches. [`records`]: a run's products as files. [`evaluate`]: how good they are. [`run`]: all of it.
 //! * [`repository`], [`fix`]: an issue of a repository at hand.
 //! * [`files`]: the JSON-lines files that these pipelines exchange. [`sandbox`]: commands on a tree, confined.
+//! * [`run_tests`]: whether a patch resolves a task, by its tests.
 
 pub mod evaluate;
 pub mod files;
@@ -19,6 +20,8 @@ pub mod records;
 pub mod repository;
 pub mod rerank;
 pub mod run;
+#[cfg(unix)]
+pub mod run_tests;
 #[cfg(unix)]
 pub mod sandbox;
 pub mod session;

@@ -15,6 +15,8 @@ mod lines;
 mod output;
 mod report;
 mod reward;
+#[cfg(unix)]
+mod run_tests;
 mod sample;
 mod score;
 #[cfg(feature = "serve")]
@@ -43,6 +45,8 @@ enum Command {
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
+    #[cfg(unix)]
+    RunTests(run_tests::Args),
     Report(report::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -63,6 +67,8 @@ impl Command {
             Command::Sample(args) => sample::run(args),
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
+            #[cfg(unix)]
+            Command::RunTests(args) => run_tests::run(args),
             Command::Report(args) => report::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Bench(args) => bench::run(args),
@@ -88,6 +94,8 @@ impl Command {
             Command::Distill(args) => Some(&args.device),
             #[cfg(feature = "serve")]
             Command::Serve(args) => Some(&args.model.device),
+            #[cfg(unix)]
+            Command::RunTests(_) => None,
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,
         }
     }
