@@ -10,12 +10,14 @@ use super::eval::{Folder, PipelineArgs, Reporter, load};
 use super::interrupt;
 use super::output::{json_line, say, to_stdout};
 use crate::agentless::evaluate::why_none;
-use crate::agentless::fix::{localisation, proposals, task};
+use crate::agentless::fix::{Proposal, localisation, proposals, task};
 use crate::agentless::generator::Local;
 use crate::agentless::journal::digest;
-use crate::agentless::records::{self, Tests};
+use crate::agentless::pipeline::{Product, Settings};
+use crate::agentless::records::{self, Ranked, Tests};
 use crate::agentless::repository::Repository;
 use crate::agentless::run;
+use crate::data::Task;
 use crate::model::dialogue::Dialogue;
 use crate::model::weights;
 use crate::{Error, Result};
@@ -72,63 +74,78 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.apply {
         repository.require_clean()?;
     }
+    let task = question(&args, &repository, &issue)?;
+    let (product, ranked) = answer(&args, &issue, task)?;
+    let found = localisation(&product);
+    let patches = proposals(&ranked, args.top);
+    let Some(best) = patches.first() else {
+        let reason = why_none(&product, &ranked);
+        let hint = format!("what was localised:\n    {}", found.replace('\n', "\n    "));
+        return Err(Error::input(format!("no patch was found in {} answers: {reason}", product.candidates.len())).hint(hint));
+    };
+    say!("{found}");
+    print(&args, &product, &patches)?;
+    if args.apply {
+        let branch = repository.apply_on_branch(&best.patch, &format!("sorft-native/fix-{}", &digest(&best.patch)[..8]))?;
+        say!("applied on the new branch {branch}; nothing is committed");
+    }
+    Ok(())
+}
+
+/// What the pipeline is asked.
+fn question(args: &Args, repository: &Repository, issue: &str) -> Result<Task> {
     let sources = repository.sources()?;
     if sources.is_empty() {
         return Err(Error::input("git tracks no source file of a known language here").at_file(repository.root()));
     }
     let all = sources.len();
-    let tasks = [task(&repository.name(), &issue, sources, args.candidates)];
-    if tasks[0].files.len() < all {
-        say!("the {} of {all} source files that match the issue best are looked at", tasks[0].files.len());
+    let task = task(&repository.name(), issue, sources, args.candidates);
+    if task.files.len() < all {
+        say!("the {} of {all} source files that match the issue best are looked at", task.files.len());
     }
+    Ok(task)
+}
 
+/// Runs the pipeline on the one task.
+fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
     let files = weights::open(&args.model)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
-    let mut settings = args.pipeline.resolve(&files, &dialogue)?;
-    settings.fallback = true;
-    let described = json!({"model": args.model, "adapter": args.adapter, "issue": digest(&issue), "candidates": args.candidates,
+    let settings = Settings { fallback: true, ..args.pipeline.resolve(&files, &dialogue)? };
+    let described = json!({"model": args.model, "adapter": args.adapter, "issue": digest(issue), "candidates": args.candidates,
         "sampling": args.pipeline.describe(), "settings": settings});
     let folder = Folder::open(args.out.as_deref(), args.resume, &described)?;
     interrupt::listen()?;
     let model = load(&files, args.adapter.as_deref(), &args.device)?;
     let mut reporter = Reporter::new(1);
     let local = Local { model: Some(&model), dialogue, sampling: args.pipeline.sampling(), stop: &interrupt::pressed };
-    let products = run::sample(folder.path(), &tasks, &settings, &local, true, &mut |p| reporter.tell(p))?;
-    let ranked = run::rank(&tasks, &products, &|_, _| Tests::default())?;
+    let tasks = [task];
+    let mut products = run::sample(folder.path(), &tasks, &settings, &local, true, &mut |p| reporter.tell(p))?;
+    let mut ranked = run::rank(&tasks, &products, &|_, _| Tests::default())?;
     if args.out.is_some() {
         records::write(folder.path(), &tasks, &products, &ranked)?;
         reporter.write(folder.path())?;
     }
-    let found = localisation(&products[0]);
-    say!("{found}");
-    let patches = proposals(&ranked[0], args.top);
-    let Some(best) = patches.first() else {
-        let reason = why_none(&products[0], &ranked[0]);
-        let hint = format!("what was localised:\n  {}", found.replace('\n', "\n  "));
-        return Err(Error::input(format!("no patch was found in {} answers: {reason}", settings.samples)).hint(hint));
-    };
+    products.pop().zip(ranked.pop()).ok_or_else(|| Error::input("the pipeline gave nothing"))
+}
+
+fn print(args: &Args, product: &Product, patches: &[Proposal]) -> Result<()> {
     for (i, p) in patches.iter().enumerate() {
-        say!("patch {} of {}: {} of {} answers", i + 1, patches.len(), p.votes, settings.samples);
+        say!("patch {} of {}: {} of {} answers", i + 1, patches.len(), p.votes, product.candidates.len());
     }
-    match args.json {
-        true => json_line(&json!({"files": products[0].files.merged, "functions": products[0].functions.as_ref().map(|h| &h.merged),
-            "lines": products[0].lines.as_ref().map(|h| &h.merged), "patches": patches}))?,
-        // What stands before a diff says nothing to `git apply`.
-        false => to_stdout(|out| {
-            for (i, p) in patches.iter().enumerate() {
-                if args.top > 1 {
-                    writeln!(out, "# patch {} of {}", i + 1, patches.len())?;
-                }
-                write!(out, "{}", p.patch)?;
+    if args.json {
+        let (functions, lines) = (product.functions.as_ref().map(|h| &h.merged), product.lines.as_ref().map(|h| &h.merged));
+        return json_line(&json!({"files": product.files.merged, "functions": functions, "lines": lines, "patches": patches}));
+    }
+    to_stdout(|out| {
+        for (i, p) in patches.iter().enumerate() {
+            // What stands before a diff says nothing to `git apply`.
+            if args.top > 1 {
+                writeln!(out, "# patch {} of {}", i + 1, patches.len())?;
             }
-            Ok(())
-        })?,
-    }
-    if args.apply {
-        let branch = repository.apply_on_branch(&best.patch, &format!("sorft-native/fix-{}", &digest(&best.patch)[..8]))?;
-        say!("applied on the new branch {branch}; nothing is committed");
-    }
-    Ok(())
+            write!(out, "{}", p.patch)?;
+        }
+        Ok(())
+    })
 }
 
 fn read_issue(path: &Path) -> Result<String> {

@@ -4,11 +4,17 @@ use std::fmt::Write as _;
 
 use super::{Comparison, Interval, Summary};
 
-/// Rows of localisation: what it is called, the hop's numbers, the patch's, and the baselines'.
-pub(super) const PLACES: [(&str, &str, &str, &[(&str, &str)]); 3] = [
-    ("files", "file", "patch.file", &[("BM25", "bm25.file"), ("four BM25 fused", "fused.file")]),
-    ("functions", "function", "patch.function", &[("BM25", "bm25.function")]),
-    ("lines", "line", "patch.line", &[]),
+/// A unit of localisation: what it is called, its name among the numbers, and the baselines' (label, name).
+struct Place {
+    label: &'static str,
+    unit: &'static str,
+    baselines: &'static [(&'static str, &'static str)],
+}
+
+const PLACES: [Place; 3] = [
+    Place { label: "files", unit: "file", baselines: &[("BM25", "bm25.file"), ("four BM25 fused", "fused.file")] },
+    Place { label: "functions", unit: "function", baselines: &[("BM25", "bm25.function")] },
+    Place { label: "lines", unit: "line", baselines: &[] },
 ];
 
 /// Rows of patches: name and meaning.
@@ -53,14 +59,12 @@ pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
             rows.push([label, percent(&any.interval), percent(&all.interval), named]);
         }
     };
-    for (label, hop, patch, baselines) in PLACES {
-        if summary.numbers.contains_key(&format!("{hop}.any")) {
-            add(label.to_owned(), hop);
-        }
+    for Place { label, unit, baselines } in PLACES {
+        add(label.to_owned(), unit);
         for (what, name) in baselines {
             add(format!("  {label}, {what}"), name);
         }
-        add(format!("  {label}, in the patch"), patch);
+        add(format!("  {label}, in the patch"), &format!("patch.{unit}"));
     }
     rows
 }

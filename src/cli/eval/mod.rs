@@ -98,6 +98,9 @@ fn read_tasks(args: &Args) -> Result<Vec<Task>> {
 /// The pipeline with a model.
 fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
     let name = args.model.as_deref().unwrap_or_default();
+    if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
+        return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
+    }
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
