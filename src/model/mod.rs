@@ -3,10 +3,10 @@
 mod block;
 pub mod chat;
 pub mod config;
+mod device;
 pub mod flops;
 pub mod generate;
 pub mod hub;
-mod device;
 mod kv_cache;
 mod linear;
 pub mod lora;

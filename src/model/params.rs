@@ -2,13 +2,13 @@
 
 use crate::Result;
 use crate::model::device::DeviceNumbers;
-use crate::tensor::{Device, Tensor};
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cpu::parallel::ELEMENTS;
 use crate::tensor::cuda::{Buffer, DType, Gpu};
-use crate::tensor::ops::embedding::cuda::{self as embedding_cuda, DeviceIds};
 use crate::tensor::ops::embedding::SparseRows;
+use crate::tensor::ops::embedding::cuda::{self as embedding_cuda, DeviceIds};
 use crate::tensor::ops::norm;
+use crate::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! The transformer: forward with saved activations, and the backward pass that consumes them. No tape: each layer's backward is written.
 
 use crate::model::block::{Block, Pass, Saved as SavedBlock};
-use crate::model::device;
 use crate::model::config::ModelConfig;
-use crate::model::linear::Linear;
-use crate::model::lora::LoraConfig;
+use crate::model::device;
 use crate::model::generate::Logits;
 use crate::model::kv_cache::KvLayers;
+use crate::model::linear::Linear;
+use crate::model::lora::LoraConfig;
 use crate::model::params::{Param, ParamId, Params};
 use crate::model::rope::inverse_frequencies;
 use crate::model::weights::ModelFiles;

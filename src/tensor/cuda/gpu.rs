@@ -1,9 +1,9 @@
 //! The device handle.
 
-use crate::{Error, Result};
 use crate::tensor::cuda::context::Context;
 use crate::tensor::cuda::emulator::{Emulation, EmulationStats, Emulator};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::{Error, Result};
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
@@ -22,6 +22,8 @@ pub struct GpuInfo {
     pub memory_bytes: usize,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
+    /// Their highest clock, in thousands of cycles a second.
+    pub clock_khz: usize,
     /// The most shared memory a block can have, in bytes.
     pub shared_bytes_per_block: usize,
 }
@@ -83,6 +85,7 @@ impl Gpu {
             compute_capability: (9, 0),
             memory_bytes: usize::MAX,
             multiprocessors: 1,
+            clock_khz: 1_000_000,
             shared_bytes_per_block: 227 * 1024,
         };
         Ok(Arc::new(Self { info, backend: Box::new(emulator) }))
@@ -94,8 +97,9 @@ impl Gpu {
     /// # Errors
     /// If the variable is not set, or as [`Gpu::emulated`].
     pub fn emulator_of_environment() -> Result<Arc<Self>> {
-        let library = std::env::var_os("SORFT_EMULATOR")
-            .ok_or_else(|| Error::usage("--device emulator: SORFT_EMULATOR names no library").hint("it is for this project's tests; use --device cpu"))?;
+        let library = std::env::var_os("SORFT_EMULATOR").ok_or_else(|| {
+            Error::usage("--device emulator: SORFT_EMULATOR names no library").hint("it is for this project's tests; use --device cpu")
+        })?;
         // SAFETY: who sets the variable says that the library is the emulator, as who sets LD_PRELOAD does; the version is checked.
         unsafe { Self::emulated(Path::new(&library), Emulation::default()) }
     }
