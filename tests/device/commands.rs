@@ -96,3 +96,22 @@ fn a_device_that_is_not_there_is_a_clear_sentence() {
     let without = text(without.assert());
     assert!(without.contains("SORFT_EMULATOR names no library"), "{without}");
 }
+
+/// The table that a GPU is judged by, and the microbenchmarks, on shapes that the emulator gets through.
+#[test]
+fn the_self_check_passes_and_a_kernel_is_timed() {
+    let w = Workplace::new();
+    let check = |args: &[&str]| {
+        let mut command = Command::cargo_bin("sorft-native").unwrap();
+        command.current_dir(w.dir.path()).env("SORFT_EMULATOR", emulator::all_kernels()).args(args).assert().success()
+    };
+    let table = check(&["doctor", "--check", "emulator", "--json"]);
+    let rows = String::from_utf8(table.get_output().stdout.clone()).unwrap();
+    assert!(rows.lines().count() > 50 && !rows.contains("\"ok\":false"), "{rows}");
+    let timed = check(&["bench", "rope", "--device", "emulator", "--seconds", "0.01", "--json"]);
+    let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
+    assert!(rows.contains("\"rope\"") && rows.contains("GB/s"), "{rows}");
+    let wrong = Command::cargo_bin("sorft-native").unwrap().args(["doctor", "--check", "cpu"]).assert().code(2);
+    let text = String::from_utf8(wrong.get_output().stderr.clone()).unwrap();
+    assert!(text.contains("--check cpu: expected cuda:N"), "{text}");
+}
