@@ -6,7 +6,7 @@ use crate::{bits, config, error, smallest, tiny, twins};
 use sorft_native::model::config::{Family, ModelConfig};
 use sorft_native::model::generate::{Completion, SamplingParams, generate};
 use sorft_native::model::lora::LoraConfig;
-use sorft_native::model::transformer::{Adapter, Transformer};
+use sorft_native::model::transformer::Transformer;
 use sorft_native::tensor::cuda::Emulation;
 use sorft_native::tensor::plan::{Plan, Tree};
 
@@ -128,7 +128,19 @@ fn a_supervised_step_is_the_processor_s() {
     }
     // AdamW's first steps follow the signs of gradients, small ones among them.
     assert!(error(&got, &want) < 0.2, "{}", error(&got, &want));
-    let plan = Plan::for_trees(&[Tree::sequence(&tiny::ids(3, 1), &[true; 3])]);
-    let (_, device) = twins(&gpu, &crate::config(Family::Qwen2), 7);
-    assert!(device.predicting(&plan, Adapter::On).expect("states").data().iter().all(|x| x.is_finite()));
+}
+
+/// PPO's critic reads hidden states of a device and sends its gradient back, from the policy's trunk or a model of its own.
+#[test]
+fn ppo_runs_with_a_critic_on_the_device() {
+    let gpu = emulator::gpu(Emulation { check: false, ..Emulation::default() });
+    for kind in ["trunk", "full"] {
+        let ppo = "algorithm = \"ppo\"\nbatch_prompts = 2\ngroup_size = 2\nmax_new_tokens = 3\noptim.lr = 1e-3\noptim.warmup = 0\n";
+        let config = settings(&format!("{ppo}critic.kind = \"{kind}\"\nsteps = 2\n"));
+        let (dir, mut hooks) = (tempfile::tempdir().expect("a folder"), Recorder::default());
+        let (_, device) = twins(&gpu, &smallest(), 5);
+        train(&config, &[items(2)], device, dir.path(), false, &mut hooks).expect("two steps");
+        assert!(hooks.lines.iter().all(|line| line["ratio_max"].as_f64() == Some(1.0)), "{kind}: {:?}", hooks.lines);
+        assert!(hooks.lines.iter().all(|line| line["value_loss"].as_f64().is_some_and(f64::is_finite)), "{kind}");
+    }
 }
