@@ -8,8 +8,9 @@ use crate::model::transformer::{Adapter, Transformer};
 use crate::tensor::Device;
 use crate::tensor::plan::{Plan, Tree};
 
-/// Of a few blocks in bf16.
-const BOUND: f64 = 2e-2;
+/// Of log-probabilities behind a few blocks in bf16, and of their gradients: PyTorch's own bf16 is off by 5e-3 and by up to 6e-2 in such a model.
+const LOGPROB: f64 = 1e-2;
+const GRADIENT: f64 = 6e-2;
 
 fn config(check: &Check) -> ModelConfig {
     ModelConfig {
@@ -39,7 +40,7 @@ fn build(check: &Check, device: &Device) -> Result<Transformer> {
     let mut stream = 20;
     Transformer::build_on(device, config(check), &mut |info| {
         stream += 1;
-        let scale = if info.shape.len() == 2 { 3.0 / (info.shape[1] as f32).sqrt() } else { 0.3 };
+        let scale = if info.shape.len() == 2 { 1.7 / (info.shape[1] as f32).sqrt() } else { 0.3 };
         let shift = if info.name.contains("norm") { 1.0 } else { 0.0 };
         Ok(random(info.shape.iter().product(), stream).into_iter().map(|x| super::round(shift + scale * x)).collect())
     })
@@ -62,10 +63,10 @@ pub(super) fn run(check: &mut Check) -> Result<()> {
         results.push((stats, grads));
     }
     let [(want, want_grads), (got, grads)] = &mut results[..] else { unreachable!("two models") };
-    check.close("model logprobs", &got.logprob, &want.logprob, BOUND)?;
+    check.close("model logprobs", &got.logprob, &want.logprob, LOGPROB)?;
     for info in device.trainable().iter().filter(|p| p.name.contains("layers.0.") || !p.name.contains("layers.")) {
         let (got, want) = (grads.export(&info.name)?.unwrap_or_default(), want_grads.export(&info.name)?.unwrap_or_default());
-        check.close(&format!("d {}", info.name.trim_start_matches("model.")), &got, &want, BOUND)?;
+        check.close(&format!("d {}", info.name.trim_start_matches("model.")), &got, &want, GRADIENT)?;
     }
     let params = SamplingParams { n: 3, max_new_tokens: check.size(40, 4), ignore_eos: true, ..Default::default() };
     let prompt = ids(check.size(190, 61), 4);
