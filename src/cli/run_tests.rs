@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// Calls `f` for every one of `0..n` on some threads; what it gives, in order. Ctrl-C ends it before the next one.
-fn on_workers<T: Send>(workers: usize, n: usize, f: impl Fn(usize) -> T + Sync) -> Result<Vec<T>> {
+pub(crate) fn on_workers<T: Send>(workers: usize, n: usize, f: impl Fn(usize) -> T + Sync) -> Result<Vec<T>> {
     let (next, out) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
         for _ in 0..workers.min(n) {

@@ -150,6 +150,11 @@ impl Runner {
     }
 
     /// The environment of a task.
+    /// Whether the task's environment names tests that should go on passing.
+    pub fn has_regression_tests(&self, task: &Task) -> bool {
+        !self.environment(task).tests.is_empty()
+    }
+
     pub(super) fn environment(&self, task: &Task) -> Environment {
         self.environments.of(task)
     }

@@ -3,6 +3,7 @@
 mod folder;
 mod progress;
 mod settings;
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
 pub(crate) use settings::PipelineArgs;
+use tests::TestArgs;
 
 /// Localise and repair tasks whose fix is known, and measure hits, patches and coverage beside BM25
 #[derive(clap::Args)]
@@ -55,6 +57,8 @@ pub(crate) struct Args {
     rerank_only: bool,
     #[command(flatten)]
     pipeline: PipelineArgs,
+    #[command(flatten)]
+    tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume", "rerank_only"])]
     predictions: Option<String>,
@@ -107,6 +111,7 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
     let described = args.describe(&settings);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
+    let tests = args.tests.open(tasks, args.out.as_deref())?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
@@ -116,8 +121,15 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
         true => e.hint("what was sampled is stored; the same command with --resume goes on"),
         false => e,
     })?;
-    let ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
-    let records = run::finish(folder.path(), tasks, &products, &ranked, &BTreeMap::new())?;
+    let mut ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
+    let evidence = tests.evidence(tasks, &ranked)?;
+    if !evidence.is_empty() {
+        let of = |id: &str, i: usize| evidence.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
+        ranked = run::rank(tasks, &products, &of)?;
+    }
+    let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
+    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let records = run::finish(folder.path(), tasks, &products, &ranked, &resolved)?;
     reporter.write(folder.path())?;
     show(args, &folder, &records, &described)
 }
@@ -148,7 +160,11 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
     }
     let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
     let folder = Folder::open(args.out.as_deref(), false, &described)?;
-    let records = patch_records(tasks, &patches, &BTreeMap::new())?;
+    interrupt::listen()?;
+    let tests = args.tests.open(tasks, args.out.as_deref())?;
+    let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
+    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let records = patch_records(tasks, &patches, &resolved)?;
     let line = |t: &Task| files::Prediction {
         model_name_or_path: MODEL_NAME.to_owned(),
         instance_id: t.instance_id.clone(),
