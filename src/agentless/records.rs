@@ -163,7 +163,7 @@ fn traces<'a>(all: impl Iterator<Item = Option<&'a Trace>>) -> Value {
     let mut prompts: Vec<(usize, &str)> = Vec::new();
     let mut out = Vec::new();
     for (i, trace) in all.enumerate() {
-        let Some(Trace { prompt, answer }) = trace else {
+        let Some(Trace { system, prompt, answer }) = trace else {
             out.push(Value::Null);
             continue;
         };
@@ -173,10 +173,16 @@ fn traces<'a>(all: impl Iterator<Item = Option<&'a Trace>>) -> Value {
             None => ("prompt", json!(&**prompt)),
         };
         prompts.extend(first.is_none().then_some((i, &**prompt)));
-        out.push(json!({
+        let mut line = Map::new();
+        if let Some(system) = system.as_ref().filter(|_| first.is_none()) {
+            line.insert("system".into(), json!(&**system));
+        }
+        let rest = json!({
             key: said, "response": answer.text, "finish_reason": answer.finish_reason,
             "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens},
-        }));
+        });
+        line.extend(rest.as_object().cloned().unwrap_or_default());
+        out.push(Value::Object(line));
     }
     Value::from(out)
 }

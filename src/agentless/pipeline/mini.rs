@@ -90,7 +90,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
         let (changed, error) = repair::apply(&answer.text, &files);
         let candidate = &mut products[t].candidates[i];
         (candidate.changed, candidate.error) = (changed, error);
-        candidate.trace = Some(Trace { prompt: ask.prompt.clone(), answer });
+        candidate.trace = Some(Trace::new(ask, answer));
     }
     Ok(())
 }

@@ -65,10 +65,18 @@ pub struct Settings {
 /// A prompt and its answer.
 #[derive(Clone, Debug)]
 pub struct Trace {
+    /// What the system said before the prompt, if anything.
+    pub system: Option<Arc<str>>,
     /// The prompt.
     pub prompt: Arc<str>,
     /// The answer.
     pub answer: Answer,
+}
+
+impl Trace {
+    fn new(ask: &Ask<'_>, answer: Answer) -> Self {
+        Self { system: ask.system.clone(), prompt: ask.prompt.clone(), answer }
+    }
 }
 
 /// What an answer of a localisation hop names.
@@ -156,7 +164,7 @@ fn read_files(answers: Vec<Answer>, asks: &[Ask<'_>], universes: &[BTreeSet<Stri
             (None, false) => None,
         };
         let elements = said.paths.into_iter().filter(|p| universe.contains(p)).collect();
-        Named { elements, error, trace: Trace { prompt: ask.prompt.clone(), answer } }
+        Named { elements, error, trace: Trace::new(ask, answer) }
     };
     answers.into_iter().zip(asks).zip(universes).map(read).collect()
 }

@@ -118,7 +118,7 @@ fn localise<T: Clone>(
     let mut answers = session.ask(hop, &asks)?.into_iter().zip(&asks);
     let named = |asked: &Asked, (answer, ask): (Answer, &Ask<'_>)| {
         let (elements, error) = read(&answer.text, &asked.universe);
-        Named { elements, error, trace: Trace { prompt: ask.prompt.clone(), answer } }
+        Named { elements, error, trace: Trace::new(ask, answer) }
     };
     let of_task = |asked: &Option<Asked>| match asked {
         Some(asked) => answers.by_ref().take(settings.localisations).map(|a| named(asked, a)).collect(),
@@ -215,7 +215,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
             }
             Err(reason) => candidate.error = Some(reason),
         }
-        candidate.trace = Some(Trace { prompt: ask.prompt.clone(), answer });
+        candidate.trace = Some(Trace::new(ask, answer));
     }
     Ok(())
 }
