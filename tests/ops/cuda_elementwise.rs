@@ -2,14 +2,16 @@
 //! expected numbers are the processor's, rounded once, and every bit is compared; on the emulator under every schedule, and on a GPU where
 //! there is one.
 
+use crate::cuda_attention::mutant;
 use crate::cuda_checker::modes;
+use crate::cuda_matmul::broken;
 use crate::cuda_rmsnorm::real_gpu;
 use crate::emulator;
 use crate::support::{bits, normal};
 use half::bf16;
 use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cpu::PanelMatrix;
-use sorft_native::tensor::cuda::{Buffer, DType, Gpu};
+use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
 use sorft_native::tensor::ops::{adamw, embedding, residual, rmsnorm, rope, swiglu};
 use std::sync::Arc;
 
@@ -173,4 +175,35 @@ fn sums_and_roundings_have_the_processor_s_bits() {
             assert_eq!(bits(&download(&db)), bits(want.data()), "the bias of {cols}");
         }
     });
+}
+
+#[test]
+fn mistakes_in_sums_and_roundings_are_found() {
+    let mutants = [
+        mutant("a token of the next chunk", "t < bounds[c + 1]", "t <= bounds[c + 1]"),
+        mutant("what was there is lost", "float total = db[column];", "float total = 0.0f;"),
+        mutant("columns beyond the last", "if (column >= cols) return;", ""),
+        mutant("the sum is not formed", "a.v[j] += b.v[j];", "a.v[j] = b.v[j];"),
+        mutant("numbers beyond the last", "j < count ? x[first + j] : 0.0f", "x[first + j]"),
+    ];
+    let right = |gpu: &Arc<Gpu>| -> sorft_native::Result<bool> {
+        let (x, y) = (round(&normal(20, 1)), round(&normal(20, 2)));
+        let [mut sum, on] = [Buffer::from_f32(gpu, DType::Bf16, &x)?, Buffer::from_f32(gpu, DType::Bf16, &y)?];
+        residual::cuda::add_to(&mut sum, &on)?;
+        let rounded = residual::cuda::round(gpu, &Buffer::from_f32(gpu, DType::F32, &normal(13, 3))?)?;
+        let mut db = Buffer::from_f32(gpu, DType::F32, &[1.0, 2.0])?;
+        residual::cuda::bias_gradient(&mut db, &on, &rmsnorm::cuda::RowChunks::new(gpu, &[0..3, 3..10], 1)?)?;
+        let of = |chunk: std::ops::Range<usize>, c: usize| chunk.fold(0.0, |sum, t| sum + y[2 * t + c]);
+        let want: Vec<f32> = (0..2).map(|c| (1.0 + c as f32 + of(0..3, c)) + of(3..10, c)).collect();
+        let added: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+        Ok(sum.to_f32()? == round(&added) && rounded.to_f32()? == round(&normal(13, 3)) && db.to_f32()? == want)
+    };
+    let unbroken = broken(Source::RESIDUAL, &mutant("nothing", "float total = db[column];", "float total = db[column];"));
+    assert!(right(&emulator::open(&unbroken, Emulation::default())).expect("no alarm"));
+    for mutant in &mutants {
+        let library = broken(Source::RESIDUAL, mutant);
+        for mode in modes().into_iter().step_by(3) {
+            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
+        }
+    }
 }
