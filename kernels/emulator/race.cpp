@@ -61,8 +61,9 @@ bool RaceChecker::ordered(const Thread &thread, const Stamp &stamp) const {
 const Stamp *RaceChecker::unordered_read(const Cell &cell, const Thread &thread) const {
   if (cell.far_read.clock && !ordered(thread, cell.far_read)) return &cell.far_read;
   if (cell.readers) {
-    for (const Stamp &read : reader_sets_[cell.readers - 1].by_thread)
-      if (read.clock && !ordered(thread, read)) return &read;
+    const ReaderSet &set = reader_sets_[cell.readers - 1];
+    for (const uint16_t reader : set.readers)
+      if (!ordered(thread, set.by_thread[reader])) return &set.by_thread[reader];
     return nullptr;
   }
   return cell.read.clock && !ordered(thread, cell.read) ? &cell.read : nullptr;
@@ -76,7 +77,7 @@ void RaceChecker::note_read(Cell &cell, Thread &thread, uint32_t pc) {
     // Reads from before the last barrier are ordered before this one, and so say nothing more than it does.
     ReaderSet &set = reader_sets_[cell.readers - 1];
     if (same_block && set.barriers == thread.block->clock.barriers) {
-      set.by_thread[thread.index] = stamp;
+      set.put(thread.index, stamp);
     } else {
       free_sets_.push_back(cell.readers);
       cell.readers = 0;
@@ -84,8 +85,8 @@ void RaceChecker::note_read(Cell &cell, Thread &thread, uint32_t pc) {
   } else if (same_block && !ordered(thread, cell.read)) {
     cell.readers = new_reader_set(thread);
     ReaderSet &set = reader_sets_[cell.readers - 1];
-    set.by_thread[cell.read.who % MAX_THREADS] = cell.read;
-    set.by_thread[thread.index] = stamp;
+    set.put(cell.read.who % MAX_THREADS, cell.read);
+    set.put(thread.index, stamp);
   }
   cell.read = stamp;
 }
@@ -115,7 +116,9 @@ uint32_t RaceChecker::new_reader_set(const Thread &thread) {
   }
   ReaderSet &set = reader_sets_[index - 1];
   set.barriers = thread.block->clock.barriers;
-  set.by_thread.assign(thread.block->threads.size(), Stamp());
+  for (const uint16_t reader : set.readers) set.by_thread[reader] = Stamp();
+  set.readers.clear();
+  set.by_thread.resize(std::max(set.by_thread.size(), thread.block->threads.size()));
   return index;
 }
 

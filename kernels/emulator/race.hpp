@@ -96,6 +96,12 @@ class RaceChecker {
   struct ReaderSet {
     uint32_t barriers;
     std::vector<Stamp> by_thread;
+    std::vector<uint16_t> readers;  // the threads that have a stamp: few, so they are all that is looked at
+
+    void put(uint32_t thread, const Stamp &stamp) {
+      if (!by_thread[thread].clock) readers.push_back(static_cast<uint16_t>(thread));
+      by_thread[thread] = stamp;
+    }
   };
 
   bool ordered(const Thread &thread, const Stamp &stamp) const;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::chat::conversation;
 use crate::model::dialogue::Dialogue;
 use crate::model::generate::{Engine, Event, FinishReason, Request, SamplingParams};
 use crate::model::transformer::Transformer;
@@ -26,6 +27,8 @@ pub struct Answer {
 /// A prompt that wants answers.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    /// What the system says before it, if anything.
+    pub system: Option<Arc<str>>,
     /// Its text, without a chat template.
     pub prompt: Arc<str>,
     /// How many answers; answer `i` is a function of the prompt and of `i`.
@@ -80,7 +83,7 @@ impl Generator for Local<'_> {
         let mut engine = Engine::new(model, Some(self.dialogue.tokenizer()), self.sampling.max_batch);
         let mut lengths = Vec::with_capacity(wanted.len());
         for (i, w) in wanted.iter().enumerate() {
-            let prompt: Arc<[u32]> = self.dialogue.prompt_ids(&w.prompt)?.into();
+            let prompt: Arc<[u32]> = self.dialogue.conversation_ids(&conversation(w.system.as_deref(), &w.prompt))?.into();
             lengths.push(prompt.len());
             let params = SamplingParams {
                 n: w.n,

@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::files::{self, Found, Location, Prediction, Processed, Repair, processed_name};
 use super::patch::{Built, build};
-use super::pipeline::{Candidate, Product, Trace};
+use super::pipeline::{Candidate, Named, Product, Trace};
 use super::rerank::{self, ORDERS, ranked};
 use crate::data::Task;
+use crate::data::symbols::{Kind, definitions};
 use crate::{Error, Result};
 
 /// The name under which predictions are handed in.
@@ -97,10 +98,44 @@ fn location(task: &Task, product: &Product) -> Location {
     let errors: Vec<&Option<String>> = product.files.samples.iter().map(|s| &s.error).collect();
     extra.insert("errors".into(), json!(errors));
     extra.insert("file_traj".into(), traces(product.files.samples.iter().map(|s| Some(&s.trace))));
+    if let Some(hop) = &product.functions {
+        let line = |(path, name): &(String, String)| (path.clone(), function_line(task, path, name));
+        extra.insert("found_related_locs".into(), by_file(hop.merged.iter().map(line)));
+        extra.insert("related_errors".into(), json!(hop.samples.iter().map(|s| &s.error).collect::<Vec<_>>()));
+        extra.insert("related_traj".into(), traces(hop.samples.iter().map(|s| Some(&s.trace))));
+    }
+    if let Some(hop) = &product.lines {
+        let line = |(path, n): &(String, usize)| (path.clone(), format!("line: {n}"));
+        let of = |s: &Named<(String, usize)>| by_file(s.elements.iter().map(line));
+        extra.insert("found_edit_locs".into(), hop.samples.iter().map(of).collect());
+        extra.insert("edit_errors".into(), json!(hop.samples.iter().map(|s| &s.error).collect::<Vec<_>>()));
+        extra.insert("edit_traj".into(), traces(hop.samples.iter().map(|s| Some(&s.trace))));
+    }
     Location {
         instance_id: task.instance_id.clone(),
         found_files: Found::Samples(product.files.samples.iter().map(|s| s.elements.clone()).collect()),
         extra,
+    }
+}
+
+/// Lines of localisation as Agentless has them: `{path: ["line\nline"]}`.
+fn by_file(lines: impl Iterator<Item = (String, String)>) -> Value {
+    let mut out: Map<String, Value> = Map::new();
+    for (path, line) in lines {
+        match out.get_mut(&path).and_then(|v| v.get_mut(0)) {
+            Some(Value::String(text)) => *text += &format!("\n{line}"),
+            _ => drop(out.insert(path, json!([line]))),
+        }
+    }
+    Value::Object(out)
+}
+
+fn function_line(task: &Task, path: &str, name: &str) -> String {
+    let all = task.files.get(path).and_then(|text| definitions(path, text)).unwrap_or_default();
+    match all.iter().find(|d| d.name == name) {
+        Some(d) if d.kind == Kind::Class => format!("class: {name}"),
+        Some(_) => format!("function: {name}"),
+        None => "module:".to_owned(),
     }
 }
 

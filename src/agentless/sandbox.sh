@@ -21,15 +21,16 @@ for d in /bin /sbin /lib /lib32 /lib64 /libx32; do
 done
 show /usr
 show /etc
-while [ "$n" -gt 0 ]; do show "$1"; shift; n=$((n - 1)); done
 mkdir "$root/proc" "$root/dev" "$root/tmp" "$root/work" "$root/old"
+mount -t tmpfs -o "size=$tmp,nr_inodes=100k,mode=1777,nosuid,nodev" none "$root/tmp"
+mount -t tmpfs -o "size=$disk,nr_inodes=400k,mode=755,nosuid,nodev" none "$root/work"
+# After those, since an environment may lie below a folder of these names.
+while [ "$n" -gt 0 ]; do show "$1"; shift; n=$((n - 1)); done
 for d in null zero full random urandom; do : > "$root/dev/$d"; mount --bind "/dev/$d" "$root/dev/$d"; done
 ln -s /proc/self/fd "$root/dev/fd"
 for d in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${d%:*}" "$root/dev/${d#*:}"; done
 # Semaphores of processes live there.
 ln -s /tmp "$root/dev/shm"
-mount -t tmpfs -o "size=$tmp,nr_inodes=100k,mode=1777,nosuid,nodev" none "$root/tmp"
-mount -t tmpfs -o "size=$disk,nr_inodes=400k,mode=755,nosuid,nodev" none "$root/work"
 cp -RP --preserve=mode,timestamps,links "$tree/." "$root/work"
 : > "$root/.confine"
 mount --bind "$helper" "$root/.confine"

@@ -12,8 +12,20 @@ use crate::{Error, Result};
 pub struct Ask<'a> {
     /// The instance.
     pub instance: &'a str,
+    /// What the system says before the prompt, if anything.
+    pub system: Option<Arc<str>>,
     /// The prompt.
     pub prompt: Arc<str>,
+}
+
+impl Ask<'_> {
+    /// What the journal knows the prompt by.
+    fn digest(&self) -> String {
+        match &self.system {
+            Some(system) => digest(&format!("{system}\n\n{}", self.prompt)),
+            None => digest(&self.prompt),
+        }
+    }
 }
 
 /// How far a hop is.
@@ -55,11 +67,11 @@ impl Session<'_> {
     /// What the generator and the journal report; answers that are missing and may not be sampled.
     pub fn ask(&mut self, hop: &str, asks: &[Ask<'_>]) -> Result<Vec<Answer>> {
         let mut groups: Vec<(&Ask<'_>, String, usize)> = Vec::new();
-        let mut places: HashMap<(&str, &str), usize> = HashMap::new();
+        let mut places: HashMap<(&str, Option<&str>, &str), usize> = HashMap::new();
         let mut numbers = Vec::with_capacity(asks.len());
         for ask in asks {
-            let group = *places.entry((ask.instance, &ask.prompt)).or_insert_with(|| {
-                groups.push((ask, digest(&ask.prompt), 0));
+            let group = *places.entry((ask.instance, ask.system.as_deref(), &ask.prompt)).or_insert_with(|| {
+                groups.push((ask, ask.digest(), 0));
                 groups.len() - 1
             });
             numbers.push((group, groups[group].2));
@@ -79,7 +91,11 @@ impl Session<'_> {
             let hint = "the tasks, the settings or the prompts are not those of the run; --resume samples what is missing";
             return Err(Error::input(message).hint(hint));
         }
-        let wanted: Vec<Wanted> = missing.iter().map(|&g| Wanted { prompt: groups[g].0.prompt.clone(), n: groups[g].2 }).collect();
+        let wanted = missing.iter().map(|&g| {
+            let (ask, _, n) = &groups[g];
+            Wanted { system: ask.system.clone(), prompt: ask.prompt.clone(), n: *n }
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
         if !wanted.is_empty() {
             let (journal, progress) = (&mut self.journal, &mut self.progress);
             self.generator.answer(&wanted, &mut |place, index, answer| {

@@ -2,17 +2,20 @@
 
 use crate::cli::common::DeviceArgs;
 use crate::cli::{interrupt, lines};
+use crate::tensor::Device;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::time::Instant;
 
+mod device;
 mod kernels;
 mod model;
 
 /// Time the kernels, with their floors.
 ///
 /// Floors come from the processor's own rates, measured in the same run: fused multiply-adds in
-/// registers for arithmetic, reading memory for traffic.
+/// registers for arithmetic, reading memory for traffic. With --device cuda:N the CUDA kernels are
+/// timed: copying device memory is the floor of traffic, the chip's clock that of products.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only the benchmarks whose name contains this
@@ -122,21 +125,30 @@ fn median_seconds(budget: f64, work: &mut dyn FnMut() -> f64) -> f64 {
     times[times.len() / 2]
 }
 
-pub(crate) fn run(args: Args) -> Result<()> {
-    interrupt::listen()?;
-    args.device.open()?;
-    let peaks = (kernels::peak_gflops(args.seconds.min(0.3)), kernels::read_rate(args.seconds.min(0.5)));
-    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks, rows: 0 };
+/// The kernels of the processor.
+fn on_processor(bench: &mut Bench, seconds: f64) -> Result<()> {
+    bench.peaks = (kernels::peak_gflops(seconds.min(0.3)), kernels::read_rate(seconds.min(0.5)));
     if !bench.json {
         let threads = rayon::current_num_threads();
         bench.out.text(&format!(
             "{threads} threads: {:.0} GFLOP/s of f32 in the first cache, {:.1} GB/s read from memory\n",
-            peaks.0, peaks.1
+            bench.peaks.0, bench.peaks.1
         ))?;
     }
-    kernels::run(&mut bench)?;
+    kernels::run(bench)
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    interrupt::listen()?;
+    let device = args.device.open()?;
+    let peaks = (1.0, 1.0);
+    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks, rows: 0 };
+    match &device {
+        Device::Cpu => on_processor(&mut bench, args.seconds)?,
+        Device::Cuda(gpu) => device::run(&mut bench, gpu, args.device.device == "emulator")?,
+    }
     if let Some(spec) = &args.model {
-        model::run(&mut bench, spec)?;
+        model::run(&mut bench, spec, &device)?;
     }
     match bench.filter {
         Some(name) if bench.rows == 0 => Err(Error::usage(format!("no benchmark has `{name}` in its name"))

@@ -34,15 +34,20 @@ pub(crate) struct DeviceArgs {
 impl DeviceArgs {
     /// Opens the device.
     pub fn open(&self) -> Result<Device> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            "emulator" => Ok(Device::Cuda(Gpu::emulator_of_environment()?)),
-            "cuda" => Ok(Device::Cuda(Gpu::open(0)?)),
-            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(ordinal) => Ok(Device::Cuda(Gpu::open(ordinal)?)),
-                None => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
-            },
-        }
+        open_device(&self.device)
+    }
+}
+
+/// Opens a device by its name on the command line.
+pub(crate) fn open_device(name: &str) -> Result<Device> {
+    match name {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        "emulator" => Ok(Device::Cuda(Gpu::emulator_of_environment()?)),
+        "cuda" => Ok(Device::Cuda(Gpu::open(0)?)),
+        other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(ordinal) => Ok(Device::Cuda(Gpu::open(ordinal)?)),
+            None => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
+        },
     }
 }
 

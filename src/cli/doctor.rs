@@ -1,17 +1,24 @@
 //! `doctor`: what this machine has, and which devices can be used.
 
+use crate::cli::common::open_device;
 use crate::cli::lines;
 use crate::model::hub::cache_dir;
+use crate::tensor::Device;
 use crate::tensor::cpu::{Isa, isa};
 use crate::tensor::cuda::probe;
 use crate::{Error, Result};
 use serde::Serialize;
+
+mod check;
 
 /// What this machine has and which devices can be used.
 ///
 /// Reports the processor, the memory, the GPUs and the cache folder.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Run every CUDA kernel on this device against the processor's ops: cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    check: Option<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -68,6 +75,12 @@ impl std::fmt::Display for Found {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(name) = &args.check {
+        return match open_device(name)? {
+            Device::Cuda(gpu) => check::run(gpu, name == "emulator", args.json),
+            Device::Cpu => Err(Error::usage(format!("--check {name}: expected cuda:N"))),
+        };
+    }
     let cuda = probe();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),

@@ -9,11 +9,14 @@ mod data;
 mod distill;
 mod doctor;
 mod eval;
+mod fix;
 mod interrupt;
 mod lines;
 mod output;
 mod report;
 mod reward;
+#[cfg(unix)]
+mod run_tests;
 mod sample;
 mod score;
 #[cfg(feature = "serve")]
@@ -38,9 +41,12 @@ enum Command {
     Data(data::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Fix(fix::Args),
     Sample(sample::Args),
     Score(score::Args),
     Reward(reward::Args),
+    #[cfg(unix)]
+    RunTests(run_tests::Args),
     Report(report::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -57,9 +63,12 @@ impl Command {
             Command::Data(args) => data::run(args),
             Command::Train(args) => train::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Fix(args) => fix::run(args),
             Command::Sample(args) => sample::run(args),
             Command::Score(args) => score::run(args),
             Command::Reward(args) => reward::run(args),
+            #[cfg(unix)]
+            Command::RunTests(args) => run_tests::run(args),
             Command::Report(args) => report::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Bench(args) => bench::run(args),
@@ -77,6 +86,7 @@ impl Command {
             Command::Train(args) => Some(&args.device),
             Command::Verify(args) => Some(&args.device),
             Command::Eval(args) => Some(&args.device),
+            Command::Fix(args) => Some(&args.device),
             Command::Sample(args) => Some(&args.model.device),
             Command::Score(args) => Some(&args.model.device),
             Command::Bench(args) => Some(&args.device),
@@ -84,6 +94,8 @@ impl Command {
             Command::Distill(args) => Some(&args.device),
             #[cfg(feature = "serve")]
             Command::Serve(args) => Some(&args.model.device),
+            #[cfg(unix)]
+            Command::RunTests(_) => None,
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,
         }
     }

@@ -18,6 +18,12 @@ pub struct Message {
     pub content: String,
 }
 
+/// What the system says, if anything, and a prompt: a conversation that the answer is to follow.
+pub fn conversation(system: Option<&str>, prompt: &str) -> Vec<Message> {
+    let message = |role: &str, text: &str| Message { role: role.to_owned(), content: text.to_owned() };
+    system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect()
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     source: String,

@@ -1,7 +1,7 @@
 //! Prompts and gold answers as tokens: through the model's chat template, where it has one.
 
 use crate::error::{Error, Result};
-use crate::model::chat::{ChatTemplate, Message};
+use crate::model::chat::{ChatTemplate, Message, conversation};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::ModelFiles;
 
@@ -43,14 +43,8 @@ impl<'a> Dialogue<'a> {
     /// Tokens that the chat template puts around a prompt, or around a message of the system's and a prompt.
     pub fn overhead(&self, system: bool) -> Result<usize> {
         // A word of one token, since a template may treat an empty message otherwise.
-        let word = |role: &str| Message { role: role.into(), content: "a".into() };
-        let messages: Vec<Message> = system.then(|| word("system")).into_iter().chain([word("user")]).collect();
+        let messages = conversation(system.then_some("a"), "a");
         Ok(self.conversation_ids(&messages)?.len().saturating_sub(messages.len() * self.count("a")?))
-    }
-
-    /// The ids of a prompt, up to where the answer begins.
-    pub fn prompt_ids(&self, text: &str) -> Result<Vec<u32>> {
-        self.conversation_ids(&[user(text)])
     }
 
     /// The ids of a conversation that an answer is to follow.
@@ -92,8 +86,4 @@ impl<'a> Dialogue<'a> {
         let whole = template.render(&[messages, &[turn]].concat(), false)?;
         Ok(whole.strip_prefix(&before).unwrap_or(answer).to_owned())
     }
-}
-
-fn user(text: &str) -> Message {
-    Message { role: "user".into(), content: text.to_owned() }
 }

@@ -2,6 +2,7 @@
 //! meant, `UPDATE_GOLDEN=1 cargo test --test cli` writes them anew.
 
 mod data;
+mod eval;
 mod families;
 mod reward;
 

@@ -1,24 +1,13 @@
 //! The emulator's checker: it finds every mistake of `zoo.cu`, naming the line, under every schedule, and nothing in the correct twins.
 
+pub use crate::emulator::modes;
 use crate::emulator::{self, KernelText};
 use sorft_native::Error;
-use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Kernel, Launch, Schedule, Source};
+use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Kernel, Launch, Source};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 const ZOO: Source = Source { file: "zoo.cu", text: include_str!("zoo.cu") };
-
-/// The ways in which tests run a kernel: each schedule, preemption at accesses, several blocks side by side.
-pub fn modes() -> Vec<Emulation> {
-    let plain = Emulation::default();
-    let mut modes: Vec<Emulation> = [Schedule::Fifo, Schedule::Reversed, Schedule::NewestFirst, Schedule::Random]
-        .map(|schedule| Emulation { schedule, ..plain })
-        .to_vec();
-    modes.push(Emulation { schedule: Schedule::Random, seed: 1, preempt: 5, ..plain });
-    modes.push(Emulation { schedule: Schedule::Random, seed: 2, preempt: 3, resident: 3, ..plain });
-    modes.push(Emulation { schedule: Schedule::NewestFirst, preempt: 11, resident: 2, ..plain });
-    modes
-}
 
 /// The zoo's library, with or without the mistakes.
 fn library(mistake: bool) -> &'static Path {

@@ -1,7 +1,7 @@
 //! Commands that try to get out, or to use up the machine.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -229,6 +229,18 @@ fn files_folders_output_and_time_are_bounded() {
     let endless = short.run(&workspace, ["yes"], &[]).unwrap();
     assert!(endless.stopped == Some(Stopped::Time) && endless.stdout.len() == 1000);
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[test]
+fn folders_are_seen_wherever_they_are_and_cannot_be_written() {
+    // Its place is below `/tmp`, where a command has a folder of its own.
+    let shown = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir_in("/tmp").unwrap();
+    fs::write(shown.path().join("a"), "shown\n").unwrap();
+    let Some(sandbox) = sandbox_with(quick(), vec![shown.path().to_owned()]) else { return };
+    let script = format!("cd {0} && cat a; echo x > a; echo x > b; rm -f a; rmdir {0}; cat a", shown.path().display());
+    let (status, text) = sh(&sandbox, &Workspace::empty().unwrap(), &script);
+    assert!(status == Some(0) && text.matches("shown\n").count() == 2, "{text}");
+    assert_eq!(fs::read_to_string(shown.path().join("a")).unwrap(), "shown\n");
 }
 
 #[test]

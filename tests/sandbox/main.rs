@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 
 mod escapes;
+mod verdicts;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

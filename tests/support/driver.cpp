@@ -103,6 +103,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int) {
 }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
   switch (attribute) {
+    case 13: *value = 1980000; return SUCCESS;                    // clock in kHz
     case 16: *value = 132; return SUCCESS;                        // multiprocessors
     case 75: *value = machine("turing") ? 7 : 9; return SUCCESS;  // compute capability
     case 76: *value = machine("turing") ? 5 : 0; return SUCCESS;

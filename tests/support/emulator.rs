@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use sorft_native::tensor::cuda::{Emulation, Gpu, Source};
+use sorft_native::tensor::cuda::{Emulation, Gpu, Schedule, Source};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -20,14 +20,30 @@ pub struct KernelText {
     pub text: String,
 }
 
+/// The ways in which tests run a kernel: each schedule, preemption at accesses, several blocks side by side.
+pub fn modes() -> Vec<Emulation> {
+    let plain = Emulation::default();
+    let mut modes: Vec<Emulation> = [Schedule::Fifo, Schedule::Reversed, Schedule::NewestFirst, Schedule::Random]
+        .map(|schedule| Emulation { schedule, ..plain })
+        .to_vec();
+    modes.push(Emulation { schedule: Schedule::Random, seed: 1, preempt: 5, ..plain });
+    modes.push(Emulation { schedule: Schedule::Random, seed: 2, preempt: 3, resident: 3, ..plain });
+    modes.push(Emulation { schedule: Schedule::NewestFirst, preempt: 11, resident: 2, ..plain });
+    modes
+}
+
 /// A device on the emulator with all kernels.
 pub fn gpu(emulation: Emulation) -> Arc<Gpu> {
+    open(all_kernels(), emulation)
+}
+
+/// The library of the emulator with all kernels.
+pub fn all_kernels() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
+    LIBRARY.get_or_init(|| {
         let kernels = Source::ALL.map(|s| KernelText { name: s.file.to_owned(), defines: Vec::new(), text: s.text.to_owned() });
         library(&kernels)
-    });
-    open(library, emulation)
+    })
 }
 
 /// A device on a library made by [`library`].

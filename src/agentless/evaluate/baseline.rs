@@ -8,9 +8,10 @@ use crate::data::lexical::{self, Bm25, Field, Ranking};
 use crate::data::metrics::SetScore;
 use crate::data::symbols::{MODULE, definitions, target_of_line};
 
-/// The best `k` of the candidates, by contents where all are known, else by paths.
-pub(super) fn files(task: &Task, judge: &Judge<'_>, candidates: &[String], k: usize) -> SetScore {
-    let mut ranked = lexical::rank(task, candidates, Ranking::Bm25(Field::Content));
+/// The best `k` of the candidates, by contents where all are known, else by paths; `fused`: by four rankings at once.
+pub(super) fn files(task: &Task, judge: &Judge<'_>, candidates: &[String], k: usize, fused: bool) -> SetScore {
+    let ranking = if fused { Ranking::Fused } else { Ranking::Bm25(Field::Content) };
+    let mut ranked = lexical::rank(task, candidates, ranking);
     ranked.truncate(k);
     SetScore::new(&ranked, &judge.files, true)
 }
@@ -56,6 +57,6 @@ mod tests {
         let task = Task::from_json(task).unwrap();
         let judge = Judge::new(&task).unwrap();
         assert_eq!(functions(&task, &judge, 1).common, 1);
-        assert_eq!(super::files(&task, &judge, &["m.py".to_owned()], 3).answers, 1);
+        assert_eq!(super::files(&task, &judge, &["m.py".to_owned()], 3, true).answers, 1);
     }
 }

@@ -36,6 +36,9 @@ pub struct Comparison {
     pub numbers: BTreeMap<String, Pair>,
 }
 
+/// A number's values in the first and in the second evaluation, and the repositories of their tasks.
+type Values<'a> = (Vec<f64>, Vec<f64>, Vec<&'a str>);
+
 /// Compares the records of two evaluations, task by task.
 ///
 /// # Errors
@@ -47,7 +50,7 @@ pub fn compare(a: &[Record], b: &[Record]) -> Result<Comparison> {
     if pairs.is_empty() {
         return Err(Error::input("the two evaluations have no task in common").hint("compare runs over the same --tasks"));
     }
-    let mut numbers: BTreeMap<String, (Vec<f64>, Vec<f64>, Vec<&str>)> = BTreeMap::new();
+    let mut numbers: BTreeMap<String, Values<'_>> = BTreeMap::new();
     for (a, b) in &pairs {
         for (name, x) in &a.numbers {
             if let Some(y) = b.numbers.get(name) {
@@ -58,7 +61,7 @@ pub fn compare(a: &[Record], b: &[Record]) -> Result<Comparison> {
             }
         }
     }
-    let pair = |(xs, ys, clusters): (Vec<f64>, Vec<f64>, Vec<&str>)| {
+    let pair = |(xs, ys, clusters): Values<'_>| {
         let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
         let count = |larger: &dyn Fn(f64, f64) -> bool| xs.iter().zip(&ys).filter(|(x, y)| larger(**x, **y)).count();
         Pair {

@@ -12,7 +12,7 @@ pub mod page;
 mod summary;
 pub mod table;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub use compare::{Comparison, compare};
 pub use judge::{Judge, PatchScore};
 pub use summary::{Interval, Summary};
 
-use super::pipeline::Product;
+use super::pipeline::{Hop, Product};
 use super::records::Ranked;
 use crate::Result;
 use crate::data::Task;
@@ -68,6 +68,19 @@ impl Record {
         }
     }
 
+    /// The numbers of a localisation hop: what its answers name together, and what `k` of them hit.
+    fn put_hop<T: Ord>(&mut self, name: &str, hop: &Hop<T>, gold: &BTreeSet<T>) {
+        if gold.is_empty() {
+            return;
+        }
+        self.put_set(name, &SetScore::new(&hop.merged, gold, true));
+        let valid = hop.samples.iter().filter(|s| s.error.is_none()).count();
+        self.put(&format!("{name}.valid"), valid as f64 / hop.samples.len().max(1) as f64);
+        let of_samples: Vec<(f64, f64)> = hop.samples.iter().map(|s| hits(&SetScore::new(&s.elements, gold, true))).collect();
+        self.cover(&format!("{name}.any"), of_samples.iter().map(|h| h.0));
+        self.cover(&format!("{name}.all"), of_samples.iter().map(|h| h.1));
+    }
+
     /// The numbers of the patch that is handed in.
     fn put_patch(&mut self, score: &PatchScore) {
         let flag = |b: bool| f64::from(u8::from(b));
@@ -82,7 +95,11 @@ impl Record {
 
     /// BM25's hits where it names as many files and functions as the model did (at least one).
     fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, usize)) {
-        self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1)));
+        self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1), false));
+        // Definitions and contents of some files alone would rank these for being known.
+        if universe.iter().all(|path| task.files.contains_key(path)) {
+            self.put_set("fused.file", &baseline::files(task, judge, universe, files.max(1), true));
+        }
         if !judge.functions.is_empty() {
             self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1)));
         }
@@ -110,14 +127,16 @@ fn run_record(task: &Task, product: &Product, ranked: &Ranked, resolved: Option<
     let judge = Judge::new(task)?;
     let mut record = Record::new(task);
     let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
-    let samples = &product.files.samples;
     // What a model found counts, not what was put in its place.
     let merged: &[String] = if product.fell_back { &[] } else { &product.files.merged };
-    record.put_set("file", &SetScore::new(merged, &judge.files, true));
-    record.put("file.valid", share(samples.iter().filter(|s| s.error.is_none()).count(), samples.len()));
-    let of_samples: Vec<(f64, f64)> = samples.iter().map(|s| hits(&SetScore::new(&s.elements, &judge.files, true))).collect();
-    record.cover("file.any", of_samples.iter().map(|h| h.0));
-    record.cover("file.all", of_samples.iter().map(|h| h.1));
+    record.put_hop("file", &Hop { samples: product.files.samples.clone(), merged: merged.to_vec() }, &judge.files);
+
+    if let Some(hop) = &product.functions {
+        record.put_hop("function", hop, &judge.functions);
+    }
+    if let Some(hop) = &product.lines {
+        record.put_hop("line", hop, &judge.lines);
+    }
 
     let candidates = &product.candidates;
     record.put("patch.valid", share(candidates.iter().filter(|c| c.error.is_none()).count(), candidates.len()));
@@ -140,12 +159,13 @@ fn run_record(task: &Task, product: &Product, ranked: &Ranked, resolved: Option<
     if let Some(resolved) = resolved {
         record.put("resolved", flag(resolved));
     }
-    record.put_baselines(task, &judge, &product.universe, (merged.len(), best.functions.answers));
+    let functions = product.functions.as_ref().map_or(best.functions.answers, |hop| hop.merged.len());
+    record.put_baselines(task, &judge, &product.universe, (merged.len(), functions));
     Ok(record)
 }
 
 /// The commonest reason why a task's candidates are none.
-fn why_none(product: &Product, ranked: &Ranked) -> String {
+pub fn why_none(product: &Product, ranked: &Ranked) -> String {
     let reasons = product.candidates.iter().zip(&ranked.built).filter_map(|(c, b)| c.error.clone().or_else(|| b.blank.clone()));
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     reasons.for_each(|r| *counts.entry(r).or_default() += 1);

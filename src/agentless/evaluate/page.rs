@@ -57,8 +57,10 @@ fn html_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String 
 }
 
 fn charts(summary: &Summary) -> Vec<Chart> {
-    const CHARTS: [(&str, &[(&str, &str)]); 3] = [
+    const CHARTS: [(&str, &[(&str, &str)]); 5] = [
         ("Files localised", &[("file.any", "any gold file"), ("file.all", "all gold files")]),
+        ("Functions localised", &[("function.any", "any gold function"), ("function.all", "all gold functions")]),
+        ("Lines localised", &[("line.any", "any gold line"), ("line.all", "all gold lines")]),
         ("Places that the patch edits", &[("patch.function.all", "all gold functions"), ("patch.line.any", "any gold line")]),
         ("Patches", &[("patch.applied", "applied"), ("patch.similarity", "similarity to gold"), ("patch.exact", "the same as gold")]),
     ];

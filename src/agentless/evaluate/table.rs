@@ -4,21 +4,30 @@ use std::fmt::Write as _;
 
 use super::{Comparison, Interval, Summary};
 
-/// Rows of localisation: what it is called, the model's numbers, what stands in for them where a pipeline has no such hop, BM25's.
-pub(super) const PLACES: [(&str, &str, &str, Option<&str>); 3] = [
-    ("files", "file", "patch.file", Some("bm25.file")),
-    ("functions", "function", "patch.function", Some("bm25.function")),
-    ("lines", "line", "patch.line", None),
+/// A unit of localisation: what it is called, its name among the numbers, and the baselines' (label, name).
+struct Place {
+    label: &'static str,
+    unit: &'static str,
+    baselines: &'static [(&'static str, &'static str)],
+}
+
+const PLACES: [Place; 3] = [
+    Place { label: "files", unit: "file", baselines: &[("BM25", "bm25.file"), ("four BM25 fused", "fused.file")] },
+    Place { label: "functions", unit: "function", baselines: &[("BM25", "bm25.function")] },
+    Place { label: "lines", unit: "line", baselines: &[] },
 ];
 
 /// Rows of patches: name and meaning.
-pub(super) const PATCHES: [(&str, &str); 6] = [
+pub(super) const PATCHES: [(&str, &str); 9] = [
     ("resolved", "resolved"),
     ("patch.applied", "applied"),
     ("patch.similarity", "similarity to gold"),
     ("patch.exact", "the same as gold"),
-    ("patch.valid", "answers of the format"),
-    ("patch.candidates", "answers that are patches"),
+    ("file.valid", "file answers of the format"),
+    ("function.valid", "function answers of the format"),
+    ("line.valid", "line answers of the format"),
+    ("patch.valid", "edit answers of the format"),
+    ("patch.candidates", "edit answers that are patches"),
 ];
 
 /// Rows in columns: the first column to the left, the others to the right, two blanks between them.
@@ -50,14 +59,12 @@ pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
             rows.push([label, percent(&any.interval), percent(&all.interval), named]);
         }
     };
-    for (label, hop, patch, bm25) in PLACES {
-        if summary.numbers.contains_key(&format!("{hop}.any")) {
-            add(label.to_owned(), hop);
+    for Place { label, unit, baselines } in PLACES {
+        add(label.to_owned(), unit);
+        for (what, name) in baselines {
+            add(format!("  {label}, {what}"), name);
         }
-        if let Some(bm25) = bm25 {
-            add(format!("  {label}, BM25"), bm25);
-        }
-        add(format!("  {label}, in the patch"), patch);
+        add(format!("  {label}, in the patch"), &format!("patch.{unit}"));
     }
     rows
 }

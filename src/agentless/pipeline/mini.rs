@@ -21,7 +21,7 @@ pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>
     let mut products = Vec::with_capacity(tasks.len());
     for ((task, universe), samples) in tasks.iter().zip(universes).zip(files) {
         let (files, fell_back) = merge_files(task, &universe, samples, settings);
-        products.push(Product { universe, files, fell_back, candidates: Vec::new() });
+        products.push(Product { universe, files, fell_back, functions: None, lines: None, candidates: Vec::new() });
     }
     edit(tasks, &mut products, settings, session)?;
     Ok(products)
@@ -35,7 +35,7 @@ fn localise(tasks: &[Task], universes: &[Vec<String>], settings: &Settings, sess
             let view = if settings.greedy { View::GREEDY } else { View::sample(settings.seed, &task.instance_id, i) };
             let budget = (settings.max_prompt_tokens, settings.min_issue_tokens);
             let prompt = mini::prompt(task, paths, view, budget, &|text| session.count(text))?;
-            asks.push(Ask { instance: &task.instance_id, prompt: prompt.text.into() });
+            asks.push(Ask { instance: &task.instance_id, system: None, prompt: prompt.text.into() });
             shown.push(prompt.candidates.into_iter().collect::<BTreeSet<String>>());
         }
     }
@@ -53,6 +53,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
         template: None,
     };
     let subtask = RepairSubtask::new(options)?;
+    let system: Option<Arc<str>> = subtask.system().map(Arc::from);
     let mut asks = Vec::new();
     // Which candidate an answer is for, and which files it was shown.
     let mut owners: Vec<(usize, usize, Vec<String>)> = Vec::new();
@@ -74,7 +75,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
                     match prompt {
                         None => candidate.error = Some("none of the files localised is known and fits into the prompt".to_owned()),
                         Some((text, shown)) => {
-                            asks.push(Ask { instance: &task.instance_id, prompt: Arc::clone(text) });
+                            asks.push(Ask { instance: &task.instance_id, system: system.clone(), prompt: Arc::clone(text) });
                             owners.push((t, i, shown.clone()));
                         }
                     }

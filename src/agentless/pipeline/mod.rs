@@ -1,11 +1,13 @@
 //! From issues to candidate patches, hop by hop over all tasks: every hop asks its questions at once, merges each task's answers, and makes
 //! the next hop's questions of them. What a task is answered from never holds its gold patch ([`Task::without_answer`]).
 //!
+//! * [`Pipeline::Sorft`]: files, functions, lines, edits (arXiv 2502.20127).
 //! * [`Pipeline::Mini`]: files, then edits of whole files in SWE-RL's format (arXiv 2502.18449).
 
 pub mod merge;
 mod mini;
 mod repair;
+mod sorft;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,13 +18,15 @@ use super::generator::Answer;
 use super::session::{Ask, Session};
 use crate::data::Task;
 use crate::data::lexical::{self, Ranking};
-use crate::data::subtask::file::{Universe, parse_answer};
+use crate::data::subtask::file::{Order, Universe, parse_answer};
 use crate::{Error, Result};
 
 /// Which hops there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pipeline {
+    /// SoRFT: files, functions, lines, edits.
+    Sorft,
     /// Agentless Mini: files, edits.
     Mini,
 }
@@ -46,6 +50,12 @@ pub struct Settings {
     pub top_files: usize,
     /// Which paths localisation chooses from.
     pub universe: Universe,
+    /// In which order SoRFT's file prompts list paths.
+    pub order: Order,
+    /// What SoRFT's file prompts say of each path ([`crate::data::subtask::evidence::Evidence`], as text).
+    pub evidence: String,
+    /// Lines shown around what SoRFT's localisation names.
+    pub context_lines: usize,
     /// Where no answer names a file: go on with the best lexical matches.
     pub fallback: bool,
     /// The key of all shuffles.
@@ -103,6 +113,10 @@ pub struct Product {
     pub files: Hop<String>,
     /// True if the files are the best lexical matches, because no answer named any.
     pub fell_back: bool,
+    /// Function localisation, where the pipeline has it: (path, qualified name).
+    pub functions: Option<Hop<(String, String)>>,
+    /// Line localisation, where the pipeline has it: (path, line).
+    pub lines: Option<Hop<(String, usize)>>,
     /// The candidate patches, [`Settings::samples`] of them.
     pub candidates: Vec<Candidate>,
 }
@@ -115,6 +129,7 @@ pub struct Product {
 pub fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>) -> Result<Vec<Product>> {
     let blind: Vec<Task> = tasks.iter().map(Task::without_answer).collect();
     match settings.pipeline {
+        Pipeline::Sorft => sorft::run(&blind, settings, session),
         Pipeline::Mini => mini::run(&blind, settings, session),
     }
 }

@@ -4,6 +4,7 @@
 //! would break with the next C library. What is refused is what no test of a library needs and what kernels have been broken by.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
@@ -146,14 +147,15 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
 pub(super) fn restrict(writable: &[&str]) -> Result<&'static str, String> {
     const NEWEST: ABI = ABI::V6;
     let rules = || -> Result<RulesetStatus, landlock::RulesetError> {
-        let (all, read) = (AccessFs::from_all(NEWEST), AccessFs::from_read(NEWEST));
+        let (all, read, file) = (AccessFs::from_all(NEWEST), AccessFs::from_read(NEWEST), AccessFs::from_file(NEWEST));
         let set = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(all)?
             .handle_access(AccessNet::from_all(NEWEST))?
             .scope(Scope::from_all(NEWEST))?;
         let mut set = set.create()?;
-        for (path, access) in [("/", read)].into_iter().chain(writable.iter().map(|&path| (path, all))) {
+        let writable = writable.iter().map(|&path| (path, if Path::new(path).is_dir() { all } else { file }));
+        for (path, access) in [("/", read)].into_iter().chain(writable) {
             if let Ok(path) = PathFd::new(path) {
                 set = set.add_rule(PathBeneath::new(path, access))?;
             }

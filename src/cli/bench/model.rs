@@ -18,8 +18,8 @@ const DECODED: usize = 64;
 /// Tokens of the prompt that decoding goes on from.
 const PROMPT: usize = 128;
 
-pub(super) fn run(bench: &mut Bench, spec: &str) -> Result<()> {
-    let mut model = Transformer::load(&weights::open(spec)?, &Device::Cpu)?;
+pub(super) fn run(bench: &mut Bench, spec: &str, device: &Device) -> Result<()> {
+    let mut model = Transformer::load(&weights::open(spec)?, device)?;
     let random = Philox::new(1, 1);
     let vocab = model.config().vocab_size as f64;
     let ids: Vec<u32> = (0..LENGTH).map(|i| (random.uniform(i as u64, 0) * vocab) as u32).collect();
@@ -31,8 +31,9 @@ pub(super) fn run(bench: &mut Bench, spec: &str) -> Result<()> {
         }
         let params = SamplingParams { n: batch, max_new_tokens: DECODED + 1, ignore_eos: true, ..Default::default() };
         // Every token reads all weights once: the floor, at the rate that memory has just now.
-        let bytes: usize = model.base_params().iter().map(|p| 4 * p.shape.iter().product::<usize>()).sum();
-        let floor = batch as f64 * kernels::read_rate(0.5) * 1e9 / bytes as f64;
+        let (width, rate) = if device.is_cpu() { (4, kernels::read_rate(0.5)) } else { (2, bench.peaks.1) };
+        let bytes: usize = model.base_params().iter().map(|p| width * p.shape.iter().product::<usize>()).sum();
+        let floor = batch as f64 * rate * 1e9 / bytes as f64;
         bench.run_timed(name, "tokens/s", (batch * DECODED) as f64, Some(floor), &mut || {
             let (mut first, mut last) = (None, Instant::now());
             let mut watch = |event: Event<'_>| {

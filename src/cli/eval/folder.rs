@@ -8,7 +8,7 @@ use crate::agentless::files;
 use crate::{Error, Result};
 
 /// A folder, and `settings.json` in it.
-pub(super) enum Folder {
+pub(crate) enum Folder {
     Kept(PathBuf),
     Temporary(tempfile::TempDir),
 }
@@ -19,7 +19,7 @@ impl Folder {
     /// # Errors
     ///
     /// A folder that is there already; other settings, with the first that differs.
-    pub(super) fn open(out: Option<&Path>, goes_on: bool, settings: &Value) -> Result<Self> {
+    pub(crate) fn open(out: Option<&Path>, goes_on: bool, settings: &Value) -> Result<Self> {
         let Some(dir) = out else {
             let failed = |e| Error::io("make a folder in", &std::env::temp_dir(), e);
             return tempfile::Builder::new().prefix("eval-").tempdir().map(Self::Temporary).map_err(failed);
@@ -47,7 +47,7 @@ impl Folder {
     }
 
     /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Kept(path) => path,
             Self::Temporary(dir) => dir.path(),

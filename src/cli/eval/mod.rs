@@ -3,19 +3,20 @@
 mod folder;
 mod progress;
 mod settings;
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use self::folder::Folder;
-use self::progress::Reporter;
+pub(crate) use self::folder::Folder;
+pub(crate) use self::progress::Reporter;
 use super::common::DeviceArgs;
 use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout};
 use crate::agentless::evaluate::{Record, compare, patch_records, table};
-use crate::agentless::generator::{Local, Sampling};
+use crate::agentless::generator::Local;
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, run};
 use crate::data::Task;
@@ -26,6 +27,7 @@ use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
 pub(crate) use settings::PipelineArgs;
+use tests::TestArgs;
 
 /// Localise and repair tasks whose fix is known, and measure hits, patches and coverage beside BM25
 #[derive(clap::Args)]
@@ -55,6 +57,8 @@ pub(crate) struct Args {
     rerank_only: bool,
     #[command(flatten)]
     pipeline: PipelineArgs,
+    #[command(flatten)]
+    tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume", "rerank_only"])]
     predictions: Option<String>,
@@ -98,12 +102,16 @@ fn read_tasks(args: &Args) -> Result<Vec<Task>> {
 /// The pipeline with a model.
 fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
     let name = args.model.as_deref().unwrap_or_default();
+    if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
+        return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
+    }
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
     let described = args.describe(&settings);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
+    let tests = args.tests.open(tasks, args.out.as_deref())?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
@@ -113,8 +121,15 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
         true => e.hint("what was sampled is stored; the same command with --resume goes on"),
         false => e,
     })?;
-    let ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
-    let records = run::finish(folder.path(), tasks, &products, &ranked, &BTreeMap::new())?;
+    let mut ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
+    let evidence = tests.evidence(tasks, &ranked)?;
+    if !evidence.is_empty() {
+        let of = |id: &str, i: usize| evidence.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
+        ranked = run::rank(tasks, &products, &of)?;
+    }
+    let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
+    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let records = run::finish(folder.path(), tasks, &products, &ranked, &resolved)?;
     reporter.write(folder.path())?;
     show(args, &folder, &records, &described)
 }
@@ -145,7 +160,11 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
     }
     let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
     let folder = Folder::open(args.out.as_deref(), false, &described)?;
-    let records = patch_records(tasks, &patches, &BTreeMap::new())?;
+    interrupt::listen()?;
+    let tests = args.tests.open(tasks, args.out.as_deref())?;
+    let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
+    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let records = patch_records(tasks, &patches, &resolved)?;
     let line = |t: &Task| files::Prediction {
         model_name_or_path: MODEL_NAME.to_owned(),
         instance_id: t.instance_id.clone(),
@@ -178,10 +197,9 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
 impl Args {
     /// Everything that the samples are a function of, as `settings.json` has it.
     fn describe(&self, settings: &crate::agentless::pipeline::Settings) -> Value {
-        let Sampling { temperature, max_new_tokens, .. } = self.pipeline.sampling();
         json!({
-            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit, "chat": self.pipeline.chat(),
-            "temperature": temperature, "max_new_tokens": max_new_tokens, "settings": settings,
+            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit,
+            "sampling": self.pipeline.describe(), "settings": settings,
         })
     }
 }

@@ -1,7 +1,10 @@
 //! The options of the pipeline, which `eval` and `fix` share.
 
+use serde_json::{Value, json};
+
 use crate::agentless::generator::Sampling;
 use crate::agentless::pipeline::{Pipeline, Settings};
+use crate::data::subtask::evidence::Evidence;
 use crate::data::subtask::file::Universe;
 use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
@@ -10,8 +13,8 @@ use crate::{Error, Result};
 /// How the pipeline works and samples.
 #[derive(clap::Args)]
 pub(crate) struct PipelineArgs {
-    /// mini: files, then edits of whole files (Agentless Mini)
-    #[arg(long, value_enum, default_value = "mini", help_heading = "Pipeline")]
+    /// sorft: files, functions, lines, edits. mini: files, then edits of whole files (Agentless Mini)
+    #[arg(long, value_enum, default_value = "sorft", help_heading = "Pipeline")]
     pipeline: PipelineName,
     /// Candidate patches a task
     #[arg(long, default_value_t = 4, value_name = "N", help_heading = "Pipeline")]
@@ -40,6 +43,15 @@ pub(crate) struct PipelineArgs {
     /// Paths to choose from: files (whose contents the task has) or tree (all_paths)
     #[arg(long, value_enum, default_value = "files", value_name = "WHICH", help_heading = "Pipeline")]
     universe: UniverseName,
+    /// sorft: the order of paths in file prompts: alphabetical, shuffled, lexical or lexical_paths
+    #[arg(long, default_value = "alphabetical", value_name = "ORDER", help_heading = "Pipeline")]
+    order: String,
+    /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words
+    #[arg(long, default_value = "paths", value_name = "LIST", help_heading = "Pipeline")]
+    evidence: String,
+    /// sorft: lines shown around what localisation names
+    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Pipeline")]
+    context_lines: usize,
     /// Where no answer names a file, go on with the best matches by BM25
     #[arg(long, help_heading = "Pipeline")]
     bm25_fallback: bool,
@@ -53,6 +65,7 @@ pub(crate) struct PipelineArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum PipelineName {
+    Sorft,
     Mini,
 }
 
@@ -95,6 +108,13 @@ impl PipelineArgs {
         Sampling { temperature: self.temperature, max_new_tokens: self.max_new_tokens, seed: self.seed, max_batch: self.max_batch }
     }
 
+    /// What answers are a function of beside the pipeline's settings.
+    pub(crate) fn describe(&self) -> Value {
+        // As it was typed: the shortest digits of an f32 are not those of the f64 next to it.
+        let temperature: f64 = self.temperature.to_string().parse().unwrap_or_default();
+        json!({"chat": self.chat(), "temperature": temperature, "max_new_tokens": self.max_new_tokens})
+    }
+
     /// The pipeline's settings, with a model's limits in them. Greedy answers are all the same: there is one a hop.
     pub(crate) fn resolve(&self, files: &ModelFiles, dialogue: &Dialogue<'_>) -> Result<Settings> {
         let greedy = self.temperature == 0.0;
@@ -111,6 +131,7 @@ impl PipelineArgs {
         }
         Ok(Settings {
             pipeline: match self.pipeline {
+                PipelineName::Sorft => Pipeline::Sorft,
                 PipelineName::Mini => Pipeline::Mini,
             },
             samples: if greedy { 1 } else { self.samples },
@@ -123,6 +144,9 @@ impl PipelineArgs {
                 UniverseName::Files => Universe::Files,
                 UniverseName::Tree => Universe::Tree,
             },
+            order: self.order.parse()?,
+            evidence: self.evidence.parse::<Evidence>()?.to_string(),
+            context_lines: self.context_lines,
             fallback: self.bm25_fallback,
             seed: self.seed,
         })

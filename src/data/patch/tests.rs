@@ -214,3 +214,15 @@ proptest! {
         let _ = Patch::parse(&format!("{}{with}{}", &MIXED[..cut], &MIXED[cut..]));
     }
 }
+
+/// What `patch --fuzz=5 -p1` (GNU patch 2.7.6) makes of it.
+#[test]
+fn with_fuzz_a_hunk_gives_up_its_outer_context() {
+    let diff = "--- a/x\n+++ b/x\n@@ -1,7 +1,7 @@\n a\n b\n c\n-d\n+D\n e\n f\n g\n";
+    let patch = Patch::parse(diff).unwrap();
+    let with = |text: &str| BTreeMap::from([("x".to_owned(), text.to_owned())]);
+    let moved = with("0\nA\nB\nc\nd\ne\nF\nG\n");
+    assert!(patch.apply(&moved).is_err() && patch.apply_with_fuzz(&moved, 1).is_err());
+    assert_eq!(patch.apply_with_fuzz(&moved, 5).unwrap(), with("0\nA\nB\nc\nD\ne\nF\nG\n"));
+    assert!(patch.apply_with_fuzz(&with("a\nb\nc\nx\ne\nf\ng\n"), 5).is_err(), "the deleted line has to be there");
+}

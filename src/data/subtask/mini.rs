@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use minijinja::{Environment, UndefinedBehavior, context};
 
-use super::budget::{clean_issue, longest_beginning};
+use super::budget::{clean_issue, fill_issue, longest_beginning};
 use crate::data::Task;
 use crate::data::lexical::{self, Ranking};
 use crate::data::random::Keyed;
@@ -88,15 +88,8 @@ pub fn prompt(
         return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
     }
     let candidates = kept(fits);
-    loop {
-        let part = longest_beginning(&issue, left, count_tokens);
-        let text = render(part, part.len() < issue.len(), &candidates)?;
-        let over = count_tokens(&text).saturating_sub(max_tokens);
-        if over == 0 || part.is_empty() {
-            return Ok(MiniPrompt { text, candidates });
-        }
-        left = left.saturating_sub(over);
-    }
+    let (text, _) = fill_issue(&issue, max_tokens, left, &|part, cut| render(part, cut, &candidates), count_tokens)?;
+    Ok(MiniPrompt { text, candidates })
 }
 
 /// A folder of a tree: what is in it, by name; a file has nothing in it.

@@ -131,6 +131,7 @@ impl Transformer {
     }
 
     /// [`Transformer::backward_with`] on the device. `d_predicting [predictions, D]` is the processor's.
+    #[allow(clippy::too_many_arguments)] // what the equation has
     pub(crate) fn backward_on(
         &self,
         gpu: &Arc<Gpu>,

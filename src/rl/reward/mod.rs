@@ -11,7 +11,7 @@ use crate::data::metrics::{ScoreKind, SetScore};
 use crate::data::subtask::answer::Place;
 use crate::data::subtask::view::ViewOptions;
 use crate::error::{Kind, Result};
-use crate::model::chat::Message;
+use crate::model::chat::{Message, conversation};
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
 
@@ -45,8 +45,7 @@ pub trait Question: Send + Sync {
 
     /// Both as a conversation that the answer is to follow.
     fn messages(&self) -> Vec<Message> {
-        let message = |role: &str, text: &str| Message { role: role.to_owned(), content: text.to_owned() };
-        self.system().map(|text| message("system", text)).into_iter().chain([message("user", self.text())]).collect()
+        conversation(self.system(), self.text())
     }
 
     /// The gold answer, as supervised training has it.

@@ -119,6 +119,7 @@ pub(super) fn describe(ordinal: usize) -> Result<GpuInfo> {
             // SAFETY: as above.
             memory_bytes: unsafe { result::device::total_mem(device) }?,
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            clock_khz: attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
             shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         })
     };

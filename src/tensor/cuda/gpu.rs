@@ -22,6 +22,8 @@ pub struct GpuInfo {
     pub memory_bytes: usize,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
+    /// Their highest clock, in thousands of cycles a second.
+    pub clock_khz: usize,
     /// The most shared memory a block can have, in bytes.
     pub shared_bytes_per_block: usize,
 }
@@ -83,6 +85,7 @@ impl Gpu {
             compute_capability: (9, 0),
             memory_bytes: usize::MAX,
             multiprocessors: 1,
+            clock_khz: 1_000_000,
             shared_bytes_per_block: 227 * 1024,
         };
         Ok(Arc::new(Self { info, backend: Box::new(emulator) }))

@@ -13,6 +13,7 @@ mod repository;
 mod resume;
 mod scan;
 mod skip;
+mod snapshot;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use self::repository::{Repository, Walk};
 pub use self::resume::mine_to_file;
 use self::scan::{Scanned, scan};
 pub use self::skip::Skip;
+pub use self::snapshot::{Entry, snapshot};
 use super::decontaminate::Decontamination;
 use super::funnel::Funnel;
 use super::issues::Issues;

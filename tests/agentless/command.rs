@@ -1,0 +1,170 @@
+//! The real binary: `fix` and `eval` with a tiny model. Where an answer is to be of use it was put into the folder's `samples.jsonl` before.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use sorft_native::agentless::fix::task;
+use sorft_native::agentless::pipeline::{Pipeline, Settings};
+use sorft_native::agentless::repository::Repository;
+use sorft_native::agentless::run;
+
+use crate::make;
+use crate::script::{CALC, SHOW, Script, contents, settings, swe_rl, tasks};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sorft-native"))
+}
+
+fn output(command: &mut Command, status: i32) -> (String, String) {
+    let Output { stdout, stderr, status: found } = command.output().expect("the program runs");
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr).into_owned());
+    assert_eq!(found.code(), Some(status), "stderr: {stderr}");
+    (stdout, stderr)
+}
+
+/// A folder with a model `m` of 4096 positions, and the repository `r` with one commit.
+fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("m");
+    fs::create_dir(&model).expect("made");
+    make::folder(&model, "llama", "F32");
+    let mut config = make::config("llama");
+    config["max_position_embeddings"] = 8192.into();
+    make::write_json(&model.join("config.json"), &config);
+    let repository = dir.path().join("r");
+    fs::create_dir_all(repository.join("tests")).expect("made");
+    for (name, text) in [("calc.py", CALC), ("show.py", SHOW), ("tests/test_calc.py", "assert True\n"), ("README.md", "# r\n")] {
+        fs::write(repository.join(name), text).expect("written");
+    }
+    git(&repository, &["init", "-q", "-b", "main"]);
+    git(&repository, &["add", "."]);
+    git(&repository, &["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first"]);
+    fs::write(dir.path().join("issue.md"), "add subtracts\n\nadd(1, 2) gives -1\n").expect("written");
+    dir
+}
+
+fn git(folder: &Path, args: &[&str]) -> String {
+    let out = Command::new("git").arg("-C").arg(folder).args(args).output().expect("git");
+    assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// The settings that the options of [`fix`] mean.
+fn fix_settings() -> Settings {
+    Settings {
+        localisations: 2,
+        max_prompt_tokens: 7000,
+        top_files: 3,
+        context_lines: 10,
+        fallback: true,
+        seed: 0,
+        min_issue_tokens: 64,
+        ..settings(Pipeline::Mini, 2)
+    }
+}
+
+fn fix(dir: &Path, more: &[&str]) -> Command {
+    let mut command = program();
+    command.current_dir(dir).args(["fix", "--repo", "r", "--issue", "issue.md", "--model", "m", "--pipeline", "mini", "--samples", "2"]);
+    command.args(["--max-new-tokens", "4", "--max-prompt-tokens", "7000", "--min-issue-tokens", "64"]).args(more);
+    command
+}
+
+/// Puts answers that fix the issue where `fix --out run --resume` finds them.
+fn answer_beforehand(dir: &Path) {
+    let run = dir.join("run");
+    fs::create_dir(&run).expect("made");
+    let repository = Repository::open(&dir.join("r")).expect("a repository");
+    let issue = fs::read_to_string(dir.join("issue.md")).expect("the issue");
+    let task = task(&repository.name(), &issue, repository.sources().expect("sources"), 100);
+    assert_eq!(task.files.keys().collect::<Vec<_>>(), ["calc.py", "show.py"], "tests are no candidates");
+    let rule = |prompt: &str, _: usize| match prompt.contains("BEGIN REPOSITORY") {
+        true => "calc.py".to_owned(),
+        false => swe_rl("    return a - b", "    return a + b"),
+    };
+    run::sample(&run, &[task], &fix_settings(), &Script::new(&rule), true, &mut |_| ()).expect("sampled");
+}
+
+#[test]
+fn an_issue_becomes_a_patch_on_a_branch() {
+    let place = place();
+    let (dir, repository) = (place.path(), place.path().join("r"));
+    answer_beforehand(dir);
+    let args = ["--out", "run", "--resume"];
+    let (patch, said) = output(&mut fix(dir, &args), 0);
+    assert!(said.contains("files      calc.py (2 of 2 answers)") && said.contains("patch 1 of 1: 2 of 2 answers"), "{said}");
+    fs::write(dir.join("p.patch"), &patch).unwrap();
+    git(&repository, &["apply", "--check", "../p.patch"]);
+    assert_eq!(git(&repository, &["status", "--porcelain"]), "", "nothing was written");
+
+    let (json, _) = output(fix(dir, &args).args(["--top", "3", "--json"]), 0);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((json["patches"][0]["patch"].as_str(), json["patches"][0]["votes"].as_u64()), (Some(patch.as_str()), Some(2)));
+
+    fs::write(repository.join("notes.txt"), "mine\n").unwrap();
+    let (_, said) = output(fix(dir, &args).arg("--apply"), 0);
+    assert!(said.contains("applied on the new branch sorft-native/fix-"), "{said}");
+    assert!(git(&repository, &["branch", "--show-current"]).starts_with("sorft-native/fix-"));
+    assert_eq!(git(&repository, &["status", "--porcelain"]), " M calc.py\n?? notes.txt\n");
+    assert_eq!(fs::read_to_string(repository.join("calc.py")).unwrap(), CALC.replace("a - b", "a + b"));
+    // The work tree now has uncommitted changes.
+    let (_, said) = output(fix(dir, &args).arg("--apply"), 1);
+    assert!(said.contains("1 uncommitted change: M calc.py"), "{said}");
+}
+
+#[test]
+fn without_a_patch_it_says_why() {
+    let place = place();
+    let (out, said) = output(&mut fix(place.path(), &[]), 1);
+    assert_eq!(out, "");
+    assert!(said.contains("error: no patch was found in 2 answers: ") && said.contains("what was localised:\n    files"), "{said}");
+    let refused = |args: &[&str], status: i32| output(program().current_dir(place.path()).arg("fix").args(args), status).1;
+    fs::write(place.path().join("empty.md"), " \n").unwrap();
+    assert!(refused(&["--repo", "r", "--issue", "empty.md", "--model", "m"], 1).contains("empty.md: the issue is empty"));
+    assert!(refused(&["--repo", "m", "--issue", "issue.md", "--model", "m"], 1).contains("not a git repository"));
+    assert!(refused(&["--repo", "r", "--issue", "issue.md"], 2).contains("--model"));
+    assert!(refused(&["--repo", "r", "--issue", "issue.md", "--model", "m", "--top", "0"], 2).contains("--top takes a number"));
+}
+
+/// `eval` with the tiny model, in `dir`, on the script's tasks.
+fn eval(dir: &Path, more: &[&str]) -> Command {
+    let lines: Vec<String> = tasks().iter().map(|t| t.to_json().to_string()).collect();
+    fs::write(dir.join("tasks.jsonl"), lines.join("\n")).expect("written");
+    let mut command = program();
+    command.current_dir(dir).args(["eval", "--model", "m", "--tasks", "tasks.jsonl", "--bm25-fallback", "--samples", "6"]);
+    command.args(["--max-new-tokens", "24", "--max-batch", "3"]).args(more);
+    command
+}
+
+#[test]
+fn killed_and_resumed_it_ends_with_the_same_bytes() {
+    let place = place();
+    let dir = place.path();
+    let begun = Instant::now();
+    let (table, _) = output(&mut eval(dir, &["--out", "whole"]), 0);
+    let took = begun.elapsed();
+    let mut kills = 0;
+    for i in 1..6u32 {
+        let mut child = eval(dir, &["--out", "killed", "--resume"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+        std::thread::sleep((took * i / 8).max(Duration::from_millis(5)));
+        kills += usize::from(child.try_wait().expect("its state").is_none());
+        child.kill().ok();
+        child.wait().expect("it ended");
+    }
+    let (again, _) = output(&mut eval(dir, &["--out", "killed", "--resume"]), 0);
+    assert_eq!(table, again);
+    let clean = |name: &str| {
+        let mut files = contents(&dir.join(name));
+        files.retain(|name, _| !["timing.jsonl", "eval.html"].contains(&name.as_str()));
+        files
+    };
+    assert!(kills > 0 && clean("whole") == clean("killed"));
+    let (reranked, _) = output(&mut eval(dir, &["--out", "whole", "--rerank-only"]), 0);
+    assert_eq!(table, reranked);
+    // What is there is not written over, and other settings do not go on with it.
+    assert!(output(&mut eval(dir, &["--out", "whole"]), 2).1.contains("the folder is there already"));
+    let said = output(&mut eval(dir, &["--out", "whole", "--resume", "--seed", "3"]), 2).1;
+    assert!(said.contains("settings.seed is 3, and the folder was made with 0"), "{said}");
+}
