@@ -10,7 +10,7 @@ use crate::data::Task;
 use crate::data::metrics::{ScoreKind, SetScore};
 use crate::data::subtask::answer::Place;
 use crate::data::subtask::view::ViewOptions;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::model::chat::{Message, conversation};
 use crate::model::generate::Completion;
 use crate::rl::config::{PromptSettings, Score};
@@ -93,8 +93,9 @@ pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64
         _ => file::FileLocalisation::new(prompt, max_tokens, seed, score, beta).map(|s| Box::new(s) as Box<dyn Subtask>),
     };
     made.map_err(|e| match prompt.templates.get(name) {
-        Some(path) => e.at_file(path),
-        None => e,
+        // A file that cannot be read is named already.
+        Some(path) if e.kind() != Kind::Io => e.at_file(path),
+        _ => e,
     })
 }
 
