@@ -1,6 +1,7 @@
 //! The transformer and all that surrounds it: configuration, weights, tokenizer, chat template, KV cache, generation, LoRA, optimizer.
 
 mod block;
+mod build;
 pub mod chat;
 pub mod config;
 mod device;

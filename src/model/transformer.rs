@@ -1,13 +1,13 @@
 //! The transformer: forward with saved activations, and the backward pass that consumes them. No tape: each layer's backward is written.
 
 use crate::model::block::{Block, Pass, Saved as SavedBlock};
+use crate::model::build::Builder;
 use crate::model::config::ModelConfig;
 use crate::model::device;
 use crate::model::generate::Logits;
 use crate::model::kv_cache::KvLayers;
-use crate::model::linear::Linear;
 use crate::model::lora::LoraConfig;
-use crate::model::params::{Param, ParamId, Params};
+use crate::model::params::{ParamId, Params};
 use crate::model::rope::inverse_frequencies;
 use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::PanelMatrix;
@@ -430,55 +430,4 @@ fn predictions(plan: &Plan) -> (Vec<u32>, Vec<u32>) {
 /// Whether a tensor's name is an adapter's.
 pub(crate) fn is_adapter(name: &str) -> bool {
     name.contains(".lora_")
-}
-
-/// Reads tensors in canonical order.
-struct Builder<'a> {
-    params: Params,
-    read: &'a mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>,
-}
-
-impl Builder<'_> {
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<ParamId> {
-        let info = ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay: shape.len() > 1 };
-        let rows = (self.read)(&info)?;
-        let data = self.params.numbers(shape, &rows)?;
-        Ok(self.params.push(Param { data, info, trainable: true }))
-    }
-
-    fn linear(&mut self, name: &str, n: usize, k: usize, bias: bool) -> Result<Linear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[n, k])?;
-        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[n])).transpose()?;
-        Ok(Linear { weight, bias, lora: None })
-    }
-
-    fn block(&mut self, c: &ModelConfig, i: usize) -> Result<Block> {
-        let name = |s: &str| format!("model.layers.{i}.{s}");
-        let (d, f, q, kv) = (c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        let input_norm = self.tensor(&name("input_layernorm.weight"), &[d])?;
-        let (q, k, v) = (
-            self.linear(&name("self_attn.q_proj"), q, d, c.qkv_bias)?,
-            self.linear(&name("self_attn.k_proj"), kv, d, c.qkv_bias)?,
-            self.linear(&name("self_attn.v_proj"), kv, d, c.qkv_bias)?,
-        );
-        let qk_norm = match c.qk_norm {
-            true => Some((
-                self.tensor(&name("self_attn.q_norm.weight"), &[c.head_dim])?,
-                self.tensor(&name("self_attn.k_norm.weight"), &[c.head_dim])?,
-            )),
-            false => None,
-        };
-        Ok(Block {
-            input_norm,
-            q,
-            k,
-            v,
-            o: self.linear(&name("self_attn.o_proj"), d, c.num_heads * c.head_dim, c.o_bias)?,
-            qk_norm,
-            post_norm: self.tensor(&name("post_attention_layernorm.weight"), &[d])?,
-            gate: self.linear(&name("mlp.gate_proj"), f, d, c.mlp_bias)?,
-            up: self.linear(&name("mlp.up_proj"), f, d, c.mlp_bias)?,
-            down: self.linear(&name("mlp.down_proj"), d, f, c.mlp_bias)?,
-        })
-    }
 }

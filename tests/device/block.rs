@@ -42,7 +42,6 @@ fn run(model: &Transformer, micro_batches: &[&[Tree]], checkpointing: bool) -> O
     for trees in micro_batches {
         let plan = Plan::for_trees(trees);
         let (stats, saved) = model.forward(&plan, 0.8, checkpointing).expect("a forward pass");
-        assert_eq!(stats, model.evaluate(&plan, 0.8, Adapter::On).expect("the same"));
         let seeds = |f: f32| -> Vec<f32> {
             plan.trees.iter().flat_map(|t| (0..t.predictions.len()).map(move |i| ((i * 7 % 11) as f32 - 4.5) * f)).collect()
         };
@@ -77,10 +76,10 @@ fn compare(got: &Outcome, want: &Outcome, bound: f64) {
     assert!((got.norm / want.norm - 1.0).abs() < bound, "norms {} and {}", got.norm, want.norm);
 }
 
-/// Hidden 576, nine heads on three, feed-forward 1536.
+/// Hidden 576, nine heads on three, feed-forward 1536. Races are looked for in the small models below.
 #[test]
 fn a_block_of_smollm2_s_shape_equals_the_processor_s() {
-    let gpu = emulator::gpu(Emulation::default());
+    let gpu = emulator::gpu(Emulation { check: false, ..Emulation::default() });
     let shape = ModelConfig {
         vocab_size: 304,
         hidden_size: 576,
@@ -103,7 +102,7 @@ fn small_models_equal_the_processor_s_under_every_schedule() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
         let mut first = None;
         for (i, mode) in modes().into_iter().enumerate() {
-            if family != Family::Qwen2 && i % 3 != 0 {
+            if family != Family::Qwen2 && i % 4 != 0 {
                 continue;
             }
             let (cpu, device) = twins(&emulator::gpu(mode), &ModelConfig { num_layers: 1, ..config(family) }, 5);
@@ -122,6 +121,7 @@ fn cutting_the_batch_and_checkpointing_change_no_bit() {
     let (cpu, device) = twins(&gpu, &config(Family::Llama), 5);
     let trees = trees();
     let whole = run(&device, &[&trees], false);
+    assert_eq!(whole.stats, device.evaluate(&Plan::for_trees(&trees), 0.8, Adapter::On).expect("the same"));
     compare(&whole, &run(&cpu, &[&trees], false), LONGER);
     assert!(whole.bits() == run(&device, &[&trees[..1], &trees[1..]], false).bits(), "micro-batches");
     assert!(whole.bits() == run(&device, &[&trees], true).bits(), "checkpointing");
