@@ -141,7 +141,7 @@ mod tests {
         paths.sort();
         let shown = prompt(&task, &paths, View::GREEDY, (usize::MAX, 8), &words).unwrap();
         let tree = "--- BEGIN REPOSITORY ---\na\n    b\n        one.py\n        parser.py\n    two.py\nc.py\n--- END REPOSITORY ---";
-        assert!(shown.text.contains(tree) && shown.text.contains("at most 5 of them"), "{}", shown.text);
+        assert!(shown.text.contains(tree) && shown.text.contains("at most 5 files"), "{}", shown.text);
         let views: std::collections::BTreeSet<String> =
             (0..20).map(|i| prompt(&task, &paths, View::sample(0, "o__r-1", i), (usize::MAX, 8), &words).unwrap().text).collect();
         assert!(views.len() > 10, "samples see different trees");
