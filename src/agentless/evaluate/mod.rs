@@ -1,5 +1,5 @@
 //! How good a run's localisation and patches are: numbers of every task ([`Record`]), their means with intervals beside BM25's
-//! ([`Summary`]), as text ([`table`]), as a page ([`page`]), and two runs compared ([`compare`]).
+//! ([`Summary`]), as text ([`table`]), as a page ([`page`]), and two runs compared ([`compare()`]).
 //!
 //! A set that was answered *hits any* where it holds any gold element, and *hits all* where it holds every one. The first is what a reward
 //! of hits pays for; the second is the "correct location" of Agentless (arXiv 2407.01489, section 4), which asks a patch to edit a superset of
