@@ -108,6 +108,10 @@ fn establish(args: &Args, runner: &Runner, tasks: Vec<Task>, path: &Path) -> Res
             }
         }
     }
+    if kept.is_empty() {
+        let message = format!("no task has tests that the gold patch makes pass ({without} without, {failed} not run): nothing is written");
+        return Err(Error::input(message).hint("what kept tests from running is said above, task by task"));
+    }
     swe_bench::write(path, &kept, args.force)?;
     let counts = json!({"tasks": all, "kept": kept.len(), "no_failing_test": without, "not_run": failed, "file": path});
     match args.json {

@@ -61,7 +61,8 @@ impl Runner {
     ///
     /// # Errors
     ///
-    /// The task has no tests or no lists, its repository or base commit is not there, the confinement cannot be had.
+    /// The task has no tests or no lists, its repository or base commit is not there, its tests do not even start without the patch, the
+    /// confinement cannot be had.
     pub fn report(&self, task: &Task, submission: Submission<'_>) -> Result<Report> {
         let patch = match submission {
             Submission::Patch(patch) if patch.trim().is_empty() => return Ok(Report { patch_is_none: true, ..Report::default() }),
@@ -81,11 +82,19 @@ impl Runner {
         match self.run(task, patch, &environment)? {
             Err(e) => report.note = Some(format!("the patch does not apply: {e}")),
             Ok(run) => {
+                if run.results.is_empty() && run.stopped.is_none() {
+                    // A patch can keep all tests from starting; so can an environment, which says nothing of the patch.
+                    let base = self.run(task, "", &environment)?.map_err(|e| e.at("field `test_patch`"))?;
+                    if base.results.is_empty() && base.stopped.is_none() {
+                        return Err(no_test_ran(&base.output));
+                    }
+                    report.note = Some("no test was run with the patch".to_owned());
+                }
                 let (all, status) = judge(f2p, p2p, &run.results);
                 report.patch_successfully_applied = true;
                 report.resolved = all && run.stopped.is_none();
                 report.tests_status = Some(status);
-                report.note = run.stopped.map(note);
+                report.note = run.stopped.map(note).or(report.note);
                 output = run.output;
             }
         }
@@ -123,9 +132,7 @@ impl Runner {
         };
         let (before, after) = (run("")?, run(&task.patch)?);
         if after.results.is_empty() {
-            let last: Vec<&str> = after.output.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
-            let last = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
-            return Err(Error::input(format!("no test was run with the gold patch: {last}")));
+            return Err(no_test_ran(&after.output));
         }
         let (fail_to_pass, pass_to_pass) = establish(&before.results, &after.results);
         let lists = Established { fail_to_pass, pass_to_pass };
@@ -224,6 +231,14 @@ fn keep(folder: &Path, files: &[(&str, &str)]) -> Result<()> {
         std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(|e| Error::io("write", &path, e))?;
     }
     Ok(())
+}
+
+/// The error of tests that did not start: the last lines of what was printed instead of results.
+fn no_test_ran(output: &str) -> Error {
+    let mut last: Vec<&str> = output.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
+    last.reverse();
+    Error::input(format!("no test was run: {}", last.join(" | ")))
+        .hint("an environment needs an interpreter that has pytest: see --environments (docs/run-tests.md)")
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
     let described = args.describe(&settings);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
-    let tests = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.out.as_deref())?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
@@ -122,16 +122,17 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
         false => e,
     })?;
     let mut ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
-    let evidence = tests.evidence(tasks, &ranked)?;
+    let evidence = runs.evidence(tasks, &ranked)?;
     if !evidence.is_empty() {
         let of = |id: &str, i: usize| evidence.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
         ranked = run::rank(tasks, &products, &of)?;
     }
     let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
-    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
     let records = run::finish(folder.path(), tasks, &products, &ranked, &resolved)?;
     reporter.write(folder.path())?;
-    show(args, &folder, &records, &described)
+    show(args, &folder, &records, &described)?;
+    tests::all_ran(failed)
 }
 
 /// Reads the weights.
@@ -161,9 +162,9 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
     let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
     let folder = Folder::open(args.out.as_deref(), false, &described)?;
     interrupt::listen()?;
-    let tests = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.out.as_deref())?;
     let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
-    let resolved = tests.resolved(tasks, &handed_in.collect())?;
+    let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
     let records = patch_records(tasks, &patches, &resolved)?;
     let line = |t: &Task| files::Prediction {
         model_name_or_path: MODEL_NAME.to_owned(),
@@ -171,7 +172,8 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
         model_patch: patches.get(&t.instance_id).cloned().unwrap_or_default(),
     };
     files::write(&folder.path().join("all_preds.jsonl"), &tasks.iter().map(line).collect::<Vec<_>>())?;
-    show(args, &folder, &records, &described)
+    show(args, &folder, &records, &described)?;
+    tests::all_ran(failed)
 }
 
 fn show(args: &Args, folder: &Folder, records: &[Record], described: &Value) -> Result<()> {

@@ -43,7 +43,7 @@ pub(crate) struct PipelineArgs {
     /// Paths to choose from: files (whose contents the task has) or tree (all_paths)
     #[arg(long, value_enum, default_value = "files", value_name = "WHICH", help_heading = "Pipeline")]
     universe: UniverseName,
-    /// sorft: the order of paths in file prompts: alphabetical, shuffled, lexical or lexical_paths
+    /// sorft: the order of paths in file prompts: alphabetical, shuffled, lexical, lexical_paths or fused
     #[arg(long, default_value = "alphabetical", value_name = "ORDER", help_heading = "Pipeline")]
     order: String,
     /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words

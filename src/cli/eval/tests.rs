@@ -77,21 +77,31 @@ impl TestRuns {
         Ok(out)
     }
 
-    /// Whether the tasks' patches resolve them; empty where no tests are run. A task whose tests cannot be run is said aloud, and not
-    /// resolved.
-    pub(super) fn resolved(&self, tasks: &[Task], patches: &BTreeMap<&str, &str>) -> Result<BTreeMap<String, bool>> {
-        let Some(runner) = &self.runner else { return Ok(BTreeMap::new()) };
+    /// Whether the tasks' patches resolve them, and the number of tasks whose tests cannot be run: these are said aloud, and not resolved.
+    /// Nothing where no tests are run.
+    pub(super) fn resolved(&self, tasks: &[Task], patches: &BTreeMap<&str, &str>) -> Result<(BTreeMap<String, bool>, usize)> {
+        let Some(runner) = &self.runner else { return Ok((BTreeMap::new(), 0)) };
         let verdicts = on_workers(self.workers, tasks.len(), |t| {
             let task = &tasks[t];
             let patch = patches.get(task.instance_id.as_str()).copied().unwrap_or("");
             match runner.report(task, Submission::Patch(patch)) {
-                Ok(report) => report.resolved,
+                Ok(report) => Some(report.resolved),
                 Err(e) => {
                     say!("warning: {}: not resolved, since its tests cannot be run: {e}", task.instance_id);
-                    false
+                    None
                 }
             }
         })?;
-        Ok(tasks.iter().map(|t| t.instance_id.clone()).zip(verdicts).collect())
+        let failed = verdicts.iter().filter(|v| v.is_none()).count();
+        let resolved = verdicts.into_iter().map(|v| v.unwrap_or(false));
+        Ok((tasks.iter().map(|t| t.instance_id.clone()).zip(resolved).collect(), failed))
+    }
+}
+
+/// The command's end where some tests could not be run, after the numbers are shown.
+pub(super) fn all_ran(failed: usize) -> Result<()> {
+    match failed {
+        0 => Ok(()),
+        n => Err(Error::input(format!("tests that could not be run: those of {n} (see above), which count as not resolved"))),
     }
 }
