@@ -35,7 +35,7 @@ fn a_patch_half_right_is_neither() {
     assert!(0.4 < similar && similar < 0.5, "{similar}");
     let c = compare(&records(&["", ""]), &records(&[GOLD, ""])).unwrap();
     let applied = c.numbers["patch.applied"];
-    assert_eq!((applied.difference.mean, applied.better, applied.worse), (0.5, 1, 0));
+    assert_eq!((applied.difference.mean, applied.larger, applied.smaller), (0.5, 1, 0));
 }
 
 #[test]

@@ -20,9 +20,9 @@ pub struct Pair {
     /// The mean difference, second less first, with its 95 % interval, clustered by repository.
     pub difference: Interval,
     /// In how many tasks the second is larger.
-    pub better: usize,
+    pub larger: usize,
     /// In how many it is smaller.
-    pub worse: usize,
+    pub smaller: usize,
 }
 
 /// Two evaluations compared.
@@ -52,7 +52,7 @@ pub fn compare(a: &[Record], b: &[Record]) -> Result<Comparison> {
     }
     let mut numbers: BTreeMap<String, Values<'_>> = BTreeMap::new();
     for (a, b) in &pairs {
-        for (name, x) in a.numbers.iter().filter(|(name, _)| says_better(name)) {
+        for (name, x) in a.numbers.iter().filter(|(name, _)| !is_baseline(name)) {
             if let Some(y) = b.numbers.get(name) {
                 let (xs, ys, clusters) = numbers.entry(name.clone()).or_default();
                 xs.push(*x);
@@ -69,8 +69,8 @@ pub fn compare(a: &[Record], b: &[Record]) -> Result<Comparison> {
             a: mean(&xs),
             b: mean(&ys),
             difference: Bootstrap::default().paired(&xs, &ys, Some(&clusters)),
-            better: count(&|x, y| y > x),
-            worse: count(&|x, y| y < x),
+            larger: count(&|x, y| y > x),
+            smaller: count(&|x, y| y < x),
         }
     };
     Ok(Comparison {
@@ -80,9 +80,9 @@ pub fn compare(a: &[Record], b: &[Record]) -> Result<Comparison> {
     })
 }
 
-/// Whether a number is better where it is larger, and the runs' own: baselines and the lengths of lists are not.
-fn says_better(name: &str) -> bool {
-    !(name.starts_with("bm25.") || name.starts_with("fused.") || name.ends_with(".answers") || name == "answers")
+/// Whether a number is a retriever's: those of two runs differ only because a baseline names as many as the run it stands beside.
+fn is_baseline(name: &str) -> bool {
+    name.starts_with("bm25.") || name.starts_with("fused.")
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
         let c = compare(&a, &b).unwrap();
         assert_eq!((c.tasks, c.unpaired), (2, 2));
         let x = c.numbers["x"];
-        assert_eq!((x.tasks, x.a, x.b, x.difference.mean, x.better, x.worse), (2, 0.5, 1.0, 0.5, 1, 0));
+        assert_eq!((x.tasks, x.a, x.b, x.difference.mean, x.larger, x.smaller), (2, 0.5, 1.0, 0.5, 1, 0));
         assert!(compare(&a, &[record("9", 0.0)]).is_err());
     }
 }

@@ -141,7 +141,7 @@ fn cut(text: &str, most: usize) -> String {
 
 /// Two evaluations compared.
 pub fn render_comparison(c: &Comparison) -> String {
-    let mut rows = vec![["number", "A", "B", "B - A", "better", "worse"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["number", "A", "B", "B - A", "larger", "smaller"].map(str::to_owned).to_vec()];
     for (name, p) in &c.numbers {
         // Numbers of elements are counts, all others shares.
         let share = !name.ends_with(".answers") && name != "patch.distinct";
@@ -149,7 +149,7 @@ pub fn render_comparison(c: &Comparison) -> String {
         let number = |v: f64| format!("{:.1}", scale * v);
         let d = p.difference;
         let difference = format!("{:+.1} [{:+.1}, {:+.1}]", scale * d.mean, scale * d.low, scale * d.high);
-        rows.push(vec![cut(name, 22), number(p.a), number(p.b), difference, p.better.to_string(), p.worse.to_string()]);
+        rows.push(vec![cut(name, 22), number(p.a), number(p.b), difference, p.larger.to_string(), p.smaller.to_string()]);
     }
     let unpaired = if c.unpaired > 0 { format!(" ({} only in one of them)", c.unpaired) } else { String::new() };
     format!("{} tasks in both{unpaired}; shares in percent, 95 % intervals clustered by repository\n\n{}", c.tasks, columns(&rows))
