@@ -117,7 +117,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for gpu in gpus {
         text += &format!("  GPU            {}: {}\n", gpu.name, gpu.usable);
     }
-    text += "  runs on        the CPU (and on a GPU above with --device cuda:N)\n";
+    text += match gpus.is_empty() {
+        true => "  runs on        the CPU\n",
+        false => "  runs on        the CPU (and on a GPU above with --device cuda:N)\n",
+    };
     out.text(&text)
 }
 
