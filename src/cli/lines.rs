@@ -1,6 +1,5 @@
 //! Line commands: JSON lines in, JSON lines out, in order. An unreadable line gives `{"error", "line"}` and the rest goes on.
 
-use crate::error::json_message;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, Write};
@@ -116,5 +115,5 @@ pub(crate) fn is_closed_pipe(error: &Error) -> bool {
 
 /// Parses a line as JSON, saying what is wrong and where in the line.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(line: &[u8]) -> Result<T> {
-    serde_json::from_slice(line.trim_ascii_end()).map_err(|e| Error::input(format!("not a valid line: {}", json_message(&e))))
+    crate::data::lines::object(line)
 }

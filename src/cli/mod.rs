@@ -115,7 +115,10 @@ pub fn run() -> u8 {
             return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
-    let threads = cli.command.device().and_then(|d| d.threads);
+    let threads = match &cli.command {
+        Command::Reward(args) => args.threads,
+        command => command.device().and_then(|d| d.threads),
+    };
     match common::check_environment().and_then(|()| common::on_workers(threads, || cli.command.run())) {
         Ok(()) => 0,
         Err(error) if lines::is_closed_pipe(&error) => 0,

@@ -11,12 +11,11 @@ use serde_json::{Map, Value, json};
 
 use self::similarity::Cases;
 use super::output::{plural, to_stdout};
-use crate::data::Task;
 use crate::data::metrics::{BETA, ScoreKind, SetScore};
 use crate::data::patch_similarity::Rule;
 use crate::data::subtask::answer::{Gold, Place, Universe};
 use crate::data::subtask::file;
-use crate::error::json_message;
+use crate::data::{Task, lines};
 use crate::{Error, Result};
 
 /// Score answers by rule: JSON lines in, one line out for each.
@@ -42,9 +41,12 @@ pub(super) struct Args {
     /// For --kind similarity: 1 for the gold patches exactly, else 0
     #[arg(long)]
     discrete: bool,
-    /// Where the lines come from [default: stdin]
+    /// Where the lines come from; `-` is stdin, which is the default
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
     /// Accepted on every command: the output is JSON with and without it
     #[arg(long)]
     json: bool,
@@ -90,7 +92,7 @@ impl From<Score> for ScoreKind {
 }
 
 fn beta(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|b: &f64| b.is_finite() && *b >= 0.0).ok_or_else(|| "expected a number of at least 0".to_owned())
+    text.parse().ok().filter(|b: &f64| (0.0..=100.0).contains(b)).ok_or_else(|| "expected a number from 0 to 100".to_owned())
 }
 
 /// Runs the command.
@@ -102,7 +104,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         Kind::Unidiff => Some(Cases::Diffs),
         Kind::File | Kind::Function | Kind::Line | Kind::Edit => None,
     };
-    let input: Box<dyn Read> = match &args.input {
+    let input: Box<dyn Read> = match args.input.as_deref().filter(|path| *path != Path::new("-")) {
         Some(path) => Box::new(File::open(path).map_err(|e| Error::io("read", path, e))?),
         None => Box::new(io::stdin()),
     };
@@ -176,8 +178,7 @@ fn score_places(task: &Task, place: Place, prompt: Option<&str>, completion: &st
 
 /// Scores one case.
 fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<Value> {
-    let mut case: Map<String, Value> =
-        serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {}", json_message(&e))))?;
+    let mut case: Map<String, Value> = lines::object(line)?;
     let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
     let task = Task::from_json(task).map_err(|e| e.at("field `task`"))?;
     let text = |field: &str| match case.get(field) {

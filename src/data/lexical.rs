@@ -174,17 +174,33 @@ pub fn fused_scores<S: AsRef<str>>(issue: &str, candidates: &[S], files: &BTreeM
     fused
 }
 
-/// The paths of `candidates`, best match of the task's issue first; equal scores in the order of the candidates. Where the contents of
-/// some are not known, paths alone count: else files would rank high for being known.
+/// Every candidate's score. Where the contents of some are not known, paths alone count: else files would rank high for being known.
+pub fn scores<S: AsRef<str>>(issue: &str, candidates: &[S], files: &BTreeMap<String, String>, ranking: Ranking) -> Vec<f64> {
+    let known = candidates.iter().all(|path| files.contains_key(path.as_ref()));
+    match if known { ranking } else { Ranking::Bm25(Field::Path) } {
+        Ranking::Bm25(field) => index(candidates, files, field).scores(issue),
+        Ranking::Fused => fused_scores(issue, candidates, files),
+    }
+}
+
+/// The paths of `candidates` with their [`scores`], best match of the task's issue first; equal scores in the order of the candidates.
+pub fn ranked<S: AsRef<str>>(task: &Task, candidates: &[S], ranking: Ranking) -> Vec<(String, f64)> {
+    let scores = scores(&task.problem_statement, candidates, &task.files, ranking);
+    let mut ranked: Vec<(String, f64)> = candidates.iter().map(|path| path.as_ref().to_owned()).zip(scores).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    ranked
+}
+
+/// The paths alone.
 pub fn rank<S: AsRef<str>>(task: &Task, candidates: &[S], ranking: Ranking) -> Vec<String> {
-    let known = candidates.iter().all(|path| task.files.contains_key(path.as_ref()));
-    let scores = match if known { ranking } else { Ranking::Bm25(Field::Path) } {
-        Ranking::Bm25(field) => index(candidates, &task.files, field).scores(&task.problem_statement),
-        Ranking::Fused => fused_scores(&task.problem_statement, candidates, &task.files),
-    };
-    let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    order.into_iter().map(|i| candidates[i].as_ref().to_owned()).collect()
+    ranked(task, candidates, ranking).into_iter().map(|(path, _)| path).collect()
+}
+
+/// How many of `ranked`, best first, score at least `part` of the best: how sure a retriever is of its first choice. At least one, at
+/// most `most`.
+pub fn close(ranked: &[(String, f64)], part: f64, most: usize) -> usize {
+    let best = ranked.first().map_or(0.0, |(_, score)| *score);
+    ranked.iter().take(most).filter(|(_, score)| *score >= part * best).count().max(1)
 }
 
 #[cfg(test)]
@@ -226,6 +242,13 @@ mod tests {
             "a/core.py"
         );
         assert!(Bm25::new(Vec::<[&str; 1]>::new()).scores("x").is_empty());
+    }
+
+    #[test]
+    fn close_scores_are_counted_from_the_best() {
+        let ranked: Vec<(String, f64)> = [4.0, 3.0, 2.9, 1.0].map(|score| ("x".to_owned(), score)).into();
+        assert_eq!([0.8, 0.75, 0.7, 0.0].map(|part| close(&ranked, part, 3)), [1, 2, 3, 3]);
+        assert_eq!((close(&[], 0.5, 3), close(&ranked, 0.5, 0)), (1, 1));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod difflib;
 pub mod edit;
 pub mod ground_truth;
 pub mod lexical;
+pub mod lines;
 pub mod metrics;
 pub mod patch;
 pub mod patch_similarity;

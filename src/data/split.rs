@@ -93,7 +93,9 @@ pub fn by_time(tasks: &[Task], fraction: f64) -> Result<Split> {
 /// (taken as UTC), a date, or a count of seconds, milli-, micro- or nanoseconds.
 pub fn instant(text: &str) -> Option<i64> {
     let text = text.trim();
-    if let Ok(number) = text.parse::<i64>() {
+    // Some libraries write counts as floats.
+    let count = text.parse().ok().or_else(|| text.parse::<f64>().ok().filter(|x| x.abs() < 9e18).map(|x| x.floor() as i64));
+    if let Some(number) = count {
         // Seconds reach the first number in the year 5138; milliseconds passed it in 1973. So on for micro- and nanoseconds.
         let per_second = match number.unsigned_abs() {
             ..100_000_000_000 => 1,
@@ -174,6 +176,7 @@ mod tests {
             "2022-03-03 15:14:54+00:00",
             "2022-03-03 15:14:54 +0000",
             "1646320494",
+            "1646320494.0",
             "1646320494000",
             "1646320494000000000",
         ] {

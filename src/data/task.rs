@@ -186,9 +186,13 @@ impl Task {
 pub(crate) fn repository_key(name: &str) -> String {
     let name = name.trim_end_matches('/').to_ascii_lowercase();
     let last = name.rsplit('/').next().unwrap_or(&name);
-    let last = match last.rsplit_once("__") {
-        // Only mirrors carry a commit behind a dot; `next.js` is a name.
-        Some((_, mirror)) => mirror.rsplit_once('.').filter(|(_, c)| is_commit(c)).map_or(mirror, |(name, _)| name),
+    // No owner's name has two of these, a repository's may.
+    let last = match last.split_once("__") {
+        // Only mirrors carry a commit behind a dot (and their tasks' names more behind another); `next.js` is a name.
+        Some((_, mirror)) => {
+            let commit = mirror.match_indices('.').find(|(at, _)| mirror[at + 1..].split('.').next().is_some_and(is_commit));
+            commit.map_or(mirror, |(at, _)| &mirror[..at])
+        }
         None => last,
     };
     last.strip_suffix(".git").unwrap_or(last).to_owned()
@@ -202,7 +206,7 @@ fn is_commit(text: &str) -> bool {
 const FIELDS_HINT: &str = "a task needs at least instance_id, problem_statement and patch (SWE-bench's field names)";
 
 /// What kind of JSON value this is, in words.
-fn type_name(value: &Value) -> &'static str {
+pub(crate) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -274,6 +278,21 @@ mod tests {
         assert_eq!(read(Value::Null).unwrap(), None);
         assert!(read(json!("[1")).unwrap_err().to_string().contains("field `FAIL_TO_PASS`"));
         assert!(read(json!([1])).unwrap_err().to_string().contains("expected a list of test names"));
+    }
+
+    #[test]
+    fn repositories_have_one_key_under_many_names() {
+        let names = [
+            "oauthlib/oauthlib",
+            "Fork/OAuthlib.git",
+            "swesmith/oauthlib__oauthlib.1fd52536",
+            "oauthlib__oauthlib.1fd52536.combine_file__w7bgfdbo",
+            "https://github.com/oauthlib/oauthlib/",
+        ];
+        assert_eq!(names.map(repository_key), ["oauthlib"; 5]);
+        assert_eq!(["vercel/next.js", "vercel__next.js", "vercel__next.js.0123abc"].map(repository_key), ["next.js"; 3]);
+        let named = Task { instance_id: "oauthlib__oauthlib.1fd52536.func_basic__3o7gvt5r".into(), ..Task::default() };
+        assert_eq!(named.repo_key(), "oauthlib");
     }
 
     #[test]

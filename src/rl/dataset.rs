@@ -1,8 +1,9 @@
 //! What a stage trains on: questions about tasks, or lines of token ids.
 
 use crate::data::Task;
+use crate::data::lines;
 use crate::data::source::swe_bench;
-use crate::error::{Error, Result, json_message};
+use crate::error::{Error, Result};
 use crate::model::chat::Message;
 use crate::model::dialogue::Dialogue;
 use crate::rl::config::Stage;
@@ -105,7 +106,7 @@ fn first_line_has(path: &Path, field: &str) -> Result<bool> {
         Some(line) => line.map_err(|e| Error::io("read", path, e))?,
         None => return Ok(false),
     };
-    Ok(serde_json::from_slice::<serde_json::Value>(&line).is_ok_and(|v| v.get(field).is_some()))
+    Ok(serde_json::from_slice::<serde_json::Value>(lines::trim(&line)).is_ok_and(|v| v.get(field).is_some()))
 }
 
 #[derive(Deserialize)]
@@ -137,8 +138,7 @@ pub fn read_sequences(path: &Path, vocab: usize, context: usize) -> Result<Vec<S
 }
 
 fn read_sequence(line: &[u8], vocab: usize, context: usize) -> Result<Sequence> {
-    let Line { ids, loss_mask } = serde_json::from_slice(line)
-        .map_err(|e| Error::input(format!("expected {{\"ids\": [...], \"loss_mask\": [...]}}: {}", json_message(&e))))?;
+    let Line { ids, loss_mask } = lines::object(line).map_err(|e| e.hint("a line is {\"ids\": [...], \"loss_mask\": [...]}"))?;
     if ids.is_empty() {
         return Err(Error::input("expected at least one id, found none").at("ids"));
     }
@@ -163,34 +163,53 @@ fn read_sequence(line: &[u8], vocab: usize, context: usize) -> Result<Sequence> 
 struct Answered {
     messages: Vec<Message>,
     answer: String,
+    #[serde(default)]
+    id: Option<serde_json::Value>,
 }
 
-/// Reads lines `{"messages": [{"role", "content"}...], "answer": "..."}` (other fields, such as `id`, are for people): the answer's tokens
-/// are the targets. `context` is the model's; a conversation that is longer with its answer is left out and counted.
-pub fn read_dialogues(path: &Path, dialogue: &Dialogue<'_>, context: usize) -> Result<(Vec<Sequence>, usize)> {
+/// The answered conversations of a file.
+#[derive(Default)]
+pub struct Dialogues {
+    /// Those that fit into the model's context.
+    pub lines: Vec<Sequence>,
+    /// The `id`s that lines have: of the tasks that the questions are about.
+    pub ids: Vec<String>,
+    /// How many were longer.
+    pub left_out: usize,
+}
+
+/// Reads lines `{"messages": [{"role", "content"}...], "answer": "..."}` and perhaps an `id`: the answer's tokens are the
+/// targets. `context` is the model's; a conversation that is longer with its answer is left out and counted.
+pub fn read_dialogues(path: &Path, dialogue: &Dialogue<'_>, context: usize) -> Result<Dialogues> {
     let text = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let lines: Vec<_> = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).collect();
     let read = lines.par_iter().map(|(i, line)| read_dialogue(line, dialogue).map_err(|e| e.at_line(path, i + 1)));
     let read = read.collect::<Result<Vec<_>>>()?;
     let all = read.len();
-    let fitting: Vec<_> = read.into_iter().filter(|s| s.ids.len() <= context).collect();
-    if fitting.is_empty() {
+    let mut found = Dialogues::default();
+    for (sequence, id) in read {
+        found.ids.extend(id);
+        match sequence.ids.len() <= context {
+            true => found.lines.push(sequence),
+            false => found.left_out += 1,
+        }
+    }
+    if found.lines.is_empty() {
         let message = format!("none of the {all} conversations fits into the model's context of {context} tokens");
         return Err(Error::input(message).at_file(path));
     }
-    let left_out = all - fitting.len();
-    Ok((fitting, left_out))
+    Ok(found)
 }
 
-fn read_dialogue(line: &[u8], dialogue: &Dialogue<'_>) -> Result<Sequence> {
-    let expected = "expected {\"messages\": [{\"role\", \"content\"}...], \"answer\": \"...\"}";
-    let Answered { messages, answer } =
-        serde_json::from_slice(line).map_err(|e| Error::input(format!("{expected}: {}", json_message(&e))))?;
+fn read_dialogue(line: &[u8], dialogue: &Dialogue<'_>) -> Result<(Sequence, Option<String>)> {
+    let hint = "a line is {\"messages\": [{\"role\", \"content\"}...], \"answer\": \"...\"}";
+    let Answered { messages, answer, id } = lines::object(line).map_err(|e| e.hint(hint))?;
     let mut ids = dialogue.conversation_ids(&messages)?;
     let prompt = ids.len();
     ids.extend(dialogue.reply_ids(&messages, &answer)?);
     let targets = (0..ids.len()).map(|i| i > 0 && i >= prompt).collect();
-    Ok(Sequence { ids, targets })
+    let id = id.and_then(|id| id.as_str().map(str::to_owned));
+    Ok((Sequence { ids, targets }, id))
 }
 
 /// Tasks turned into items, and those that could not be.

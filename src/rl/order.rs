@@ -110,7 +110,7 @@ impl Order {
     }
 
     /// The order of a mixture. `parts` are runs of the examples with their weights. An epoch is about as many examples as there are, of part
-    /// s `round(w_s / sum of w * all)`; a part gives its examples in an order of its own, each once before any twice, over as many epochs of
+    /// s `round(w_s / sum of w * all)`, at least one where w_s > 0; a part gives its examples in an order of its own, each once before any twice, over as many epochs of
     /// the mixture as that takes. One part alone is [`Order::new`].
     pub fn mixed(parts: &[(Range<usize>, f64)], seed: u64, stage: usize, shuffle: bool) -> Self {
         if let [(range, _)] = parts {
@@ -121,7 +121,8 @@ impl Order {
         let weights = parts.iter().map(|(_, w)| w).sum::<f64>();
         let part = |(i, (range, weight)): (usize, &(Range<usize>, f64))| Part {
             start: range.start,
-            share: (weight / weights * all).round() as u64,
+            // A part that is wanted at all is never rounded away.
+            share: ((weight / weights * all).round() as u64).max(u64::from(*weight > 0.0 && !range.is_empty())),
             order: Single::new(range.len(), seed, stream ^ (i as u64 + 1) << 40, shuffle),
         };
         let parts = parts.iter().enumerate().map(part).collect();
@@ -178,6 +179,14 @@ mod tests {
         cursors.reverse();
         let mut other = Order::mixed(&parts, 5, 1, true);
         assert!(cursors.into_iter().all(|c| other.at(c) == all[c as usize]), "a cursor is enough to go on");
+    }
+
+    #[test]
+    fn a_small_weight_is_not_rounded_away() {
+        let mut order = Order::mixed(&[(0..6, 1.0), (6..12, 0.02), (12..18, 0.0)], 0, 0, true);
+        let first: Vec<usize> = (0..19).map(|c| order.at(c)).collect();
+        assert_eq!(first.iter().filter(|i| (6..12).contains(*i)).count(), 1);
+        assert!(first.iter().all(|i| *i < 12), "a weight of 0 is none");
     }
 
     #[test]

@@ -74,13 +74,17 @@ fn train_reads_what_distill_writes() {
     work.run(&["train", "run.toml", "--out", "b", "--set", "data.train=gold/sft.jsonl"], 0);
     let loss = |run: &str| work.lines(&format!("{run}/metrics.jsonl"))[0]["loss"].as_f64().unwrap();
     assert!((loss("a") - loss("b")).abs() < 1e-6, "{} {}", loss("a"), loss("b"));
+    // What was distilled from a task still is about it.
+    let sets = ["--set", "data.train=gold/sft.jsonl", "--set", "data.heldout=[tasks.jsonl]"];
+    let error = work.run(&[&["train", "run.toml", "--out", "d"], &sets[..]].concat(), 1);
+    assert!(error.as_str().unwrap().contains("is also trained on"), "{error}");
     std::fs::write(
         work.path("bad.jsonl"),
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"answer\": \"b\"}\n{\"messages\": []}\n",
     )
     .unwrap();
     let error = work.run(&["train", "run.toml", "--out", "c", "--set", "data.train=bad.jsonl"], 1);
-    assert!(error.as_str().unwrap().contains("bad.jsonl:2: expected {\"messages\""), "{error}");
+    assert!(error.as_str().unwrap().contains("bad.jsonl:2: expected a JSON object: missing field `answer`"), "{error}");
 }
 
 #[test]

@@ -197,3 +197,15 @@ fn no_more_is_spent_than_allowed() {
     run(Endpoint { budget: None, ..endpoint(&teacher) }, &items, dir.path()).unwrap();
     assert_eq!(teacher.seen().len(), 30);
 }
+
+#[test]
+fn a_limit_needs_a_server_that_counts() {
+    let said = "{\"choices\": [{\"message\": {\"content\": \"b.py\"}, \"finish_reason\": \"stop\"}]}";
+    let teacher = Teacher::start(|_, _| Act::Status(200, "", said));
+    let (items, dir) = (items(4), tempfile::tempdir().unwrap());
+    let budget = |limit| Some(Budget { prompt_price: 10.0, completion_price: 30.0, limit });
+    let error = run(Endpoint { parallel: 1, budget: budget(5.0), ..endpoint(&teacher) }, &items, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("does not say how many tokens an answer took"), "{error}");
+    assert_eq!(lines(&dir.path().join("samples.jsonl")).len(), 1, "what was answered is kept");
+    run(Endpoint { budget: budget(f64::INFINITY), ..endpoint(&teacher) }, &items, dir.path()).unwrap();
+}

@@ -70,9 +70,8 @@ fn files(tasks: &[Task], settings: &Settings, session: &mut Session<'_>) -> Resu
         evidence: settings.evidence.parse()?,
         max_tokens: settings.max_prompt_tokens,
         min_issue_tokens: settings.min_issue_tokens,
-        answers: 0,
         seed: settings.seed,
-        template: None,
+        ..FileOptions::default()
     })?;
     let (mut asks, mut shown) = (Vec::new(), Vec::new());
     for task in tasks {

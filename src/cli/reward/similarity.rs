@@ -13,6 +13,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
 use crate::data::difflib::{PyText, Scratch, json_string};
+use crate::data::lines;
 use crate::data::patch_similarity::{Files, Judgement, Oracle, Rule, unidiff_changes};
 use crate::error::json_message;
 use crate::{Error, Result};
@@ -100,12 +101,14 @@ fn changes(texts: &[PyText]) -> BTreeMap<PyText, Vec<u8>> {
     unidiff_changes(texts.iter().map(PyText::as_bytes))
 }
 
-/// Reads a line as Python's `json` would: lone surrogates are allowed, control characters in strings are not.
+/// Reads a line as Python's `json` would: lone surrogates are allowed, control characters in strings are not. (A key that is there twice
+/// is refused.)
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
     let wrong = |e: serde_json::Error| Error::input(format!("expected a JSON object: {}", json_message(&e)));
+    let line = lines::trim(line);
     std::str::from_utf8(line).map_err(|e| Error::input(format!("not UTF-8 from byte {} on", e.valid_up_to())))?;
     serde_json::from_slice::<IgnoredAny>(line).map_err(wrong)?;
-    serde_json::from_slice(line).map_err(wrong)
+    lines::object(line)
 }
 
 /// Judges all lines; `write(number, result)` gets each result, in order, and a flush with `None` after each batch. What goes wrong with the

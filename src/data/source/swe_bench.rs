@@ -32,6 +32,9 @@ pub fn read_with(path: &Path, convert: impl FnMut(Value) -> Result<Option<Task>>
         read_parquet(path, &mut |value, row| tasks.add(value, row, "row"))?;
         return tasks.finish();
     }
+    if input.fill_buf().map_err(failed)?.starts_with(b"\xef\xbb\xbf") {
+        input.consume(3);
+    }
     let is_list = input.fill_buf().map_err(failed)?.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[');
     if is_list {
         let list: Vec<Value> = serde_json::from_reader(input)
@@ -82,7 +85,7 @@ struct Collector<'a, F> {
 impl<F: FnMut(Value) -> Result<Option<Task>>> Collector<'_, F> {
     fn add(&mut self, value: Value, number: usize, unit: &str) -> Result<()> {
         let at = |e: Error| {
-            if unit == "row" { e.at(format_args!("{}, row {number}", self.path.display())) } else { e.at_line(self.path, number) }
+            if unit == "line" { e.at_line(self.path, number) } else { e.at(format_args!("{}, {unit} {number}", self.path.display())) }
         };
         let task = (self.convert)(value).and_then(|t| t.as_ref().map_or(Ok(()), Task::check).map(|()| t)).map_err(at)?;
         let Some(task) = task else { return Ok(()) };

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
-use crate::data::lexical::{self, Bm25, Field};
+use crate::data::lexical::{self, Field, Ranking};
 use crate::data::symbols::top_level_names;
 use crate::{Error, Result};
 
-/// How a candidate's lexical match with the issue is shown (BM25 over the words of path and content).
+/// How a candidate's lexical match with the issue is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lexical {
     /// Not at all.
@@ -93,12 +93,16 @@ impl Note {
 }
 
 impl Evidence {
-    /// The evidence of each candidate; contents that `files` does not have give none.
-    pub fn notes(&self, issue: &str, candidates: &[String], files: &BTreeMap<String, String>) -> Vec<Note> {
+    /// The evidence of each candidate, its scores by `ranking`; contents that `files` does not have give none.
+    pub fn notes(&self, issue: &str, candidates: &[String], files: &BTreeMap<String, String>, ranking: Ranking) -> Vec<Note> {
         let mut notes = vec![Note::default(); candidates.len()];
-        if self.lexical != Lexical::None {
-            let bm25 = lexical::index(candidates, files, Field::Content);
-            self.lexical_notes(issue, &bm25, &mut notes);
+        match self.lexical {
+            Lexical::None => {}
+            Lexical::Words => {
+                let words = lexical::index(candidates, files, Field::Content).matched_words(issue);
+                notes.iter_mut().zip(words).for_each(|(note, words)| note.items = words);
+            }
+            Lexical::Score | Lexical::Rank => self.marks(&lexical::scores(issue, candidates, files, ranking), &mut notes),
         }
         if self.names {
             let wanted = words_of(issue);
@@ -113,14 +117,7 @@ impl Evidence {
         notes
     }
 
-    fn lexical_notes(&self, issue: &str, bm25: &Bm25, notes: &mut [Note]) {
-        if self.lexical == Lexical::Words {
-            for (note, words) in notes.iter_mut().zip(bm25.matched_words(issue)) {
-                note.items = words;
-            }
-            return;
-        }
-        let scores = bm25.scores(issue);
+    fn marks(&self, scores: &[f64], notes: &mut [Note]) {
         let best = scores.iter().copied().fold(0.0, f64::max);
         let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] > 0.0).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -177,18 +174,20 @@ mod tests {
             ("b.py".to_owned(), "def beta():\n    'zebra'\n".to_owned()),
             ("c.py".to_owned(), "def gamma(): pass\n".to_owned()),
         ]);
-        let candidates: Vec<String> = files.keys().cloned().chain(["d.py".to_owned()]).collect();
-        let show = |names, lexical| {
-            let notes = Evidence { names, lexical }.notes("The zebra option of beta", &candidates, &files);
+        let known: Vec<String> = files.keys().cloned().collect();
+        let and_unknown: Vec<String> = known.iter().cloned().chain(["d.py".to_owned()]).collect();
+        let show = |names, lexical, candidates: &[String]| {
+            let notes = Evidence { names, lexical }.notes("The zebra option of beta", candidates, &files, Ranking::Bm25(Field::Content));
             notes.iter().map(|n| n.show(9, true)).collect::<Vec<_>>()
         };
-        assert_eq!(show(false, Lexical::None), ["", "", "", ""]);
-        assert_eq!(show(true, Lexical::None), ["parse_option Alpha", "beta", "gamma", ""]);
-        assert_eq!(show(false, Lexical::Words), ["option zebra", "beta zebra", "", ""]);
-        let ranks = show(false, Lexical::Rank);
-        assert!(ranks[..2].iter().all(|r| r == "#1" || r == "#2") && ranks[2..] == ["", ""], "{ranks:?}");
-        let scores = show(false, Lexical::Score);
-        assert!(scores.contains(&"9".to_owned()) && scores[2..] == ["", ""], "{scores:?}");
+        assert_eq!(show(false, Lexical::None, &and_unknown), ["", "", "", ""]);
+        assert_eq!(show(true, Lexical::None, &and_unknown), ["parse_option Alpha", "beta", "gamma", ""]);
+        assert_eq!(show(false, Lexical::Words, &and_unknown), ["option zebra", "beta zebra", "", ""]);
+        let ranks = show(false, Lexical::Rank, &known);
+        assert!(ranks[..2].iter().all(|r| r == "#1" || r == "#2") && ranks[2] == "", "{ranks:?}");
+        let scores = show(false, Lexical::Score, &known);
+        assert!(scores.contains(&"9".to_owned()) && scores[2] == "", "{scores:?}");
+        assert_eq!(show(false, Lexical::Score, &and_unknown), [""; 4], "where a content is not known, paths alone count");
         assert_eq!(Note { mark: "9".into(), items: vec!["x".into(), "y".into()] }.show(1, false), "x");
     }
 }

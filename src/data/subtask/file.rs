@@ -83,6 +83,9 @@ pub struct FileOptions {
     /// How many files an answer is to name; 0 leaves it to the model. The prompt asks for so many, and a gold answer that names fewer
     /// goes on with the best lexical matches, as a retriever's list would.
     pub answers: usize,
+    /// Above 0, `answers` is the most: gold answers go on only as far as there are candidates that score at least this part of the best
+    /// one. One file is named where the evidence is clear, more where it is not.
+    pub close: f64,
     /// The key of shuffled orders, and of which paths go where a list does not fit.
     pub seed: u64,
     /// A template in place of [`TEMPLATE`].
@@ -99,6 +102,7 @@ impl Default for FileOptions {
             max_tokens: usize::MAX,
             min_issue_tokens: 32,
             answers: 0,
+            close: 0.0,
             seed: 0,
             template: None,
         }
@@ -199,7 +203,7 @@ impl FileSubtask {
             return Err(Error::input(message).at(&task.instance_id).hint(hint));
         }
         let issue = clean_issue(&task.problem_statement);
-        let notes = self.options.evidence.notes(&issue, &candidates, &task.files);
+        let notes = self.options.evidence.notes(&issue, &candidates, &task.files, self.ranking());
         let material = Material { repo: task.repo_name(), issue, candidates, notes };
         self.fit(task, &material, gold, missing, count_tokens)
     }
@@ -217,7 +221,7 @@ impl FileSubtask {
             return Err(Error::input("there are no files to choose from").at(&task.instance_id).hint("give `files` or `all_paths`"));
         }
         let issue = clean_issue(&task.problem_statement);
-        let notes = self.options.evidence.notes(&issue, &candidates, &task.files);
+        let notes = self.options.evidence.notes(&issue, &candidates, &task.files, self.ranking());
         let material = Material { repo: task.repo_name(), issue, candidates, notes };
         self.fit(&task, &material, BTreeSet::new(), 0, count_tokens)
     }
@@ -234,7 +238,7 @@ impl FileSubtask {
                 Keyed::new(self.options.seed, &["order", &task.instance_id]).shuffle(&mut candidates);
                 candidates
             }
-            Order::Lexical | Order::LexicalPaths | Order::Fused => self.ranked(task, &candidates),
+            Order::Lexical | Order::LexicalPaths | Order::Fused => lexical::rank(task, &candidates, self.ranking()),
         }
     }
 
@@ -311,22 +315,24 @@ impl FileSubtask {
         order
     }
 
-    /// Paths, best lexical match first, by the ranking that goes with the order.
-    fn ranked(&self, task: &Task, paths: &[String]) -> Vec<String> {
-        let ranking = match self.options.order {
+    /// The ranking that goes with the order: of lexical evidence, and of what a gold answer goes on with.
+    fn ranking(&self) -> Ranking {
+        match self.options.order {
             Order::LexicalPaths => Ranking::Bm25(Field::Path),
             Order::Fused => Ranking::Fused,
             Order::Lexical | Order::Alphabetical | Order::Shuffled => Ranking::Bm25(Field::Content),
-        };
-        lexical::rank(task, paths, ranking)
+        }
     }
 
     /// The gold answer, with the best lexical matches behind it where it names too few files.
     fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
         let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
         if paths.len() < self.options.answers {
-            let others = self.ranked(task, listed).into_iter().filter(|p| !paths.contains(p)).collect::<Vec<_>>();
-            paths.extend(others.into_iter().take(self.options.answers - paths.len()));
+            let ranked = lexical::ranked(task, listed, self.ranking());
+            let wanted = lexical::close(&ranked, self.options.close, self.options.answers);
+            let missing = wanted.saturating_sub(paths.len());
+            let others: Vec<String> = ranked.into_iter().map(|(path, _)| path).filter(|p| !paths.contains(p)).take(missing).collect();
+            paths.extend(others);
         }
         Ok(paths.join("\n"))
     }
@@ -340,8 +346,8 @@ impl FileSubtask {
                 context! { path => material.candidates[i].as_str(), note }
             })
             .collect();
-        let values =
-            context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers => self.options.answers };
+        let (answers, at_most) = (self.options.answers, self.options.close > 0.0);
+        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers, answers_at_most => at_most };
         self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
     }
 }

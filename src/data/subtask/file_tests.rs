@@ -69,6 +69,29 @@ fn an_answer_of_a_fixed_length_goes_on_with_the_best_matches() {
 }
 
 #[test]
+fn an_answer_goes_on_as_far_as_candidates_score_close_to_the_best() {
+    let gold = task(&["lib/f.py"]);
+    let make = |close: f64| {
+        let options = |o: &mut FileOptions| (o.answers, o.close, o.evidence.lexical) = (3, close, Lexical::Score);
+        subtask(options).prompt(&gold, &words).unwrap()
+    };
+    let ranked = lexical::ranked(&gold, &make(0.5).candidates, Ranking::Bm25(Field::Content));
+    let part = |i: usize| ranked[i].1 / ranked[0].1;
+    assert!(0.0 < part(2) && part(2) < part(1) && part(1) < 1.0, "{ranked:?}");
+    let between = (part(1) + part(2)) / 2.0;
+    let expected = |n: usize| {
+        let others = ranked.iter().map(|(path, _)| path.as_str()).filter(|p| *p != "lib/f.py");
+        ["lib/f.py"].into_iter().chain(others).take(n).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(make(1.0).answer, "lib/f.py", "one is named where the second is further off");
+    assert_eq!(make(between).answer, expected(2));
+    assert_eq!(make(part(2) * 0.99).answer, expected(3));
+    let text = make(between).text;
+    assert!(text.ends_with("Answer with the most likely paths, at most 3, the best first, one a line."), "{text}");
+    assert!(text.contains(&format!("{} | 9\n", ranked[0].0)), "the best one's mark: {text}");
+}
+
+#[test]
 fn the_gold_set_leaves_no_trace() {
     let evidences =
         [(false, Lexical::None), (true, Lexical::None), (false, Lexical::Score), (true, Lexical::Rank), (false, Lexical::Words)];

@@ -121,7 +121,8 @@ pub fn apply_set(given: &mut Given, set: &str, base: &Path) -> Result<()> {
     let value = parsed.or_else(|| match key.kind {
         Kind::Text | Kind::Model | Kind::Path | Kind::Choice(_) => check(key, &DeValue::String(text.into()), base),
         Kind::Paths | Kind::Texts => {
-            let items = text.split(',').map(str::trim).filter(|t| !t.is_empty() && !t.starts_with('['));
+            let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+            let items = inner.split(',').map(|t| t.trim().trim_matches('"')).filter(|t| !t.is_empty());
             Some(Value::Texts(items.map(|t| resolve(key.kind, t, base)).collect()))
         }
         Kind::Choices(_) => {

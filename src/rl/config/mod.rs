@@ -183,7 +183,7 @@ pub enum Lexical {
 }
 
 /// How prompts are made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
 pub struct PromptSettings {
     pub chat: bool,
@@ -194,6 +194,8 @@ pub struct PromptSettings {
     pub min_issue_tokens: usize,
     /// How many files an answer is to name; 0 leaves it to the model.
     pub answers: usize,
+    /// Above 0, `answers` is the most: gold answers go on with candidates that score at least this part of the best one.
+    pub close: f64,
     /// By subtask; those without have the built-in one.
     pub templates: BTreeMap<&'static str, PathBuf>,
 }
@@ -320,6 +322,7 @@ impl Config {
                 },
                 min_issue_tokens: r.size("prompt.min_issue_tokens"),
                 answers: r.size("prompt.answers"),
+                close: r.number("prompt.close"),
                 templates: SUBTASKS
                     .iter()
                     .filter_map(|name| Some((*name, optional(&format!("prompt.templates.{name}"))?.into())))

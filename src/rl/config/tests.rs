@@ -63,6 +63,10 @@ fn set_overrides_and_forgives_missing_quotes() {
     assert_eq!((c.stages[0].algorithm, c.stages[0].schedule.peak, c.stages[0].steps), (Algorithm::Grpo, 2e-4, 7));
     assert_eq!(c.lora.unwrap().targets, ["q_proj", "v_proj"]);
     assert_eq!(c.heldout, [dir.path().join("h.jsonl")]);
+    for list in ["[h.jsonl, g.jsonl]", "[\"h.jsonl\", \"g.jsonl\"]", "h.jsonl,g.jsonl"] {
+        let c = Config::load(Some(&path), &[format!("data.heldout={list}")]).unwrap();
+        assert_eq!(c.heldout, ["h.jsonl", "g.jsonl"].map(|name| dir.path().join(name)), "{list}");
+    }
     for (set, expected) in [
         ("steps=x", "--set: steps: expected a whole number of at least 1, found `x`"),
         ("step=3", "--set: unknown setting `step`\n  the nearest known one is `steps`; docs/configuration.md has them all"),

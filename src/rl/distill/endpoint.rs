@@ -143,12 +143,18 @@ impl Remote<'_> {
             match self.ask_until_answered(agent, missing, shared) {
                 Ok(Some(said)) => {
                     let budget = self.endpoint.budget;
+                    let uncounted = budget.is_some_and(|b| b.limit.is_finite()) && said.prompt_tokens + said.completion_tokens == 0;
                     let cost = budget.map_or(0.0, |b| b.cost(said.prompt_tokens, said.completion_tokens));
                     // Stored before anything else: it is paid for.
                     let stored = store(missing, said);
                     let mut state = lock(shared);
                     state.cost += cost;
                     state.error = state.error.take().or(stored.err());
+                    if uncounted {
+                        let message = "the server does not say how many tokens an answer took (`usage`), so its cost cannot be limited";
+                        let hint = "leave out --max-cost, and bound the questions by --limit or the answers by --n";
+                        state.error.get_or_insert_with(|| Error::input(message).at(&self.endpoint.url).hint(hint));
+                    }
                 }
                 Ok(None) => lock(shared).given_up += 1,
                 Err(e) => {

@@ -3,6 +3,7 @@
 //! Everything comes from the run folder's own files, so a report can be made of a run at any time, also of one that is still running or
 //! was killed: what is missing or torn is left out.
 
+mod baselines;
 mod samples;
 mod table;
 
@@ -35,11 +36,34 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The table that sums up runs of the same stages on one or several held-out sets, as text: their evaluations, a
-/// table for each subtask, those of file localisation beside BM25, with intervals. Empty if there are none.
-pub fn summary(dirs: &[&Path]) -> Result<String> {
-    let runs = dirs.iter().map(|dir| Ok((read(dir)?, *dir))).collect::<Result<Vec<_>>>()?;
-    table::render(&runs)
+/// What sums up runs of the same stages on one or several held-out sets: their evaluations, a table for each subtask, those of file
+/// localisation beside BM25, with intervals.
+pub struct Summary(Vec<table::Summary>);
+
+impl Summary {
+    /// Sums up the runs in these folders.
+    ///
+    /// # Errors
+    ///
+    /// A folder without `metrics.jsonl`.
+    pub fn new(dirs: &[&Path]) -> Result<Self> {
+        let runs = dirs.iter().map(|dir| Ok((read(dir)?, *dir))).collect::<Result<Vec<_>>>()?;
+        table::summaries(&runs).map(Self)
+    }
+
+    /// As text; empty if there are no evaluations.
+    pub fn text(&self) -> String {
+        table::render(&self.0)
+    }
+
+    /// As JSON: a list of subtasks, each with its `evaluations`, `baselines` and paired `differences`.
+    ///
+    /// # Errors
+    ///
+    /// None that can happen.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::to_value(&self.0).map_err(|e| Error::input(format!("cannot write JSON: {e}")))
+    }
 }
 
 fn read(dir: &Path) -> Result<Run> {

@@ -1,12 +1,10 @@
 //! The table that sums up a run: its evaluations beside BM25, each number with its 95 % interval, and the paired differences between stages.
 
-use super::Run;
+use super::{Run, baselines};
 use crate::data::bootstrap::{Bootstrap, Interval};
-use crate::data::lexical::{Field, Ranking};
-use crate::data::metrics::{BETA, Table, bm25_scores};
 use crate::error::Result;
 use crate::rl::config::SUBTASKS;
-use crate::rl::dataset::read_tasks;
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -28,59 +26,114 @@ fn layout(subtask: &str) -> (&'static str, Vec<Column>) {
     }
 }
 
-/// One line of the table.
+/// One line of a table.
+#[derive(Serialize)]
 struct Row {
     name: String,
-    values: Vec<Interval>,
+    /// By the columns' keys.
+    #[serde(flatten)]
+    values: BTreeMap<&'static str, Interval>,
+}
+
+/// How what one row names compares with another, task by task: the means of the differences by the columns' keys.
+#[derive(Serialize)]
+struct Difference {
+    of: String,
+    against: String,
+    #[serde(flatten)]
+    values: BTreeMap<&'static str, Interval>,
+}
+
+/// The numbers of a subtask over all runs.
+#[derive(Serialize)]
+pub(super) struct Summary {
+    subtask: &'static str,
+    tasks: usize,
+    repositories: usize,
+    runs: usize,
+    evaluations: Vec<Row>,
+    baselines: Vec<Row>,
+    differences: Vec<Difference>,
 }
 
 /// One answer's record.
-struct Record {
-    cluster: String,
-    parts: BTreeMap<String, f64>,
-    candidates: Vec<String>,
+pub(super) struct Record {
+    /// The repository.
+    pub cluster: String,
+    /// What it scored.
+    pub parts: BTreeMap<String, f64>,
+    /// What it could choose from.
+    pub candidates: Vec<String>,
 }
 
 /// One evaluation's records, by run and task id.
-type Records = BTreeMap<(usize, String), Record>;
+pub(super) type Records = BTreeMap<(usize, String), Record>;
 
-/// A table for each subtask as text, at most 80 columns wide where intervals allow; empty if there are no evaluations. Several runs (folds,
-/// seeds) are taken together, stage by stage.
-pub(super) fn render(runs: &[(Run, &Path)]) -> Result<String> {
-    let tables = SUBTASKS.iter().map(|subtask| render_subtask(runs, subtask)).collect::<Result<Vec<_>>>()?;
-    Ok(tables.into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n\n"))
+/// The numbers of each subtask that the runs evaluated. Several runs (folds, seeds) are taken together, stage by stage.
+pub(super) fn summaries(runs: &[(Run, &Path)]) -> Result<Vec<Summary>> {
+    let summaries = SUBTASKS.iter().map(|subtask| Summary::new(runs, subtask)).collect::<Result<Vec<_>>>()?;
+    Ok(summaries.into_iter().flatten().collect())
 }
 
-fn render_subtask(runs: &[(Run, &Path)], subtask: &str) -> Result<String> {
-    let (title, columns) = layout(subtask);
-    let evaluations = together(runs, subtask);
-    // The widest set: an evaluation that some runs did not make has fewer tasks.
-    let Some((_, first)) = evaluations.iter().rev().max_by_key(|(_, records)| records.len()) else { return Ok(String::new()) };
-    let mut rows: Vec<Row> = evaluations
-        .iter()
-        .map(|(name, records)| Row { name: named(name, records, runs.len()), values: means(records, &columns) })
-        .collect();
-    let measured = rows.len();
-    if subtask == "file" {
-        rows.extend(baselines(runs, first)?);
-    }
-    let (tasks, repositories) = (first.len(), clusters(first));
-    let ending = if repositories == 1 { "y" } else { "ies" };
-    let of = if runs.len() == 1 { String::new() } else { format!(", {} runs together", runs.len()) };
-    let mut out = format!("held-out {title}, {tasks} tasks of {repositories} repositor{ending}{of} [95 % interval]\n\n");
-    let header = columns.iter().fold(format!("{:<16}", ""), |line, (_, title)| line + &format!("{title:>14}"));
-    writeln!(out, "{}", header.trim_end()).ok();
-    for (i, row) in rows.iter().enumerate() {
-        if i == measured {
-            out.push('\n');
+/// A table for each, as text, at most 86 columns wide where intervals allow; empty if there are none.
+pub(super) fn render(summaries: &[Summary]) -> String {
+    summaries.iter().map(Summary::render).collect::<Vec<_>>().join("\n\n")
+}
+
+impl Summary {
+    fn new(runs: &[(Run, &Path)], subtask: &'static str) -> Result<Option<Self>> {
+        let columns = layout(subtask).1;
+        let evaluations = together(runs, subtask);
+        // The widest set: an evaluation that some runs did not make has fewer tasks.
+        let Some((_, widest)) = evaluations.iter().rev().max_by_key(|(_, records)| records.len()) else { return Ok(None) };
+        let baselines = match subtask {
+            "file" => baselines::of_files(&runs.iter().map(|(run, _)| run).collect::<Vec<_>>(), widest)?,
+            _ => Vec::new(),
+        };
+        let mut differences: Vec<Difference> = evaluations.windows(2).filter_map(|pair| difference(&pair[0], &pair[1], &columns)).collect();
+        // The last stage against the best of each ranking.
+        for baseline in &baselines {
+            let best = baseline.iter().max_by(|a, b| mean(&a.1, "fbeta").total_cmp(&mean(&b.1, "fbeta")));
+            differences.extend(best.zip(evaluations.last()).and_then(|(best, last)| difference(best, last, &columns)));
         }
-        let cells = row.values.iter().zip(&columns).map(|(v, (key, _))| cell(v, key));
-        writeln!(out, "{:<16}{}", row.name, cells.collect::<String>()).ok();
+        let row = |name: String, records: &Records| Row { name, values: means(records, &columns) };
+        Ok(Some(Self {
+            subtask,
+            tasks: widest.len(),
+            repositories: clusters(widest),
+            runs: runs.len(),
+            evaluations: evaluations.iter().map(|(name, records)| row(named(name, records, runs.len()), records)).collect(),
+            baselines: baselines.iter().flatten().map(|(name, records)| row(name.clone(), records)).collect(),
+            differences,
+        }))
     }
-    for pair in evaluations.windows(2) {
-        out.push_str(&difference(&pair[0], &pair[1], &columns));
+
+    fn render(&self) -> String {
+        let (title, columns) = layout(self.subtask);
+        let Self { tasks, repositories, runs, .. } = self;
+        let ending = if *repositories == 1 { "y" } else { "ies" };
+        let of = if *runs == 1 { String::new() } else { format!(", {runs} runs together") };
+        let mut out = format!("held-out {title}, {tasks} tasks of {repositories} repositor{ending}{of} [95 % interval]\n\n");
+        let header = columns.iter().fold(format!("{:<21}", ""), |line, (_, title)| line + &format!("{title:>13}"));
+        writeln!(out, "{}", header.trim_end()).ok();
+        for (i, row) in self.evaluations.iter().chain(&self.baselines).enumerate() {
+            if i == self.evaluations.len() {
+                out.push('\n');
+            }
+            let cells = columns.iter().map(|(key, _)| cell(&row.values[key], key));
+            writeln!(out, "{:<21}{}", row.name, cells.collect::<String>()).ok();
+        }
+        for difference in &self.differences {
+            let changes = [("fbeta", "F-beta"), ("hit", "hit"), ("similarity", "similarity")];
+            let said = changes.iter().filter_map(|(key, name)| {
+                let i = difference.values.get(key)?;
+                Some(format!("{name} {:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high))
+            });
+            let said = said.collect::<Vec<_>>().join(", ");
+            write!(out, "\n{} against {}, paired: {said}", difference.of, difference.against).ok();
+        }
+        out
     }
-    Ok(out)
 }
 
 /// A mean with its interval: per cent, but for counts.
@@ -89,7 +142,7 @@ fn cell(v: &Interval, key: &str) -> String {
         "answers" => format!("{:.1}", v.mean),
         _ => format!("{:.0} [{:.0},{:.0}]", 100.0 * v.mean, 100.0 * v.low, 100.0 * v.high),
     };
-    format!("{text:>14}")
+    format!("{text:>13}")
 }
 
 /// The evaluations of all runs, in the order of their stages.
@@ -137,13 +190,18 @@ fn read(path: &Path, wanted: &dyn Fn(Option<&str>) -> bool) -> Option<BTreeMap<S
     Some(text.lines().filter_map(record).collect())
 }
 
-fn means(records: &Records, columns: &[Column]) -> Vec<Interval> {
+fn means(records: &Records, columns: &[Column]) -> BTreeMap<&'static str, Interval> {
     let clusters: Vec<&str> = records.values().map(|r| r.cluster.as_str()).collect();
-    columns.iter().map(|(key, _)| Bootstrap::default().mean(&column(records, key), Some(&clusters))).collect()
+    columns.iter().map(|(key, _)| (*key, Bootstrap::default().mean(&column(records, key), Some(&clusters)))).collect()
 }
 
 fn column(records: &Records, key: &str) -> Vec<f64> {
     records.values().map(|r| r.parts.get(key).copied().unwrap_or(0.0)).collect()
+}
+
+pub(super) fn mean(records: &Records, key: &str) -> f64 {
+    let values = column(records, key);
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 fn clusters(records: &Records) -> usize {
@@ -156,50 +214,17 @@ fn named(name: &str, records: &Records, runs: usize) -> String {
     if made == runs { name.to_owned() } else { format!("{name} ({made}/{runs})") }
 }
 
-/// What a stage changed in F-beta and hit (of repair: in similarity), task by task, where both were measured.
-fn difference(before: &(String, Records), after: &(String, Records), columns: &[Column]) -> String {
+/// What `after` has more than `before`, task by task, where both were measured; None where nothing was.
+fn difference(before: &(String, Records), after: &(String, Records), columns: &[Column]) -> Option<Difference> {
     let pairs: Vec<(&Record, &Record)> = after.1.iter().filter_map(|(key, a)| Some((before.1.get(key)?, a))).collect();
     if pairs.is_empty() {
-        return String::new();
+        return None;
     }
     let clusters: Vec<&str> = pairs.iter().map(|(_, r)| r.cluster.as_str()).collect();
     let part = |r: &Record, key: &str| r.parts.get(key).copied().unwrap_or(0.0);
-    let change = |key| {
+    let change = |key: &'static str| {
         let (b, a): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(b, a)| (part(b, key), part(a, key))).unzip();
-        let i = Bootstrap::default().paired(&b, &a, Some(&clusters));
-        format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
+        (key, Bootstrap::default().paired(&b, &a, Some(&clusters)))
     };
-    let changes = [("fbeta", "F-beta"), ("hit", "hit"), ("similarity", "similarity")];
-    let changes = changes.iter().filter(|(key, _)| columns.iter().any(|(c, _)| c == key));
-    let said: Vec<String> = changes.map(|(key, name)| format!("{name} {}", change(key))).collect();
-    format!("\n{} against {}, paired: {}", after.0, before.0, said.join(", "))
-}
-
-/// BM25 on the same tasks: the best one, and as many as gave it its best F-beta.
-fn baselines(runs: &[(Run, &Path)], records: &Records) -> Result<Vec<Row>> {
-    let (mut tasks, mut shown) = (Vec::new(), Vec::new());
-    for (i, (run, _)) in runs.iter().enumerate() {
-        // The files may have moved since: a table without a baseline is better than none.
-        let Ok(heldout) = read_tasks(&run.paths("data.heldout")) else { return Ok(Vec::new()) };
-        for task in heldout {
-            if let Some(record) = records.get(&(i, task.instance_id.clone())) {
-                shown.push(record.candidates.clone());
-                tasks.push(task);
-            }
-        }
-    }
-    // From the very lists that the prompts showed: a prompt that had to leave paths out made the choice easier.
-    let shown = shown.iter().all(|c| !c.is_empty()).then_some(shown.as_slice());
-    let repositories: Vec<&str> = tasks.iter().map(|t| t.repo.as_str()).collect();
-    let mut rows = Vec::new();
-    for (ranking, name) in [(Ranking::Bm25(Field::Path), "paths"), (Ranking::Bm25(Field::Content), "contents"), (Ranking::Fused, "fused")] {
-        let scores = bm25_scores(&tasks, shown, ranking, 4)?;
-        let tables: Vec<Table> = scores.iter().map(|s| Table::new(s, BETA, Some(&repositories), &Bootstrap::default())).collect();
-        let best = (0..tables.len()).max_by(|a, b| tables[*a].fbeta.mean.total_cmp(&tables[*b].fbeta.mean)).unwrap_or(0);
-        for k in [0].into_iter().chain((best > 0).then_some(best)) {
-            let t = &tables[k];
-            rows.push(Row { name: format!("BM25 {name} {}", k + 1), values: vec![t.valid, t.hit, t.top1, t.f1, t.fbeta, t.answers] });
-        }
-    }
-    Ok(rows)
+    Some(Difference { of: after.0.clone(), against: before.0.clone(), values: columns.iter().map(|(key, _)| change(key)).collect() })
 }

@@ -34,6 +34,7 @@ impl FileLocalisation {
             max_tokens,
             min_issue_tokens: prompt.min_issue_tokens,
             answers: prompt.answers,
+            close: prompt.close,
             seed,
             template,
         };

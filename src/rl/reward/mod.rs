@@ -105,7 +105,7 @@ pub fn has_system(name: &str) -> bool {
 }
 
 /// The parts of a reward that compares sets. Those of an answer that is not valid are 0, but for the counts.
-fn set_parts(score: &SetScore, beta: f64) -> Vec<(&'static str, f64)> {
+pub(crate) fn set_parts(score: &SetScore, beta: f64) -> Vec<(&'static str, f64)> {
     let if_valid = |value: f64| if score.valid { value } else { 0.0 };
     vec![
         ("valid", f64::from(u8::from(score.valid))),

@@ -31,11 +31,8 @@ impl Examples {
             let same = config.stages[..i].iter().position(|other| shares_examples(stage, other));
             let dataset = match same {
                 Some(j) => stages[j].clone(),
-                None => Arc::new(load_stage(config, stage, files, on_event)?),
+                None => Arc::new(load_stage(config, stage, files, &mut trained, on_event)?),
             };
-            if let Dataset::Items(items) = &*dataset {
-                trained.extend(items.iter().map(|i| i.id.clone()));
-            }
             if stage.algorithm.samples() && matches!(*dataset, Dataset::Sequences(_)) {
                 let message = format!("{} samples and judges answers, so it needs tasks, not lines of ids", stage.algorithm.name());
                 return Err(Error::input(message).at_file(&stage.train[0]).at("data.train"));
@@ -68,10 +65,17 @@ fn shares_examples(a: &Stage, b: &Stage) -> bool {
     (&a.train, a.max_prompt_tokens, a.score) == (&b.train, b.max_prompt_tokens, b.score)
 }
 
-fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Dataset> {
+/// Reads a stage's examples; the names of the tasks that they are about go to `trained`.
+fn load_stage(
+    config: &Config,
+    stage: &Stage,
+    files: &ModelFiles,
+    trained: &mut HashSet<String>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Dataset> {
     let dialogues = stage.train.iter().map(|p| holds_dialogues(p)).collect::<Result<Vec<_>>>()?;
     if dialogues.iter().all(|d| *d) {
-        return load_dialogues(config, stage, files, on_event);
+        return load_dialogues(config, stage, files, trained, on_event);
     }
     if let Some(odd) = dialogues.iter().position(|d| *d) {
         return Err(Error::input("conversations and other files cannot be mixed in a stage").at_file(&stage.train[odd]).at("data.train"));
@@ -83,6 +87,7 @@ fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut
     if !sequences[0] {
         let tasks = read_tasks(&stage.train)?;
         let items = questions(config, files, &tasks, stage.max_prompt_tokens, stage.score, "data.train", on_event)?;
+        trained.extend(items.iter().map(|i| i.id.clone()));
         return Ok(Dataset::Items(items));
     }
     let (vocab, context) = (files.config.vocab_size, files.config.max_position_embeddings);
@@ -91,13 +96,20 @@ fn load_stage(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut
 }
 
 /// Conversations with their answers, as `distill` writes them.
-fn load_dialogues(config: &Config, stage: &Stage, files: &ModelFiles, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Dataset> {
+fn load_dialogues(
+    config: &Config,
+    stage: &Stage,
+    files: &ModelFiles,
+    trained: &mut HashSet<String>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Dataset> {
     let dialogue = Dialogue::new(files, config.prompt.chat)?;
     let (mut lines, mut left_out) = (Vec::new(), 0);
     for path in &stage.train {
-        let (read, too_long) = read_dialogues(path, &dialogue, files.config.max_position_embeddings)?;
-        lines.extend(read);
-        left_out += too_long;
+        let found = read_dialogues(path, &dialogue, files.config.max_position_embeddings)?;
+        lines.extend(found.lines);
+        trained.extend(found.ids);
+        left_out += found.left_out;
     }
     if left_out > 0 {
         let all = left_out + lines.len();

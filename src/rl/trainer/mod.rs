@@ -297,7 +297,7 @@ impl<'a> Trainer<'a> {
         self.log.step(step, &line)?;
         // The line has the weight that this step used.
         let answers = batch.jobs.iter().map(|j| j.targets.len()).sum();
-        self.state.kl_coef = self.next_kl_coef(stage, first_epoch(stage, &updates).kl(), answers);
+        self.state.kl_coef = self.next_kl_coef(stage, first_epoch(stage, batch.jobs.len(), &updates).kl(), answers);
         let seconds = started.elapsed().as_secs_f64();
         let tokens = batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>();
         let timing = json!({"step": step, "seconds": seconds, "generate_seconds": batch.generate_seconds,
@@ -377,7 +377,7 @@ impl<'a> Trainer<'a> {
     fn line(&self, stage: &Stage, batch: &Batch, updates: &[Update], lr: f64) -> Map<String, Value> {
         let mean = |f: &dyn Fn(&Update) -> f64| updates.iter().map(f).sum::<f64>() / updates.len().max(1) as f64;
         let made = updates.iter().any(|u| u.not_finite.is_none());
-        let first = first_epoch(stage, updates);
+        let first = first_epoch(stage, batch.jobs.len(), updates);
         let mut line = Map::new();
         line.insert("step".into(), self.state.step.into());
         line.insert("stage".into(), (self.state.stage + 1).into());
@@ -463,8 +463,8 @@ fn needs_initial(index: usize, stage: &Stage) -> bool {
 }
 
 /// The sums over a step's first pass over its batch.
-fn first_epoch(stage: &Stage, updates: &[Update]) -> Metrics {
-    let mut updates = updates.iter().take(stage.minibatches).map(|u| u.metrics);
+fn first_epoch(stage: &Stage, jobs: usize, updates: &[Update]) -> Metrics {
+    let mut updates = updates.iter().take(stage.minibatches.clamp(1, jobs.max(1))).map(|u| u.metrics);
     let mut total = updates.next().unwrap_or_default();
     updates.for_each(|m| total.add(&m));
     total
