@@ -91,7 +91,7 @@ pub fn model_config(data: &[u8]) {
     if let Ok(value) = serde_json::from_slice(data)
         && let Ok(mut config) = ModelConfig::from_hf(&value)
     {
-        let _ = config.add_generation_config(&value);
+        let _ = config.add_generation_config(&value, &value);
     }
 }
 

@@ -3,12 +3,13 @@
 use crate::cli::common::ModelArgs;
 use crate::cli::output::say;
 use crate::cli::{interrupt, lines};
-use crate::model::chat::Message;
+
 use crate::model::generate::{Completion, Event, FinishReason, SamplingParams, generate};
 use crate::model::transformer::Transformer;
 use crate::model::weights::ModelFiles;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -70,7 +71,8 @@ pub(crate) struct Args {
 struct Line {
     ids: Option<Vec<u32>>,
     text: Option<String>,
-    messages: Option<Vec<Message>>,
+    /// As transformers takes them: with `role`, and whatever else the chat template reads.
+    messages: Option<Vec<Value>>,
 }
 
 #[derive(Serialize)]
@@ -102,6 +104,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
     }
     let (model, files) = args.model.load()?;
+    if let Some(penalty) = files.generation_json.as_ref().and_then(|g| g.get("repetition_penalty")?.as_f64()).filter(|p| *p != 1.0) {
+        say!("note: generation_config.json asks for a repetition penalty of {penalty}, which is not applied");
+    }
     match args.json {
         true => sample_lines(&args, &model, &files, &params),
         false => sample_text(&args, &model, &files, &params),
@@ -119,24 +124,27 @@ fn given_prompt(args: &Args) -> Result<Option<String>> {
 
 /// The token ids of one input.
 fn encode(line: Line, args: &Args, model: &Transformer, files: &ModelFiles) -> Result<Vec<u32>> {
-    let tokenizer = || files.tokenizer.as_ref().ok_or_else(|| Error::input("the model has no tokenizer").hint("give \"ids\""));
-    let chat = |messages: &[Message]| {
+    let chat = |messages: Vec<Value>| {
+        if let Some(i) = messages.iter().position(|m| m.get("role").and_then(Value::as_str).is_none()) {
+            return Err(Error::input("expected an object with a role").at(format_args!("messages[{i}]")));
+        }
         let template = files
             .chat_template
             .as_ref()
             .ok_or_else(|| Error::input("the model has no chat template").hint("leave out --chat, or give \"text\""))?;
-        tokenizer()?.encode(&template.render(messages, true)?, false)
+        files.tokenizer()?.encode(&template.render_json(&Value::Array(messages), &Value::Null, true)?, false)
     };
     let ids = match (line.ids, line.text, line.messages) {
         (Some(ids), None, None) => ids,
-        (None, Some(text), None) if args.chat => chat(&[Message { role: "user".into(), content: text }])?,
-        (None, Some(text), None) => tokenizer()?.encode(&text, true)?,
-        (None, None, Some(messages)) => chat(&messages)?,
+        (None, Some(text), None) if args.chat => chat(vec![json!({ "role": "user", "content": text })])?,
+        (None, Some(text), None) => files.tokenizer()?.encode(&text, true)?,
+        (None, None, Some(messages)) => chat(messages)?,
         _ => return Err(Error::input("expected one of \"ids\", \"text\" and \"messages\"")),
     };
     let (vocab, context) = (model.config().vocab_size, model.config().max_position_embeddings);
     if ids.is_empty() {
-        return Err(Error::input("the prompt has no tokens").hint("give --prompt, --prompt-file, or a text on stdin"));
+        let hint = if args.json { "give at least one id, or a text" } else { "give --prompt, --prompt-file, or a text on stdin" };
+        return Err(Error::input("the prompt has no tokens").hint(hint));
     }
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
         return Err(Error::input(format!("token id {id} is outside the model's vocabulary of {vocab}")));
@@ -162,8 +170,7 @@ fn sample_text(args: &Args, model: &Transformer, files: &ModelFiles, params: &Sa
         }
     };
     interrupt::listen()?;
-    let tokenizer = files.tokenizer.as_ref();
-    tokenizer.ok_or_else(|| Error::input("the model has no tokenizer").hint("use --json with {\"ids\": [...]}"))?;
+    let tokenizer = Some(files.tokenizer()?);
     let ids = encode(Line { ids: None, text: Some(text), messages: None }, args, model, files)?;
     let mut out = lines::Output::new();
     let mut failure = None;

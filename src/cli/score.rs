@@ -2,8 +2,9 @@
 
 use crate::cli::common::ModelArgs;
 use crate::cli::lines::{self, Arriving};
-use crate::model::tokenizer::Tokenizer;
+use crate::model::generate::MIN_TEMPERATURE;
 use crate::model::transformer::{Adapter, Transformer};
+use crate::model::weights::ModelFiles;
 use crate::tensor::plan::{Plan, Tree};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -44,8 +45,8 @@ struct Scored<'a> {
 const BATCH_TOKENS: usize = 2048;
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    if !(args.temperature > 0.0 && args.temperature.is_finite()) {
-        return Err(Error::usage("--temperature takes a number above 0"));
+    if !(MIN_TEMPERATURE..=f32::MAX).contains(&args.temperature) {
+        return Err(Error::usage("--temperature takes a number of at least 0.000001"));
     }
     let (model, files) = args.model.load()?;
     let mut out = lines::Output::new();
@@ -58,7 +59,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             flush(&model, args.temperature, &mut batch, &mut out)
         })?;
         let Some((number, line)) = next else { break };
-        let ids = lines::parse(&line).and_then(|line| ids_of(line, &model, files.tokenizer.as_ref()));
+        let ids = lines::parse(&line).and_then(|line| ids_of(line, &model, &files));
         let len = ids.as_ref().map_or(0, Vec::len);
         if tokens + len > BATCH_TOKENS {
             flush(&model, args.temperature, &mut batch, &mut out)?;
@@ -72,13 +73,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// The ids of a line, checked against the model.
-fn ids_of(line: Line, model: &Transformer, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+fn ids_of(line: Line, model: &Transformer, files: &ModelFiles) -> Result<Vec<u32>> {
     let ids = match (line.ids, line.text) {
         (Some(ids), None) => ids,
-        (None, Some(text)) => {
-            let tokenizer = tokenizer.ok_or_else(|| Error::input("the model has no tokenizer").hint("give \"ids\" instead of \"text\""))?;
-            tokenizer.encode(&text, true)?
-        }
+        (None, Some(text)) => files.tokenizer()?.encode(&text, true)?,
         _ => return Err(Error::input("expected either \"ids\" or \"text\"")),
     };
     let (vocab, context) = (model.config().vocab_size, model.config().max_position_embeddings);

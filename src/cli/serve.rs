@@ -74,7 +74,8 @@ fn api_key(variable: Option<&str>) -> Result<Option<String>> {
 pub(crate) fn run(args: Args) -> Result<()> {
     let api_key = api_key(args.api_key_env.as_deref())?;
     let (transformer, files) = args.model.load()?;
-    let tokenizer = files.tokenizer.ok_or_else(|| Error::input("the model has no tokenizer, which serving needs").at_file(&files.path))?;
+    files.tokenizer()?;
+    let tokenizer = files.tokenizer.ok_or_else(|| Error::input("the model has no tokenizer").at_file(&files.path))?;
     let config = transformer.config();
     // A key and a value of 4 bytes a number.
     let token_bytes = 8 * config.num_layers * config.num_kv_heads * config.head_dim;

@@ -1,12 +1,13 @@
 //! Chat templates, rendered by minijinja as transformers renders them (Jinja2 with `trim_blocks`, `lstrip_blocks`, loop controls,
 //! `raise_exception`, `strftime_now`, and Python's `json.dumps` as `tojson`).
 
+mod python;
 mod python_json;
 
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, State, Value, context};
+use minijinja::{Environment, ErrorKind, Value, context};
 use std::collections::BTreeMap;
 
 /// One turn of a conversation.
@@ -45,7 +46,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Error::input(format!("cannot set up templates: {e}")))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(python_method);
+        python::extend(&mut environment);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -189,17 +190,6 @@ fn join_lines(tag: &str) -> String {
     out
 }
 
-/// Methods that templates call as in Python.
-fn python_method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
-    if let (Some(text), "removeprefix" | "removesuffix", [part]) = (value.as_str(), method, args)
-        && let Some(part) = part.as_str()
-    {
-        let stripped = if method == "removeprefix" { text.strip_prefix(part) } else { text.strip_suffix(part) };
-        return Ok(Value::from(stripped.unwrap_or(text)));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
-}
-
 /// `bos_token`, `eos_token`, ... as texts; in the file they may be objects with the text as `content`.
 fn special_tokens(settings: &serde_json::Value) -> BTreeMap<String, Value> {
     let text = |v: &serde_json::Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(str::to_owned);
@@ -229,10 +219,10 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     Ok(chrono::Local::now().format_with_items(items.iter()).to_string())
 }
 
-/// `tojson`, which is `json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)`.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let indent: Option<usize> = options.get("indent")?;
+/// `tojson`, which is `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)` with these options.
+fn to_json(value: &Value, ascii: Option<bool>, indent: Option<usize>, options: Kwargs) -> Result<Value, minijinja::Error> {
+    let ascii = ascii.or(options.get("ensure_ascii")?).unwrap_or(false);
+    let indent: Option<usize> = indent.or(options.get("indent")?);
     let separators: Option<(String, String)> = match options.get::<Option<Value>>("separators")? {
         Some(pair) => Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string())),
         None => None,
@@ -241,7 +231,8 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     options.assert_all_used()?;
     let json = serde_json::to_value(value)
         .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, "cannot serialise to JSON").with_source(e))?;
-    Ok(Value::from_safe_string(python_json::dumps(&json, indent, separators, sort_keys)))
+    let text = python_json::dumps(&json, indent, separators, sort_keys);
+    Ok(Value::from_safe_string(if ascii { python_json::ascii(&text) } else { text }))
 }
 
 #[cfg(test)]
@@ -274,6 +265,7 @@ mod tests {
                 "{{ {'b': [1.5, none, true], 'a': '<&>\\'' } | tojson(indent=2) }}",
                 "{\n  \"b\": [\n    1.5,\n    null,\n    true\n  ],\n  \"a\": \"<&>'\"\n}",
             ),
+            ("{{ 'é😀' | tojson(ensure_ascii=true) }}{{ [1] | tojson(false, 1) }}", "\"\\u00e9\\ud83d\\ude00\"[\n 1\n]"),
             ("{{ messages[0].tool_calls is defined }}{{ none }}{{ messages[0].missing }}", "FalseNone"),
             ("{% set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
             ("{{ strftime_now('%Y') | length }}", "4"),

@@ -62,12 +62,15 @@ impl Default for SamplingParams {
     }
 }
 
+/// The least temperature but 0: logits divided by less would leave the range of f32.
+pub const MIN_TEMPERATURE: f32 = 1e-6;
+
 impl SamplingParams {
     /// Refuses settings without a meaning.
     pub fn check(&self) -> Result<()> {
         let bad = |field: &str, expected: &str| Err(Error::input(format!("expected {expected}")).at(field));
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return bad("temperature", "a number of at least 0");
+        if self.temperature != 0.0 && !(MIN_TEMPERATURE..=f32::MAX).contains(&self.temperature) {
+            return bad("temperature", "0 for the likeliest token, or a number of at least 0.000001");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return bad("top_p", "a number above 0 and up to 1");

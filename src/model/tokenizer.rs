@@ -163,6 +163,11 @@ impl<'a> StreamDecoder<'a> {
         Self { tokenizer, state }
     }
 
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
     /// Takes one more token; returns the text that has become certain (maybe empty).
     ///
     /// # Errors

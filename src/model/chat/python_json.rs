@@ -12,6 +12,18 @@ pub(super) fn dumps(value: &Value, indent: Option<usize>, separators: Option<(St
     out
 }
 
+/// The same with `ensure_ascii=True`: all other characters, which stand in strings only, as their UTF-16 units.
+pub(super) fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            c if c.is_ascii() => out.push(c),
+            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out
+}
+
 struct Writer {
     indent: Option<usize>,
     item: String,

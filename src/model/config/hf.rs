@@ -82,11 +82,15 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Adds the EOS tokens that `generation_config.json` names to those of `config.json`.
+    /// Adds the EOS tokens that `generation_config.json` names to those of `config.json`. Where there is such a file, what transformers'
+    /// class would say for a `config.json` without any does not count.
     ///
     /// # Errors
     /// If `eos_token_id` is neither a token id, a list of them, nor null.
-    pub fn add_generation_config(&mut self, generation: &Value) -> Result<()> {
+    pub fn add_generation_config(&mut self, generation: &Value, config_json: &Value) -> Result<()> {
+        if config_json.get("eos_token_id").is_none() {
+            self.eos_token_ids.clear();
+        }
         for id in token_ids("eos_token_id", generation.get("eos_token_id"))? {
             if !self.eos_token_ids.contains(&id) {
                 self.eos_token_ids.push(id);
@@ -244,9 +248,11 @@ fn refuse_sliding_window(f: &Fields<'_>, family: Family, num_layers: usize, cont
 
 /// Base and scaling of the rotary frequencies, from either layout.
 fn rope(f: &Fields<'_>) -> Result<(f64, RopeScaling)> {
-    let (place, settings) = match (f.get("rope_parameters"), f.get("rope_scaling")) {
-        (Some(v), _) => ("rope_parameters", Some(v)),
-        (None, v) => ("rope_scaling", v),
+    // transformers 5 takes an older key where it is there and says anything.
+    let older = f.get("rope_scaling").filter(|v| v.as_object().is_none_or(|map| !map.is_empty()));
+    let (place, settings) = match (older, f.get("rope_parameters")) {
+        (Some(v), _) => ("rope_scaling", Some(v)),
+        (None, v) => ("rope_parameters", v),
     };
     let empty = Map::new();
     let settings = match settings {
@@ -364,6 +370,9 @@ mod tests {
         let v4 = ModelConfig::from_hf(&with(llama(), json!({"rope_theta": 500000.0, "rope_scaling": l3}))).unwrap();
         let v5 = with(l3, json!({"rope_theta": 500000.0}));
         let v5 = ModelConfig::from_hf(&with(llama(), json!({"rope_parameters": v5}))).unwrap();
+        let added = json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}});
+        let added = ModelConfig::from_hf(&with(llama(), added)).unwrap();
+        assert_eq!(added.rope_scaling, RopeScaling::Linear { factor: 4.0 }, "the older key, where it is added to the newer");
         assert_eq!(v4, v5);
         assert_eq!(v4.rope_theta, 500_000.0);
         assert!(matches!(v4.rope_scaling, RopeScaling::Llama3 { factor: 32.0, original_max_position_embeddings: 8192, .. }));
@@ -436,8 +445,14 @@ mod tests {
     #[test]
     fn eos_tokens_of_both_files_are_joined() {
         let mut c = ModelConfig::from_hf(&with(llama(), json!({"eos_token_id": 7}))).unwrap();
-        c.add_generation_config(&json!({"eos_token_id": [7, 9, 9]})).unwrap();
+        c.add_generation_config(&json!({"eos_token_id": [7, 9, 9]}), &json!({"eos_token_id": 7})).unwrap();
         assert_eq!(c.eos_token_ids, [7, 9]);
-        assert!(c.add_generation_config(&json!({"eos_token_id": -1})).is_err());
+        assert!(c.add_generation_config(&json!({"eos_token_id": -1}), &json!({})).is_err());
+        let mut without = llama();
+        without.as_object_mut().unwrap().remove("eos_token_id");
+        let mut c = ModelConfig::from_hf(&without).unwrap();
+        assert_eq!(c.eos_token_ids, [2], "the class's own");
+        c.add_generation_config(&json!({"eos_token_id": 83}), &without).unwrap();
+        assert_eq!(c.eos_token_ids, [83]);
     }
 }

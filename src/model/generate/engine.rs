@@ -346,8 +346,10 @@ impl Sequence<'_> {
         let (name, index) = (self.completion.prompt_index, self.completion.index);
         let (ids, logprobs) = (&self.completion.ids, &self.completion.logprobs);
         let choice = Choice { id: ids[ids.len() - 1], logprob: logprobs[ids.len() - 1] };
-        let (piece, stopped) = self.text.push(choice.id)?;
-        if !self.request.params.ignore_eos && model.config().eos_token_ids.contains(&choice.id) {
+        let ends = !self.request.params.ignore_eos && model.config().eos_token_ids.contains(&choice.id);
+        // The end is no text, also where the tokenizer does not call its token special.
+        let (piece, stopped) = if ends { (String::new(), false) } else { self.text.push(choice.id)? };
+        if ends {
             (self.finished, self.completion.finish_reason) = (true, FinishReason::Eos);
         } else if stopped {
             (self.finished, self.completion.finish_reason) = (true, FinishReason::Stop);

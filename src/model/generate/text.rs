@@ -27,6 +27,13 @@ impl<'a> AnswerText<'a> {
     /// Takes one more token: the text that can be shown now, and whether a stop string was found.
     pub fn push(&mut self, id: u32) -> Result<(String, bool)> {
         let Some(decoder) = &mut self.decoder else { return Ok((String::new(), false)) };
+        // A special token has no text to be found in: it ends the answer where its name is a stop string.
+        let tokenizer = decoder.tokenizer();
+        if tokenizer.is_special(id) && tokenizer.id_to_token(id).is_some_and(|token| self.params.stop.contains(&token)) {
+            let rest = self.finish()?;
+            self.stopped = true;
+            return Ok((rest, true));
+        }
         let piece = decoder.push(id)?;
         self.append(&piece);
         Ok((self.take(true), self.stopped))

@@ -24,12 +24,12 @@ pub fn open_folder(dir: &Path) -> Result<ModelFiles> {
         };
         return Err(Error::input("there is no config.json in this folder").at_file(dir).hint(hint));
     }
-    let config_json = read_json(&config_path)?;
+    let mut config_json = read_json(&config_path)?;
     let mut config = ModelConfig::from_hf(&config_json).map_err(|e| e.at_file(&config_path))?;
     let generation_path = dir.join("generation_config.json");
     let generation_json = read_json_if_there(&generation_path)?;
     if let Some(generation) = &generation_json {
-        config.add_generation_config(generation).map_err(|e| e.at_file(&generation_path))?;
+        config.add_generation_config(generation, &config_json).map_err(|e| e.at_file(&generation_path))?;
     }
     let tokenizer_path = dir.join("tokenizer.json");
     let tokenizer = if tokenizer_path.is_file() {
@@ -41,7 +41,24 @@ pub fn open_folder(dir: &Path) -> Result<ModelFiles> {
     let tokenizer_config = tokenizer_config(dir)?;
     let chat_template = chat_template(dir, tokenizer_config.as_ref())?;
     let weights = open_weights(dir)?;
+    if config.tie_word_embeddings && has_own_head(&config, &*weights)? {
+        config.tie_word_embeddings = false;
+        if let Some(map) = config_json.as_object_mut() {
+            map.insert("tie_word_embeddings".to_owned(), Value::from(false));
+        }
+    }
     ModelFiles { path: dir.to_owned(), config, config_json, generation_json, tokenizer_config, weights, tokenizer, chat_template }.check()
+}
+
+/// Whether a model that says that its head is its embedding has a head with other numbers: transformers 5 does not tie the two then.
+fn has_own_head(config: &ModelConfig, weights: &dyn WeightSource) -> Result<bool> {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
+    let shape = [config.vocab_size, config.hidden_size];
+    if weights.shape(HEAD).is_none_or(|found| found != shape) || weights.shape(EMBEDDING).is_none_or(|found| found != shape) {
+        return Ok(false);
+    }
+    Ok(weights.read(HEAD, &shape)? != weights.read(EMBEDDING, &shape)?)
 }
 
 /// The weights, in transformers' order of preference: one file before an index.

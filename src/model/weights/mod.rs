@@ -83,6 +83,25 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
+    /// The tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// There is none; a tokenizer in another format is named.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let other = ["tokenizer.model", "vocab.json", "tiktoken.model"].into_iter().find(|name| self.path.join(name).is_file());
+            match other {
+                Some(name) => Error::input(format!("the model has no tokenizer.json, and its {name} is not read"))
+                    .at_file(&self.path)
+                    .hint("transformers writes one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"),
+                None => Error::input("the model has no tokenizer")
+                    .at_file(&self.path)
+                    .hint("give \"ids\" instead of text, or add tokenizer.json"),
+            }
+        })
+    }
+
     /// That every tensor of the configuration is there with its shape, and that the tokenizer gives no id beyond the vocabulary.
     fn check(self) -> Result<Self> {
         for spec in model_tensors(&self.config) {

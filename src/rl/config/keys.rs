@@ -153,7 +153,7 @@ pub static KEYS: &[Key] = &[
     stage("optim.eps", Kind::Number(1e-20, 1.0), "1e-8", "Added to the root of the second moment."),
     stage("optim.max_grad_norm", Kind::Number(0.0, ANY), "1.0", "Gradients are scaled down to this 2-norm over all tensors; 0 for no clipping."),
     run("lora.rank", Kind::Integer(0), "0", "Rank of a fresh LoRA adapter; 0 trains all parameters."),
-    run("lora.alpha", Kind::Number(0.0, ANY), "16.0", "The adapter's scale is alpha / rank."),
+    run("lora.alpha", Kind::Number(1e-6, ANY), "16.0", "The adapter's scale is alpha / rank."),
     run("lora.targets", Kind::Texts, "[\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"]", "Modules that get an adapter."),
     stage("kl.coef", Kind::Number(0.0, ANY), "0.0", "Weight of the KL penalty to the reference policy.").ppo("0.01"),
     stage("kl.estimator", Kind::Choice(&["k1", "k2", "k3"]), "\"k3\"", "Its estimate from the sampled tokens (Schulman 2020).").ppo("\"k1\""),

@@ -155,7 +155,7 @@ pub(super) fn open_model(path: &Path) -> Result<ModelFiles> {
     let at = |e: Error| e.at_file(path);
     let (config_json, generation_json) = config::rebuild(&gguf)?;
     let mut config = ModelConfig::from_hf(&config_json).map_err(at)?;
-    config.add_generation_config(&generation_json).map_err(at)?;
+    config.add_generation_config(&generation_json, &config_json).map_err(at)?;
     let tokenizer = vocab::rebuild(&gguf)?.map(Tokenizer::from_json).transpose().map_err(at)?;
     let tokenizer_config = tokenizer.is_some().then(|| vocab::tokenizer_config(&gguf, &config)).transpose()?;
     let chat_template = match (gguf.str("tokenizer.chat_template")?, &tokenizer_config) {
