@@ -71,6 +71,7 @@ fn furnish() {
     let folder = PathBuf::from(std::env::var("SORFT_PLACE").expect("SORFT_PLACE names a folder"));
     fs::create_dir_all(&folder).expect("created");
     Place::furnished().copy_to(&folder);
+    fs::write(folder.join("soak.toml"), format!("{SUPERVISED}{GRPO}\n{PPO}")).expect("written");
 }
 
 fn open_to_all() -> fs::Permissions {
