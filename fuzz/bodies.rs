@@ -194,7 +194,7 @@ pub fn search_replace(data: &[u8]) {
     let edits = search_replace::parse_blocks(data);
     if std::str::from_utf8(data).is_ok() {
         for edit in &edits {
-            assert_eq!(search_replace::parse_blocks(search_replace::render(edit).as_bytes()), [edit.clone()]);
+            assert_eq!(search_replace::parse_blocks(search_replace::render(edit).as_bytes()), std::slice::from_ref(edit));
         }
     }
     let _ = search_replace::apply(b"import os\n\ndef f():\n    return 1\n", &edits);
