@@ -2,11 +2,13 @@
 //!
 //! A body may do anything but panic, hang or take memory out of proportion. Where two functions are inverse to each other, it says so.
 
-use sorft_native::data::Task;
 use sorft_native::data::patch::Patch;
+use sorft_native::data::source::issues::Issues;
 use sorft_native::data::source::swe_bench;
+use sorft_native::data::subtask::answer::{Universe, parse_edits, parse_functions, parse_lines};
 use sorft_native::data::subtask::file::parse_answer;
 use sorft_native::data::subtask::tree::shown_paths;
+use sorft_native::data::{Task, search_replace, unidiff};
 use sorft_native::model::chat::{ChatTemplate, Message};
 use sorft_native::model::config::ModelConfig;
 use sorft_native::model::tokenizer::Tokenizer;
@@ -30,9 +32,13 @@ pub const BODIES: &[(&str, Body)] = &[
     ("tokenizer", tokenizer),
     ("chat_template", chat_template),
     ("tasks", tasks),
+    ("parquet", parquet),
+    ("issues", issues),
     ("sequences", sequences),
     ("patch", patch),
     ("answer", answer),
+    ("places", places),
+    ("search_replace", search_replace),
     ("run_config", run_config),
     ("checkpoint", checkpoint),
     ("run_log", run_log),
@@ -125,6 +131,20 @@ pub fn tasks(data: &[u8]) {
     });
 }
 
+/// A parquet file of tasks.
+pub fn parquet(data: &[u8]) {
+    in_folder("tasks.parquet", data, |path| drop(swe_bench::read(path)));
+}
+
+/// An export of issues.
+pub fn issues(data: &[u8]) {
+    in_folder("issues.json", data, |path| {
+        if let Ok(issues) = Issues::read(path) {
+            let _ = issues.resolved_by("Fixes #1, closes #2");
+        }
+    });
+}
+
 /// A file of token lines.
 pub fn sequences(data: &[u8]) {
     in_folder("lines.jsonl", data, |path| {
@@ -136,12 +156,15 @@ pub fn sequences(data: &[u8]) {
     });
 }
 
-/// A patch, applied to files of the names that it changes.
+/// A patch, applied to files of the names that it changes, and as SWE-RL reads it.
 pub fn patch(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(patch) = Patch::parse(&text) {
         let files: BTreeMap<String, String> = patch.base_paths().map(|p| (p.to_owned(), "x\ny\n".to_owned())).collect();
         let _ = patch.apply(&files);
+    }
+    if let Ok(files) = unidiff::parse(data) {
+        files.iter().for_each(|f| drop(f.path()));
     }
 }
 
@@ -151,6 +174,30 @@ pub fn answer(data: &[u8]) {
     let universe: BTreeSet<String> = ["src/a.py", "b.py", "a b.py"].map(str::to_owned).into();
     let _ = parse_answer(&text, &universe);
     let _ = shown_paths(&text, &universe);
+}
+
+/// A model's answer that names functions, lines or edits of a file.
+pub fn places(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let file = "import os\n\nclass C:\n    def f(self):\n        return 1\n\ndef g():\n    pass\n";
+    let files = BTreeMap::from([("a.py".to_owned(), file.to_owned())]);
+    let lines = BTreeMap::from([("a.py".to_owned(), (1..6).collect())]);
+    let universe = Universe::of_lines(files, ["a.py", "b.py"].map(str::to_owned).into(), lines);
+    let _ = parse_functions(&text, &universe);
+    let _ = parse_lines(&text, &universe);
+    let _ = parse_edits(&text, &universe);
+    let _ = universe.apply(&text);
+}
+
+/// An answer with SWE-RL's blocks. What is read, is written and read to the same.
+pub fn search_replace(data: &[u8]) {
+    let edits = search_replace::parse_blocks(data);
+    if std::str::from_utf8(data).is_ok() {
+        for edit in &edits {
+            assert_eq!(search_replace::parse_blocks(search_replace::render(edit).as_bytes()), std::slice::from_ref(edit));
+        }
+    }
+    let _ = search_replace::apply(b"import os\n\ndef f():\n    return 1\n", &edits);
 }
 
 /// A run's configuration. What is resolved, resolves to the same.

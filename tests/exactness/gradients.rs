@@ -71,6 +71,23 @@ fn the_same_bits_for_any_micro_batch_thread_count_and_checkpointing() {
     }
 }
 
+/// What the test above compares would show a sum in another order: the same trees, the last one first.
+#[test]
+fn a_reordered_sum_is_seen() {
+    for model in models() {
+        let (trees, reversed): (Vec<_>, Vec<_>) = (trees(), trees().into_iter().rev().collect());
+        let (mut grads, mut other) = (gradients(&model, &[&trees], false), gradients(&model, &[&reversed], false));
+        let (want, got) = (bits(&model, &mut grads), bits(&model, &mut other));
+        for ((p, want), got) in model.trainable().iter().zip(&want).zip(&got) {
+            let number = |bits: &u32| f64::from(f32::from_bits(*bits));
+            let norm = want.iter().map(|x| number(x).powi(2)).sum::<f64>().sqrt();
+            let apart = want.iter().zip(got).map(|(a, b)| (number(a) - number(b)).powi(2)).sum::<f64>().sqrt() / norm;
+            assert!(apart < 1e-5, "{}: the same sum but for rounding, off by {apart:e}", p.name);
+            assert!(want != got, "{}: a sum in another order has other bits", p.name);
+        }
+    }
+}
+
 #[test]
 fn finite_differences_agree() {
     let trees = trees();

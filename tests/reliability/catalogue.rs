@@ -102,7 +102,7 @@ fn check(name: &str, fewest: usize) {
     let (mut said, mut wrong) = (Vec::new(), String::new());
     for case in &cases {
         let place = Place::empty();
-        furnished.copy_to(&place);
+        furnished.copy_to(place.path());
         let outputs: Vec<String> = case.steps.iter().map(|step| run(&place, &step.command)).collect();
         for (step, output) in case.steps.iter().zip(&outputs) {
             assert!(!output.contains("panicked"), "{}: {output}", case.title);

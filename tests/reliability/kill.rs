@@ -12,8 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// What is trained: all parameters, or an adapter. Both go through supervised steps and GRPO with a KL to a reference.
-const KINDS: [(&str, &[&str]); 2] = [("full", &[]), ("lora", &["--set", "lora.rank=4"])];
+/// What is trained: all parameters, or an adapter, by supervised steps and then GRPO with a KL to a reference, or PPO with each kind of
+/// critic. A name, a configuration, settings.
+const KINDS: [(&str, &str, &[&str]); 5] = [
+    ("grpo", "grpo.toml", &[]),
+    ("ppo-trunk", "ppo.toml", &["--set=critic.kind=trunk"]),
+    ("grpo-lora", "grpo.toml", &["--set=lora.rank=4"]),
+    ("ppo-lora", "ppo.toml", &["--set=lora.rank=4", "--set=lora.alpha=64", "--set=critic.kind=lora"]),
+    ("ppo", "ppo.toml", &[]),
+];
 
 /// What the killer waits for.
 #[derive(Clone, Copy, Debug)]
@@ -90,15 +97,15 @@ impl Traces {
             () if self.saving != before.saving => "saving the result",
             () if self.checkpoint.is_some() && self.checkpoint != before.checkpoint => "writing a checkpoint",
             () if self == before => "loading, or the first step",
-            () if out.join(format!("rollouts/{}.jsonl", self.steps + 1)).exists() => "backward or optimizer (GRPO)",
+            () if out.join(format!("rollouts/{}.jsonl", self.steps + 1)).exists() => "backward or optimizer (GRPO, PPO)",
             () if self.steps >= SUPERVISED + REWARDED => "after the last step",
-            () if self.steps >= SUPERVISED => "sampling, or between steps (GRPO)",
+            () if self.steps >= SUPERVISED => "sampling, or between steps (GRPO, PPO)",
             () => "supervised steps",
         }
     }
 }
 
-/// Steps of each stage of `grpo.toml`.
+/// Steps of each stage of `grpo.toml` and `ppo.toml`.
 const SUPERVISED: usize = 8;
 const REWARDED: usize = 6;
 
@@ -160,49 +167,62 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |v| v.parse().expect("a number"))
 }
 
+/// The arguments of a run of a kind, from its start.
+fn args<'a>(&(_, config, settings): &(&str, &'a str, &'a [&'a str]), out: &'a str) -> Vec<&'a str> {
+    [&["train", config, "--threads", "2", "--out", out], settings].concat()
+}
+
+/// The run of a kind that nothing disturbs, in `whole-KIND`: how long it took.
+fn whole(place: &Place, kind: &(&str, &str, &[&str])) -> Duration {
+    let begun = Instant::now();
+    let out = format!("whole-{}", kind.0);
+    let (status, said) = place.run(&args(kind, &out));
+    assert_eq!(status, Some(0), "{said}");
+    let took = begun.elapsed();
+    let metrics = fs::read_to_string(place.at(&out).join("metrics.jsonl")).expect("metrics");
+    let with = |key: &str| metrics.lines().filter(|l| l.contains(key) && !l.contains(&format!("{key}0.0,"))).count();
+    // Every step has a gradient (PPO's first one the critic's alone), critics err, and full training learns from rewards: the test would be
+    // empty without.
+    let ppo = kind.1 == "ppo.toml";
+    assert_eq!(with("\"grad_norm\":"), SUPERVISED + REWARDED - usize::from(ppo), "{metrics}");
+    assert!(!ppo || with("\"value_loss\":") > 1, "{metrics}");
+    assert!(kind.0.ends_with("lora") || with("\"reward_std\":") > 0, "{metrics}");
+    took
+}
+
 #[test]
 fn kill_anywhere_and_resume_gives_the_bytes_of_an_unbroken_run() {
     let kills = number("SORFT_KILLS", 10);
+    // Enough runs for every kind to have its turn.
+    let in_a_run = kills.div_ceil(KINDS.len() as u64).min(4);
     let mut chance = Chance { random: Philox::new(number("SORFT_KILL_SEED", 7), 0x6B69_6C6C), drawn: 0 };
     let place = Place::furnished();
-    let mut lengths = Vec::new();
-    for (kind, settings) in KINDS {
-        let begun = Instant::now();
-        let out = format!("whole-{kind}");
-        let (status, said) = place.run(&[&["train", "grpo.toml", "--threads", "2", "--out", &out][..], settings].concat());
-        assert_eq!(status, Some(0), "{said}");
-        lengths.push(begun.elapsed());
-        // Every step has a gradient, and full training learns from rewards: the test would be empty without.
-        let metrics = fs::read_to_string(place.at(&out).join("metrics.jsonl")).expect("metrics");
-        assert!(!metrics.contains("\"grad_norm\":0.0,"), "{metrics}");
-        assert!(kind == "lora" || metrics.lines().any(|l| l.contains("reward_std") && !l.contains("\"reward_std\":0.0,")), "{metrics}");
-    }
-    let (mut killed, mut runs, mut moments) = (0, 0, BTreeMap::<&str, u64>::new());
-    while killed < kills {
-        let (kind, settings) = KINDS[runs % KINDS.len()];
+    let lengths = KINDS.each_ref().map(|kind| whole(&place, kind));
+    let (mut runs, mut moments, mut kinds) = (0, BTreeMap::<&str, u64>::new(), BTreeMap::<&str, u64>::new());
+    while moments.values().sum::<u64>() < kills {
+        let kind = &KINDS[runs % KINDS.len()];
         let name = format!("cut-{runs}");
         let out = place.at(&name);
+        let last = (moments.values().sum::<u64>() + in_a_run).min(kills);
         loop {
-            let args = match out.exists() {
-                true => vec!["train", "--resume", "--threads", "2", "--out", &name],
-                false => [&["train", "grpo.toml", "--threads", "2", "--out", &name][..], settings].concat(),
-            };
+            let resume = ["train", "--resume", "--threads", "2", "--out", &name];
+            let args = if out.exists() { resume.to_vec() } else { args(kind, &name) };
             let before = Traces::of(&out);
             let mut child = place.program(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program runs");
             let trigger = chance.trigger();
-            if killed == kills {
+            if moments.values().sum::<u64>() == last {
                 assert!(child.wait().expect("the process ends").success());
                 break;
             }
             if kill_at(&mut child, &out, trigger, &before, lengths[runs % KINDS.len()], &mut chance) {
                 break;
             }
-            killed += 1;
             *moments.entry(Traces::of(&out).moment(&before, &out)).or_default() += 1;
+            *kinds.entry(kind.0).or_default() += 1;
         }
-        assert_same(&place.at(&format!("whole-{kind}")), &out);
+        assert_same(&place.at(&format!("whole-{}", kind.0)), &out);
         fs::remove_dir_all(&out).expect("removed");
         runs += 1;
     }
-    println!("{killed} kills in {runs} runs, every run with the bytes of an unbroken one: {moments:?}");
+    println!("kills in {runs} runs, every run with the bytes of an unbroken one: {kinds:?}, {moments:?}");
 }

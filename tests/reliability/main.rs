@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod kill;
+mod memory;
 mod parsers;
 mod place;
 mod verify;

@@ -5,6 +5,7 @@ use crate::place::Place;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::fs;
+use std::path::Path;
 
 #[path = "../../fuzz/bodies.rs"]
 mod bodies;
@@ -20,6 +21,10 @@ fn seed(place: &Place, target: &str) -> Vec<u8> {
         "tokenizer" => read("m/tokenizer.json"),
         "chat_template" => b"{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}".to_vec(),
         "tasks" => read("tasks.jsonl"),
+        "parquet" => include_bytes!("../cli/fixtures/swe_smith.parquet").to_vec(),
+        "issues" => br#"[{"number": 1, "title": "t", "body": "b"}, {"number": 2, "title": "u", "body": null, "pull_request": {}}]"#.to_vec(),
+        "places" => b"### a.py\nclass: C\nfunction: C.f\nline: 5\n```\n### a.py\n<<<<<<< SEARCH\n        return 1\n=======\n        return 2\n>>>>>>> REPLACE\n```\n".to_vec(),
+        "search_replace" => b"```python\n### a.py\n<<<<<<< SEARCH\n    return 1\n=======\n    return 2\n>>>>>>> REPLACE\n```\n".to_vec(),
         "sequences" => read("lines.jsonl"),
         "patch" => b"diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1,2 @@\n x\n-y\n+z\n".to_vec(),
         "answer" => b"<think>x</think>\n```\n- `./src/a.py`\n2. b.py\n```\nFiles:\na b.py\n\n".to_vec(),
@@ -82,6 +87,28 @@ fn changed(mut data: Vec<u8>, changes: &[Change]) -> Vec<u8> {
         }
     }
     data
+}
+
+/// What fuzzing found worth keeping, `fuzz/corpus/TARGET`: each input once more.
+#[test]
+fn the_kept_corpus_is_taken() {
+    for (name, body) in bodies::BODIES {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        let inputs = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        inputs.for_each(|input| body(&fs::read(input.expect("an entry").path()).expect("a file")));
+    }
+}
+
+/// The good inputs, for fuzzing to begin with.
+#[test]
+#[ignore = "a tool, of scripts/fuzz"]
+fn write_seeds() {
+    let folder = Path::new(&std::env::var("SORFT_SEEDS").expect("SORFT_SEEDS names a folder")).to_owned();
+    let place = Place::furnished();
+    for (name, _) in bodies::BODIES {
+        fs::create_dir_all(folder.join(name)).expect("created");
+        fs::write(folder.join(name).join("good"), seed(&place, name)).expect("written");
+    }
 }
 
 #[test]

@@ -21,7 +21,8 @@ impl Place {
         Self { dir }
     }
 
-    /// One with a model (`m/`, `m.gguf`, `sharded/`, `adapter/`), tasks, lines of ids and configurations (`sft.toml`, `grpo.toml`).
+    /// One with a model (`m/`, `m.gguf`, `sharded/`, `adapter/`), tasks, lines of ids and configurations (`sft.toml`,
+    /// `grpo.toml`, `ppo.toml`).
     pub fn furnished() -> Self {
         let place = Self::empty();
         models(place.path());
@@ -30,7 +31,8 @@ impl Place {
         fs::write(place.at("lines.jsonl"), lines.collect::<String>()).expect("written");
         fs::write(place.at("short.jinja"), "{{ issue }}\nFiles:\n{% for f in candidates %}{{ f.path }}\n{% endfor %}\n").expect("written");
         fs::write(place.at("sft.toml"), SFT).expect("written");
-        fs::write(place.at("grpo.toml"), GRPO).expect("written");
+        fs::write(place.at("grpo.toml"), format!("{SUPERVISED}{GRPO}")).expect("written");
+        fs::write(place.at("ppo.toml"), format!("{SUPERVISED}{PPO}")).expect("written");
         place
     }
 
@@ -42,9 +44,9 @@ impl Place {
         self.path().join(name)
     }
 
-    /// Copies everything into another.
-    pub fn copy_to(&self, other: &Place) {
-        let status = Command::new("cp").arg("-r").arg(self.at(".")).arg(other.path()).status().expect("cp");
+    /// Copies everything into another folder.
+    pub fn copy_to(&self, folder: &Path) {
+        let status = Command::new("cp").arg("-r").arg(self.at(".")).arg(folder).status().expect("cp");
         assert!(status.success());
     }
 
@@ -62,6 +64,16 @@ impl Place {
     }
 }
 
+/// What `scripts/soak` and `scripts/resident-memory` can train.
+#[test]
+#[ignore = "a tool: SORFT_PLACE=FOLDER cargo test --test reliability furnish -- --ignored"]
+fn furnish() {
+    let folder = PathBuf::from(std::env::var("SORFT_PLACE").expect("SORFT_PLACE names a folder"));
+    fs::create_dir_all(&folder).expect("created");
+    Place::furnished().copy_to(&folder);
+    fs::write(folder.join("soak.toml"), format!("{SUPERVISED}{GRPO}\n{PPO}")).expect("written");
+}
+
 fn open_to_all() -> fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     fs::Permissions::from_mode(0o777)
@@ -77,8 +89,8 @@ optim.lr = 1e-3
 checkpoint.every = 1
 "#;
 
-/// Supervised steps until answers are worth something, then GRPO with everything that has a state of its own.
-const GRPO: &str = r#"model = "m"
+/// Supervised steps until answers are worth something: what the runs with rewards begin with.
+const SUPERVISED: &str = r#"model = "m"
 data.train = "tasks.jsonl"
 prompt.templates.file = "short.jinja"
 prompt.chat = false
@@ -94,13 +106,32 @@ algorithm = "sft"
 steps = 8
 optim.lr = 2e-2
 
-[[stage]]
+"#;
+
+/// GRPO with everything that has a state of its own.
+const GRPO: &str = r#"[[stage]]
 algorithm = "grpo"
 steps = 6
 optim.lr = 2e-3
 kl.coef = 0.02
 entropy.coef = 0.01
 updates_per_batch = 2
+"#;
+
+/// PPO with everything that has a state of its own: a critic (full, where nothing else is set), mini-batches, a KL weight that adapts.
+const PPO: &str = r#"[[stage]]
+algorithm = "ppo"
+steps = 6
+batch_prompts = 2
+group_size = 4
+optim.lr = 2e-3
+critic.lr = 2e-3
+critic.warmup = 1
+ppo.epochs = 2
+ppo.minibatches = 2
+entropy.coef = 0.01
+kl.target = 0.01
+kl.horizon = 50
 "#;
 
 /// A task whose gold file is `a` or `b`: names that a tiny model learns in a few steps.

@@ -338,7 +338,10 @@ mod tests {
 
     #[test]
     fn products_equal_f64() {
-        for (t, n, k) in [(1, 33, 5), (2, 64, 600), (17, 45, 1100), (29, 1100, 70), (5, 1, 1)] {
+        // Miri, which interprets, gets the small ones.
+        for (t, n, k) in
+            [(1, 33, 5), (5, 1, 1), (2, 64, 600), (17, 45, 1100), (29, 1100, 70)].into_iter().take(if cfg!(miri) { 2 } else { 5 })
+        {
             let (x, w, dy) = (random(t * k, 1), random(n * k, 2), random(t * n, 3));
             let panels = PanelMatrix::from_rows(n, k, &w);
             let f = |i: usize| f64::from(w[i]);
@@ -360,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_row_does_not_depend_on_the_others() {
-        let (n, k) = (70, 1300);
+        let (n, k) = (70, if cfg!(miri) { 130 } else { 1300 });
         let (x, w) = (random(40 * k, 1), random(n * k, 2));
         let panels = PanelMatrix::from_rows(n, k, &w);
         let mut all = vec![0.0; 40 * n];

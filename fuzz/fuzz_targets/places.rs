@@ -1,0 +1,7 @@
+//! See `bodies::places`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::places(data));
