@@ -125,7 +125,7 @@ fn hunk_lines(hunk: &Hunk) -> Vec<usize> {
             LineKind::Insert => inserted = true,
             LineKind::Context => {
                 if inserted && !deleted {
-                    out.push((next - 1).max(1));
+                    out.push(next.saturating_sub(1).max(1));
                 }
                 (deleted, inserted, next) = (false, false, next + 1);
             }

@@ -65,3 +65,9 @@ fn line_ends_other_bytes_and_files_that_are_not_code() {
     t.gold_functions = Some(BTreeMap::from([("a.py".to_owned(), vec!["f".to_owned()])]));
     assert_eq!((names(&t), numbers(&t), edits(&t).is_err()), (vec!["a.py f".to_owned()], vec![3], true));
 }
+
+#[test]
+fn a_hunk_header_that_counts_from_0_is_no_panic() {
+    let t = task(json!({ "a.py": "a\nb\nc\n" }), &format!("{HEAD}@@ -0,3 +0,4 @@\n+z\n a\n-b\n+B\n c\n"));
+    assert_eq!(numbers(&t), [1, 2]);
+}

@@ -234,7 +234,8 @@ fn hunk_header(line: &str) -> Option<(Span, Span, String)> {
     let range = |text: &str| -> Option<Span> {
         let (start, len) = text.split_once(',').unwrap_or((text, "1"));
         let (start, len) = (start.parse::<u32>().ok()?, len.parse::<u32>().ok()?);
-        Some((start as usize, len as usize))
+        // Lines count from 1: `0,3` is what git reads as `1,3`. Only an empty range may begin at 0, before the first line.
+        Some((start.max(len.min(1)) as usize, len as usize))
     };
     Some((range(old)?, range(new)?, section.trim().to_owned()))
 }

@@ -124,6 +124,17 @@ fn broken_hunks_name_their_line() {
     assert_eq!(Patch::parse("no diff at all\n").unwrap(), Patch::default());
 }
 
+/// `git apply` takes `@@ -0,3 +0,3 @@` for `@@ -1,3 +1,3 @@`.
+#[test]
+fn a_range_of_lines_begins_at_1() {
+    let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -0,3 +0,3 @@\n a\n-b\n+B\n c\n").unwrap();
+    let hunk = &patch.files[0].hunks[0];
+    assert_eq!((hunk.old_start, hunk.new_start), (1, 1));
+    assert_eq!(patch.apply(&files(&[("x", "a\nb\nc\n")])).unwrap()["x"], "a\nB\nc\n");
+    let added = Patch::parse("--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+a\n").unwrap();
+    assert_eq!((added.files[0].hunks[0].old_start, added.files[0].hunks[0].new_start), (0, 1));
+}
+
 #[test]
 fn applying_checks_every_line() {
     let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -2 +2 @@\n-b\n+B\n").unwrap();
