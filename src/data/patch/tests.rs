@@ -124,6 +124,41 @@ fn broken_hunks_name_their_line() {
     assert_eq!(Patch::parse("no diff at all\n").unwrap(), Patch::default());
 }
 
+#[test]
+fn other_prefixes_than_a_and_b_are_no_renames() {
+    let hunk = "@@ -1 +1 @@\n-a\n+b\n";
+    let read = |head: &str| {
+        let patch = Patch::parse(&format!("{head}{hunk}")).unwrap();
+        (patch.files[0].kind, patch.files[0].path().to_owned(), patch.base_paths().map(str::to_owned).next())
+    };
+    let modified = (ChangeKind::Modified, "s/a.py".to_owned(), Some("s/a.py".to_owned()));
+    for (old, new) in [("i", "w"), ("c", "i"), ("o", "w"), ("c", "w"), ("w", "i")] {
+        let markers = format!("--- {old}/s/a.py\n+++ {new}/s/a.py\n");
+        assert_eq!(read(&markers), modified);
+        assert_eq!(read(&format!("diff --git {old}/s/a.py {new}/s/a.py\nindex 1..2 100644\n{markers}")), modified);
+    }
+    for markers in
+        ["--- s/a.py.orig\n+++ s/a.py\n", "--- a/s/a.py\n+++ b/s/a.py~\n", "--- s/a.py\t(revision 1)\n+++ s/a.py\t(working copy)\n"]
+    {
+        assert_eq!(read(markers), modified, "{markers}");
+    }
+    let added = "diff --git i/n.py w/n.py\nnew file mode 100644\n--- /dev/null\n+++ w/n.py\n@@ -0,0 +1 @@\n+a\n";
+    assert_eq!(Patch::parse(added).unwrap().files[0].new_path.as_deref(), Some("n.py"));
+    let gone = "diff --git c/n.py w/n.py\ndeleted file mode 100644\n--- c/n.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n";
+    assert_eq!(Patch::parse(gone).unwrap().base_paths().collect::<Vec<_>>(), ["n.py"]);
+    let moved = "diff --git i/a.py w/b.py\nsimilarity index 90%\nrename from a.py\nrename to b.py\n--- i/a.py\n+++ w/b.py\n";
+    assert_eq!(read(moved), (ChangeKind::Renamed, "b.py".to_owned(), Some("a.py".to_owned())));
+}
+
+#[test]
+fn combined_diffs_are_refused() {
+    let body = "--- a/a.py\n+++ b/a.py\n@@@ -1,2 -1,2 +1,2 @@@\n  a\n- b\n -c\n++d\n";
+    for text in [format!("diff --cc a.py\nindex 1,2..3\n{body}"), body.to_owned()] {
+        let error = Patch::parse(&text).unwrap_err().to_string();
+        assert!(error.contains("combined diffs") && error.contains("against one parent"), "{error}");
+    }
+}
+
 /// `git apply` takes `@@ -0,3 +0,3 @@` for `@@ -1,3 +1,3 @@`.
 #[test]
 fn a_range_of_lines_begins_at_1() {
