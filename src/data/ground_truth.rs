@@ -5,6 +5,8 @@
 //! * lines: (path, line) in the base file's numbering: deleted lines, and for a pure insertion the line before it (line 1 at the top);
 //! * edits: [`edit_elements`] of the files before and after the patch.
 //!
+//! Lines are where the hunks stand in the task's files, which need not be where their headers say ([`Patch::placed`]).
+//!
 //! A binary change, a rename or a change of mode without hunks has no lines, functions or edits. A deleted file has all its lines. Lines
 //! end with a line feed, so a carriage return changes nothing here; text that is not UTF-8 is refused where tasks and patches are read.
 
@@ -32,7 +34,7 @@ pub fn lines(task: &Task) -> Result<Lines> {
         return Ok(fields.flat_map(|(path, lines)| lines.iter().map(move |&l| (path.clone(), l))).collect());
     }
     let mut out = Lines::new();
-    for change in &parsed(task)?.files {
+    for change in &parsed(task)?.placed(&task.files).map_err(|e| e.at("field `patch`"))?.files {
         if let Some(path) = change.base_path() {
             out.extend(change_lines(change).into_iter().map(|l| (path.to_owned(), l)));
         }
