@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
+use super::search_replace::size_limit;
+
 /// git's mark of a file that no line feed ends.
 const NO_NEWLINE: &str = "\\ No newline at end of file";
 
@@ -88,8 +90,15 @@ struct Line {
     shown: bool,
 }
 
+impl Line {
+    fn len(&self) -> usize {
+        self.text.len() + self.end.len()
+    }
+}
+
 /// The files after the blocks, those that a block names: path to (old, new). `shown` says which lines of a file may be found, none for
-/// all of it. `exists` says whether a path that `files` lacks is there all the same, so that it cannot be made anew.
+/// all of it. `exists` says whether a path that `files` lacks is there all the same, so that it cannot be made anew. No file may grow
+/// beyond [`size_limit`].
 pub fn apply_blocks(
     blocks: &[Block],
     files: &BTreeMap<String, String>,
@@ -107,7 +116,9 @@ pub fn apply_blocks(
         } else if !files.contains_key(path) && lines.is_empty() {
             return Err(format!("`{path}` is not among the files of the prompt"));
         }
-        replace(lines, block).map_err(|()| format!("a SEARCH is not in the code shown of `{path}`"))?;
+        if !replace(lines, block, size_limit(files.get(path).map_or(0, String::len)))? {
+            return Err(format!("a SEARCH is not in the code shown of `{path}`"));
+        }
     }
     let joined = |lines: &[Line]| lines.iter().flat_map(|l| [l.text.as_str(), l.end]).collect::<String>();
     Ok(edited.into_iter().map(|(path, lines)| (path.to_owned(), (files.get(path).cloned().unwrap_or_default(), joined(&lines)))).collect())
@@ -136,8 +147,8 @@ fn unmarked(side: &[String]) -> (&[String], bool) {
     }
 }
 
-/// Replaces every place; an error where there is none.
-fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
+/// Replaces every place; false where there is none.
+fn replace(lines: &mut Vec<Line>, block: &Block, limit: usize) -> Result<bool, Reason> {
     let ((search, open), (new, new_open)) = (unmarked(&block.search), unmarked(&block.replace));
     let usual = lines.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or("\n");
     if lines.is_empty() && search.iter().all(|l| l.is_empty()) {
@@ -145,11 +156,12 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         if let Some(last) = lines.last_mut().filter(|_| new_open) {
             last.end = "";
         }
-        return Ok(());
+        return Ok(true);
     }
     if search.is_empty() {
-        return Err(());
+        return Ok(false);
     }
+    let mut size: usize = lines.iter().map(Line::len).sum();
     let (mut out, mut at, mut found) = (Vec::with_capacity(lines.len()), 0, false);
     while at < lines.len() {
         let here = lines.get(at..at + search.len()).filter(|l| l.iter().zip(search).all(|(l, s)| l.shown && l.text == *s));
@@ -160,6 +172,11 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         };
         let last = here.last().map_or(usual, |l| l.end);
         let end = here.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or(usual);
+        size += new.iter().map(|text| text.len() + end.len()).sum::<usize>();
+        size -= here.iter().map(Line::len).sum::<usize>();
+        if size > limit {
+            return Err(format!("the edits make `{}` larger than {limit} bytes", block.path));
+        }
         out.extend(new.iter().map(|text| Line { text: text.clone(), end, shown: true }));
         at += search.len();
         found = true;
@@ -172,7 +189,7 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         }
     }
     *lines = out;
-    if found { Ok(()) } else { Err(()) }
+    Ok(found)
 }
 
 /// What the change of a file deletes and inserts, by Myers' algorithm over lines without their line ends. A change of line ends alone has

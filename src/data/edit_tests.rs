@@ -35,6 +35,14 @@ fn line_ends_are_kept() {
 }
 
 #[test]
+fn a_few_blocks_cannot_fill_the_memory() {
+    let grow = |i: usize| block(&format!("a{i}\n"), &format!("a{}\n", i + 1).repeat(8));
+    let error = apply(&(0..12).map(grow).collect::<String>(), "a0\n").unwrap_err();
+    assert!(error.contains("make `a.py` larger than 4194304 bytes"), "{error}");
+    assert_eq!(apply(&(0..3).map(grow).collect::<String>(), "a0\n").unwrap(), "a3\n".repeat(512));
+}
+
+#[test]
 fn new_files_are_made_and_others_are_not_guessed() {
     let run = |text: &str, exists: bool| apply_blocks(&parse_blocks(text).unwrap(), &BTreeMap::new(), &|_, _| true, &|_| exists);
     let made = run(&block("", "x\n"), false).unwrap();

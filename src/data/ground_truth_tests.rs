@@ -74,7 +74,8 @@ fn a_hunk_header_that_counts_from_0_is_no_panic() {
 
 #[test]
 fn lines_are_where_the_hunk_stands_not_where_its_header_says() {
-    let text: String = (1..30).map(|i| if i == 12 { "def f():\n".to_owned() } else { format!("    l{i}\n") }).collect();
+    let line = |i: usize| if i < 12 { format!("l{i}\n") } else { format!("    l{i}\n") };
+    let text: String = (1..30).map(|i| if i == 12 { "def f():\n".to_owned() } else { line(i) }).collect();
     let t = task(json!({ "a.py": text }), &format!("{HEAD}@@ -3,3 +3,3 @@\n def f():\n-    l13\n+    X\n     l14\n"));
     assert_eq!((numbers(&t), names(&t)), (vec![13], vec!["a.py f".to_owned()]));
     assert!(edits(&t).unwrap().contains(&Element::Delete("a.py".into(), 13)), "the edits agree");
