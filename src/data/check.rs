@@ -64,7 +64,26 @@ pub fn check(task: &Task) -> Result<Vec<Finding>> {
 }
 
 fn gives_gold_files(task: &Task, answer: &str) -> Result<bool> {
-    let applied = parse_blocks(answer).and_then(|blocks| apply_blocks(&blocks, &task.files, &|_, _| true, &|_| true));
+    let there = task.base_paths();
+    let applied = parse_blocks(answer).and_then(|blocks| apply_blocks(&blocks, &task.files, &|_, _| true, &|path| there.contains(path)));
     let Ok(applied) = applied else { return Ok(false) };
     Ok(contents(task)?.iter().all(|(path, (old, new))| applied.get(path).map_or(old, |(_, new)| new) == new))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_file_added_beside_a_change_is_no_finding() {
+        let patch = "diff --git a/a.py b/a.py\n--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n\
+            diff --git a/b.py b/b.py\nnew file mode 100644\n--- /dev/null\n+++ b/b.py\n@@ -0,0 +1 @@\n+y = 1\n";
+        let task = json!({ "instance_id": "o__r-1", "problem_statement": "p", "patch": patch, "files": { "a.py": "x = 1\n" } });
+        assert_eq!(check(&Task::from_json(task.clone()).unwrap()).unwrap(), []);
+        let mut there = Task::from_json(task).unwrap();
+        there.all_paths = vec!["a.py".to_owned(), "b.py".to_owned()];
+        assert!(!check(&there).unwrap().is_empty(), "a file that is there is not made anew");
+    }
 }

@@ -26,7 +26,7 @@ impl Universe {
     /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out; a
     /// line of a prompt counts for every place of the file where the run of lines that it is in stands.
     pub fn new(task: &Task, prompt: Option<&str>) -> Self {
-        let paths = task.all_paths.iter().chain(task.files.keys()).cloned().collect();
+        let paths = task.base_paths();
         let shown = prompt.map(|p| shown_lines(p, &task.files)).filter(|s| !s.is_empty());
         Self { files: task.files.clone(), paths, shown }
     }

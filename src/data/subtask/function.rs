@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::answer::{Gold, Place};
 use super::budget::clean_issue;
 use super::code_view::{Source, Style};
-use super::localised::{by_match, known_paths, training_files};
+use super::localised::{by_match, training_files};
 use super::view::{Asked, Choice, Material, PlacePrompt, View, ViewOptions};
 use crate::data::{Task, random::Keyed};
 use crate::{Error, Result};
@@ -43,7 +43,7 @@ impl FunctionSubtask {
         let material = Material {
             issue: clean_issue(&task.problem_statement),
             sources: training_files(task, &paths, self.view.options.seed)?,
-            paths: known_paths(task),
+            paths: task.base_paths(),
         };
         let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: None };
         for (file, source) in material.sources.iter().enumerate() {

@@ -32,11 +32,6 @@ pub(super) fn training_files<'t>(task: &'t Task, gold: &BTreeSet<&String>, seed:
     Ok(shown.map(|(path, text)| Source::new(path, text)).collect())
 }
 
-/// All paths of a task.
-pub(super) fn known_paths(task: &Task) -> BTreeSet<String> {
-    task.all_paths.iter().chain(task.files.keys()).cloned().collect()
-}
-
 /// The units, those first that match the issue best (BM25 over their words); equal ones in their order.
 pub(super) fn by_match(issue: &str, sources: &[Source<'_>], units: &[Unit]) -> Vec<usize> {
     let lines = |u: &Unit| sources[u.file].lines[u.first - 1..u.last.min(sources[u.file].lines.len())].iter().copied();
@@ -58,7 +53,7 @@ impl View {
         let material = Material {
             issue: clean_issue(&task.problem_statement),
             sources: training_files(task, &paths, seed)?,
-            paths: known_paths(task),
+            paths: task.base_paths(),
         };
         let choice = |most: usize| {
             let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: most_lines(most) };
