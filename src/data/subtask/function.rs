@@ -1,7 +1,7 @@
 //! Function localisation: which functions and classes must be changed to resolve an issue (SoRFT, arXiv 2502.20127, section 3.1). The
 //! prompt shows the skeletons of files, the answer names definitions in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::answer::{Gold, Place};
 use super::budget::clean_issue;
@@ -60,26 +60,20 @@ impl FunctionSubtask {
         Ok(PlacePrompt { asked, gold, answer })
     }
 
-    /// The prompt for an issue and files that are already localised: the skeletons of `paths`, in this order; the paths that `files` does
-    /// not have are left out. Where they do not fit, the definitions stay that share the most words with the issue.
+    /// The prompt for a task's issue and files that are already localised: the skeletons of `paths`, in this order; those that the task's
+    /// files do not have are left out. Where they do not fit, the definitions stay that share the most words with the issue.
     ///
     /// # Errors
     ///
-    /// None of the paths in `files`; a budget that not even a part fits into; a template that fails.
-    pub fn ask(
-        &self,
-        issue: &str,
-        files: &BTreeMap<String, String>,
-        paths: &[String],
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<Asked> {
+    /// None of the paths in the files; a budget that not even a part fits into; a template that fails.
+    pub fn ask(&self, task: &Task, paths: &[String], count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
         let mut seen = BTreeSet::new();
-        let known = paths.iter().filter(|p| seen.insert(*p)).filter_map(|p| files.get_key_value(p));
+        let known = paths.iter().filter(|p| seen.insert(*p)).filter_map(|p| task.files.get_key_value(p));
         let sources: Vec<Source<'_>> = known.map(|(path, text)| Source::new(path, text)).collect();
         if sources.is_empty() {
             return Err(Error::input("none of the files to be shown is known"));
         }
-        let material = Material { issue: clean_issue(issue), sources, paths: files.keys().cloned().collect() };
+        let material = Material { issue: clean_issue(&task.problem_statement), sources, paths: task.base_paths() };
         let mut units = Vec::new();
         for (file, source) in material.sources.iter().enumerate() {
             units.extend(source.heads(file, units.len()));

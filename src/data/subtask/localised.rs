@@ -1,6 +1,6 @@
 //! Localised code: the views that line localisation and code edit generation share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::budget::clean_issue;
 use super::code_view::{Source, Unit};
@@ -78,20 +78,14 @@ impl View {
     ///
     /// # Errors
     ///
-    /// None of the places in `files`; a budget that not even a part fits into; a template that fails.
-    pub(super) fn localised(
-        &self,
-        issue: &str,
-        files: &BTreeMap<String, String>,
-        places: &[Location],
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<Asked> {
+    /// None of the places in the task's files; a budget that not even a part fits into; a template that fails.
+    pub(super) fn localised(&self, task: &Task, places: &[Location], count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
         let mut seen = BTreeSet::new();
-        let known = places.iter().filter(|(path, ..)| seen.insert(path)).filter_map(|(path, ..)| files.get_key_value(path));
+        let known = places.iter().filter(|(path, ..)| seen.insert(path)).filter_map(|(path, ..)| task.files.get_key_value(path));
         let material = Material {
-            issue: clean_issue(issue),
+            issue: clean_issue(&task.problem_statement),
             sources: known.map(|(path, text)| Source::new(path, text)).collect(),
-            paths: files.keys().cloned().collect(),
+            paths: task.base_paths(),
         };
         let choice = |most: usize| {
             let mut units = Vec::new();
