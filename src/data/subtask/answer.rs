@@ -166,27 +166,31 @@ pub type Answered<T> = (Vec<T>, Option<String>);
 
 /// Reads an answer to function localisation: after a line that ends in a path, `function: name`, `function: Class.method`, `class: Name`
 /// or `module:`, one a line. A name is the qualified one, else a method of the class named last, else the only definition that ends in
-/// it, as in Agentless. `variable:` and `line:` say nothing here.
+/// it, as in Agentless; where several do, none is meant. `variable:` and `line:` say nothing here.
 pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(String, String)> {
     let (mut out, mut reason) = (Vec::new(), None);
     let mut class = (String::new(), String::new());
     let mut known: BTreeMap<&str, Vec<Definition>> = BTreeMap::new();
     for (path, keyword, rest) in targets(universe, answer_text(completion)) {
-        let name = rest.split(['(', ' ', '\t']).next().unwrap_or_default().trim_matches('`').replace("::", ".");
+        let name = bare_name(rest);
         if keyword.starts_with("line") || keyword == "variable" || (name.is_empty() && keyword != "module") {
             continue;
         }
         let all = known.entry(path).or_insert_with(|| universe.definitions(path));
         let found = match (keyword.as_str(), name.as_str()) {
-            ("module", _) | (_, MODULE) => universe.shows_path(path).then(|| MODULE.to_owned()),
+            ("module", _) | (_, MODULE) if universe.shows_path(path) => Ok(MODULE.to_owned()),
+            ("module", _) | (_, MODULE) => Err(Vec::new()),
             _ => resolve(all, &name, Some(class.1.as_str()).filter(|_| class.0 == path)),
         };
         if keyword == "class" {
             class = (path.to_owned(), found.clone().unwrap_or_default());
         }
-        if found.is_none() {
+        if let Err(meant) = &found {
             let said = if name.is_empty() { MODULE } else { &name };
-            reason.get_or_insert_with(|| format!("`{said}` in `{path}` is not in the prompt"));
+            reason.get_or_insert_with(|| match meant.as_slice() {
+                [] => format!("`{said}` in `{path}` is not in the prompt"),
+                several => format!("`{said}` in `{path}` is ambiguous: {}", several.join(" or ")),
+            });
         }
         let element = (path.to_owned(), found.unwrap_or(name));
         if !out.contains(&element) {
@@ -199,12 +203,24 @@ pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(Strin
     (out, reason)
 }
 
-fn resolve(all: &[Definition], name: &str, class: Option<&str>) -> Option<String> {
+/// A name without what stands around it where it is copied from code: `async def run(self):` is `run`.
+fn bare_name(text: &str) -> String {
+    let rest = ["async ", "def ", "class "].iter().fold(text, |rest, word| rest.strip_prefix(word).map_or(rest, str::trim_start));
+    rest.split(['(', ' ', '\t']).next().unwrap_or_default().trim_matches(['`', '*', ':']).replace("::", ".")
+}
+
+/// The definition that a name means; else those that it could mean, if there are several.
+fn resolve(all: &[Definition], name: &str, class: Option<&str>) -> std::result::Result<String, Vec<String>> {
     let exact = |name: &str| all.iter().find(|d| d.name == name).map(|d| d.name.clone());
+    if let Some(found) = exact(name).or_else(|| class.and_then(|c| exact(&format!("{c}.{name}")))) {
+        return Ok(found);
+    }
     let ending = format!(".{name}");
     let ends: BTreeSet<&String> = all.iter().map(|d| &d.name).filter(|n| n.ends_with(&ending)).collect();
-    let only = || ends.first().filter(|_| ends.len() == 1).map(|n| (*n).clone());
-    exact(name).or_else(|| class.and_then(|c| exact(&format!("{c}.{name}")))).or_else(only)
+    match ends.first() {
+        Some(only) if ends.len() == 1 => Ok((*only).clone()),
+        _ => Err(ends.into_iter().cloned().collect()),
+    }
 }
 
 /// Reads an answer to line localisation: after a line that ends in a path, `line: N` or `line: N-M`, one a line. Names of functions and

@@ -34,6 +34,20 @@ fn functions_by_qualified_name_class_or_ending() {
 }
 
 #[test]
+fn names_may_be_copied_from_code_but_must_mean_one_definition() {
+    for name in ["def f(self)", "def f(self):", "async def f(self) -> int:", "f()", "`f`:", "A::f", "A.f:"] {
+        assert_eq!(functions(&format!("a.py\nfunction: {name}")), (vec!["a.py A.f".to_owned()], true), "{name}");
+    }
+    assert_eq!(functions("a.py\nclass: class A:").0, ["a.py A"]);
+    let two = "class A:\n    def run(self): pass\nclass B:\n    def run(self): pass\n";
+    let task = Task { files: BTreeMap::from([("a.py".to_owned(), two.to_owned())]), ..Task::default() };
+    let read = |answer: &str| parse_functions(answer, &Universe::new(&task, None));
+    assert_eq!(read("a.py\nfunction: run").1.as_deref(), Some("`run` in `a.py` is ambiguous: A.run or B.run"));
+    assert_eq!(read("a.py\nclass: B\nfunction: run").0[1].1, "B.run");
+    assert_eq!(read("a.py\nfunction: runs").1.as_deref(), Some("`runs` in `a.py` is not in the prompt"));
+}
+
+#[test]
 fn lines_and_ranges() {
     let run = |answer: &str, prompt: Option<&str>| {
         let (found, reason) = parse_lines(answer, &Universe::new(&task(), prompt));
