@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Task;
 use super::edit::{apply_blocks, parse_blocks};
-use super::ground_truth::{contents, functions, lines};
+use super::ground_truth::{contents, functions, lines, unknown_files};
 use super::metrics::{BETA, ScoreKind};
 use super::subtask::answer::{Gold, Place, Universe};
 use super::subtask::file;
@@ -45,6 +45,11 @@ pub fn check(task: &Task) -> Result<Vec<Finding>> {
     if score.reward(ScoreKind::Fbeta, BETA) != 1.0 {
         out.push(("file answer", reason.unwrap_or_default()));
     }
+    let unknown = unknown_files(task)?;
+    if !unknown.is_empty() {
+        let list = unknown.into_iter().collect::<Vec<_>>().join(", ");
+        out.push(("unknown files", format!("changed, but not in `files`, so that no answer can name what is in them: {list}")));
+    }
     let universe = Universe::new(task, None);
     for (what, place) in [("function answer", Place::Function), ("line answer", Place::Line), ("edit answer", Place::Edit)] {
         let gold = Gold::new(task, place)?;
@@ -64,7 +69,26 @@ pub fn check(task: &Task) -> Result<Vec<Finding>> {
 }
 
 fn gives_gold_files(task: &Task, answer: &str) -> Result<bool> {
-    let applied = parse_blocks(answer).and_then(|blocks| apply_blocks(&blocks, &task.files, &|_, _| true, &|_| true));
+    let there = task.base_paths();
+    let applied = parse_blocks(answer).and_then(|blocks| apply_blocks(&blocks, &task.files, &|_, _| true, &|path| there.contains(path)));
     let Ok(applied) = applied else { return Ok(false) };
     Ok(contents(task)?.iter().all(|(path, (old, new))| applied.get(path).map_or(old, |(_, new)| new) == new))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_file_added_beside_a_change_is_no_finding() {
+        let patch = "diff --git a/a.py b/a.py\n--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n\
+            diff --git a/b.py b/b.py\nnew file mode 100644\n--- /dev/null\n+++ b/b.py\n@@ -0,0 +1 @@\n+y = 1\n";
+        let task = json!({ "instance_id": "o__r-1", "problem_statement": "p", "patch": patch, "files": { "a.py": "x = 1\n" } });
+        assert_eq!(check(&Task::from_json(task.clone()).unwrap()).unwrap(), []);
+        let mut there = Task::from_json(task).unwrap();
+        there.all_paths = vec!["a.py".to_owned(), "b.py".to_owned()];
+        assert!(!check(&there).unwrap().is_empty(), "a file that is there is not made anew");
+    }
 }

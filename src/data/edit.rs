@@ -2,8 +2,9 @@
 //!
 //! A block is a line `### path`, `<<<<<<< SEARCH`, lines, `=======`, lines, `>>>>>>> REPLACE`, each block in a ``` fence of its own (the
 //! fence is not asked for; a path holds until the next one). SEARCH must stand in the file as whole lines, and every place where it does
-//! is replaced; later blocks see earlier ones. An empty SEARCH makes a file that is not there. A first line `...` on both sides is
-//! dropped, as Agentless does.
+//! is replaced; later blocks see earlier ones. An empty SEARCH makes a file that is not there. Where a SEARCH is nowhere in the file and its
+//! first line is exactly `...`, copied from a prompt that leaves lines out, it is tried without that line, which Agentless tolerates too; a
+//! REPLACE that begins with `...` as well then loses it.
 //!
 //! Line ends: blocks and files are compared without carriage returns, and inserted lines take the line end of what they replace. The end
 //! of a file keeps its state (with or without a line feed) unless a side ends with git's line `\ No newline at end of file`.
@@ -12,8 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
+use super::search_replace::size_limit;
+
 /// git's mark of a file that no line feed ends.
 const NO_NEWLINE: &str = "\\ No newline at end of file";
+
+/// What stands in prompts for lines that are left out.
+const OMISSION: &str = "...";
 
 /// One block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,12 +73,6 @@ pub fn parse_blocks(text: &str) -> Result<Vec<Block>, Reason> {
         if block.path.is_empty() {
             return Err("a block without a line `### path` before it".to_owned());
         }
-        if block.search.first().is_some_and(|l| l.trim() == "...") && block.search.len() > 1 {
-            block.search.remove(0);
-            if block.replace.first().is_some_and(|l| l.trim() == "...") {
-                block.replace.remove(0);
-            }
-        }
         if !blocks.contains(&block) {
             blocks.push(block);
         }
@@ -88,8 +88,15 @@ struct Line {
     shown: bool,
 }
 
+impl Line {
+    fn len(&self) -> usize {
+        self.text.len() + self.end.len()
+    }
+}
+
 /// The files after the blocks, those that a block names: path to (old, new). `shown` says which lines of a file may be found, none for
-/// all of it. `exists` says whether a path that `files` lacks is there all the same, so that it cannot be made anew.
+/// all of it. `exists` says whether a path that `files` lacks is there all the same, so that it cannot be made anew. No file may grow
+/// beyond [`size_limit`].
 pub fn apply_blocks(
     blocks: &[Block],
     files: &BTreeMap<String, String>,
@@ -107,10 +114,22 @@ pub fn apply_blocks(
         } else if !files.contains_key(path) && lines.is_empty() {
             return Err(format!("`{path}` is not among the files of the prompt"));
         }
-        replace(lines, block).map_err(|()| format!("a SEARCH is not in the code shown of `{path}`"))?;
+        let limit = size_limit(files.get(path).map_or(0, String::len));
+        let found = replace(lines, block, limit)? || without_omission(block).map_or(Ok(false), |b| replace(lines, &b, limit))?;
+        if !found {
+            return Err(format!("a SEARCH is not in the code shown of `{path}`"));
+        }
     }
     let joined = |lines: &[Line]| lines.iter().flat_map(|l| [l.text.as_str(), l.end]).collect::<String>();
     Ok(edited.into_iter().map(|(path, lines)| (path.to_owned(), (files.get(path).cloned().unwrap_or_default(), joined(&lines)))).collect())
+}
+
+/// The block without the first line `...` of its SEARCH, and of its REPLACE if it is there too; none where the SEARCH does not begin so.
+fn without_omission(block: &Block) -> Option<Block> {
+    let cut = |side: &[String]| side.strip_prefix([OMISSION.to_owned()].as_slice()).map(<[String]>::to_vec);
+    let replace = cut(&block.replace).unwrap_or_else(|| block.replace.clone());
+    let shorter = Block { path: block.path.clone(), search: cut(&block.search)?, replace };
+    (!search_is_empty(&shorter)).then_some(shorter)
 }
 
 /// An empty side is no line, or one blank line, as some write it.
@@ -136,8 +155,8 @@ fn unmarked(side: &[String]) -> (&[String], bool) {
     }
 }
 
-/// Replaces every place; an error where there is none.
-fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
+/// Replaces every place; false where there is none.
+fn replace(lines: &mut Vec<Line>, block: &Block, limit: usize) -> Result<bool, Reason> {
     let ((search, open), (new, new_open)) = (unmarked(&block.search), unmarked(&block.replace));
     let usual = lines.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or("\n");
     if lines.is_empty() && search.iter().all(|l| l.is_empty()) {
@@ -145,11 +164,12 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         if let Some(last) = lines.last_mut().filter(|_| new_open) {
             last.end = "";
         }
-        return Ok(());
+        return Ok(true);
     }
     if search.is_empty() {
-        return Err(());
+        return Ok(false);
     }
+    let mut size: usize = lines.iter().map(Line::len).sum();
     let (mut out, mut at, mut found) = (Vec::with_capacity(lines.len()), 0, false);
     while at < lines.len() {
         let here = lines.get(at..at + search.len()).filter(|l| l.iter().zip(search).all(|(l, s)| l.shown && l.text == *s));
@@ -160,6 +180,11 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         };
         let last = here.last().map_or(usual, |l| l.end);
         let end = here.first().map(|l| l.end).filter(|e| !e.is_empty()).unwrap_or(usual);
+        size += new.iter().map(|text| text.len() + end.len()).sum::<usize>();
+        size -= here.iter().map(Line::len).sum::<usize>();
+        if size > limit {
+            return Err(format!("the edits make `{}` larger than {limit} bytes", block.path));
+        }
         out.extend(new.iter().map(|text| Line { text: text.clone(), end, shown: true }));
         at += search.len();
         found = true;
@@ -172,7 +197,7 @@ fn replace(lines: &mut Vec<Line>, block: &Block) -> Result<(), ()> {
         }
     }
     *lines = out;
-    if found { Ok(()) } else { Err(()) }
+    Ok(found)
 }
 
 /// What the change of a file deletes and inserts, by Myers' algorithm over lines without their line ends. A change of line ends alone has

@@ -35,6 +35,27 @@ fn line_ends_are_kept() {
 }
 
 #[test]
+fn three_dots_are_code_where_the_file_has_them() {
+    let old = "class P:\n    def f(self):\n        ...\n\n    def g(self):\n        return 0\n";
+    let search = "        ...\n\n    def g(self):\n";
+    assert_eq!(apply(&block(search, "        return 1\n\n    def g(self):\n"), old).unwrap(), old.replace("...", "return 1"));
+    assert_eq!(apply(&block("...\nx = 1\n", "...\nx = 2\n"), "...\nx = 1\nx = 1\n").unwrap(), "...\nx = 2\nx = 1\n");
+    assert_eq!(apply(&block("...\nx = 1\n", "x = 2\n"), "x = 1\n").unwrap(), "x = 2\n");
+    assert_eq!(apply(&block("...\nx = 1\n", "...\nx = 2\n"), "x = 1\n").unwrap(), "x = 2\n");
+    for missing in ["    ...\nx = 1\n", "...\n\n", "...\n"] {
+        assert!(apply(&block(missing, "z\n"), "x = 1\n\n").is_err(), "{missing:?}");
+    }
+}
+
+#[test]
+fn a_few_blocks_cannot_fill_the_memory() {
+    let grow = |i: usize| block(&format!("a{i}\n"), &format!("a{}\n", i + 1).repeat(8));
+    let error = apply(&(0..12).map(grow).collect::<String>(), "a0\n").unwrap_err();
+    assert!(error.contains("make `a.py` larger than 4194304 bytes"), "{error}");
+    assert_eq!(apply(&(0..3).map(grow).collect::<String>(), "a0\n").unwrap(), "a3\n".repeat(512));
+}
+
+#[test]
 fn new_files_are_made_and_others_are_not_guessed() {
     let run = |text: &str, exists: bool| apply_blocks(&parse_blocks(text).unwrap(), &BTreeMap::new(), &|_, _| true, &|_| exists);
     let made = run(&block("", "x\n"), false).unwrap();

@@ -65,3 +65,20 @@ fn line_ends_other_bytes_and_files_that_are_not_code() {
     t.gold_functions = Some(BTreeMap::from([("a.py".to_owned(), vec!["f".to_owned()])]));
     assert_eq!((names(&t), numbers(&t), edits(&t).is_err()), (vec!["a.py f".to_owned()], vec![3], true));
 }
+
+#[test]
+fn a_hunk_header_that_counts_from_0_is_no_panic() {
+    let t = task(json!({ "a.py": "a\nb\nc\n" }), &format!("{HEAD}@@ -0,3 +0,4 @@\n+z\n a\n-b\n+B\n c\n"));
+    assert_eq!(numbers(&t), [1, 2]);
+}
+
+#[test]
+fn lines_are_where_the_hunk_stands_not_where_its_header_says() {
+    let line = |i: usize| if i < 12 { format!("l{i}\n") } else { format!("    l{i}\n") };
+    let text: String = (1..30).map(|i| if i == 12 { "def f():\n".to_owned() } else { line(i) }).collect();
+    let t = task(json!({ "a.py": text }), &format!("{HEAD}@@ -3,3 +3,3 @@\n def f():\n-    l13\n+    X\n     l14\n"));
+    assert_eq!((numbers(&t), names(&t)), (vec![13], vec!["a.py f".to_owned()]));
+    assert!(edits(&t).unwrap().contains(&Element::Delete("a.py".into(), 13)), "the edits agree");
+    let misfit = task(json!({ "a.py": "x\n" }), &format!("{HEAD}@@ -1 +1 @@\n-y\n+z\n"));
+    assert!(lines(&misfit).unwrap_err().to_string().contains("field `patch`: a.py: line 1 is not what the patch expects"));
+}

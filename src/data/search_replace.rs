@@ -22,9 +22,14 @@ pub struct Edit {
     pub replace: PyText,
 }
 
-/// Edits may not make a file larger than this, or than four times what it was: every edit may double it, and a few lines of an answer
-/// could otherwise fill the memory.
+/// Edits may not make a file larger than this, or than four times what it was.
 pub const MAX_FILE: usize = 4 << 20;
+
+/// How many bytes a file of `len` bytes may have after its edits: every edit may double it, and a few lines of an answer could otherwise
+/// fill the memory.
+pub fn size_limit(len: usize) -> usize {
+    MAX_FILE.max(len.saturating_mul(4))
+}
 
 /// The blocks of an answer, in its order. A block is a fence with nothing else in it: ```` ``` ````, `### path`, `<<<<<<< SEARCH`, lines,
 /// `=======`, lines, `>>>>>>> REPLACE`, ```` ``` ````; between the markers stands at least one line, which may be empty.
@@ -43,7 +48,7 @@ pub fn parse_blocks(answer: &[u8]) -> Vec<Edit> {
 ///
 /// Why an edit cannot be applied, in words.
 pub fn apply<'a>(content: &[u8], edits: impl IntoIterator<Item = &'a Edit>) -> Result<Vec<u8>, String> {
-    let limit = MAX_FILE.max(4 * content.len());
+    let limit = size_limit(content.len());
     // With a line feed before it, every line begins behind one.
     let mut text = [b"\n", content].concat();
     for edit in edits {

@@ -146,6 +146,12 @@ impl Task {
         set.into_iter().cloned().collect()
     }
 
+    /// All paths that are known to be there at the base commit: those of `all_paths`, which may leave some out, and the keys of `files`.
+    /// An edit cannot make these anew.
+    pub fn base_paths(&self) -> BTreeSet<String> {
+        self.all_paths.iter().chain(self.files.keys()).cloned().collect()
+    }
+
     /// The paths whose contents are known, or where there are none all known ones: the short list of candidates.
     pub fn file_paths(&self) -> Vec<String> {
         if self.files.is_empty() { self.known_paths() } else { self.files.keys().cloned().collect() }

@@ -33,7 +33,7 @@ pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>
     let subtask = FunctionSubtask::new(view(settings))?;
     let asked: Vec<Option<Asked>> = each(tasks, &products, |task, product| {
         let paths = &product.files.merged;
-        (!paths.is_empty()).then(|| subtask.ask(&task.problem_statement, &task.files, paths, &|text| session.count(text)))
+        (!paths.is_empty()).then(|| subtask.ask(task, paths, &|text| session.count(text)))
     });
     let samples = localise("function", tasks, &asked, settings, session, &|text, universe| parse_functions(text, universe))?;
     for ((task, product), samples) in tasks.iter().zip(&mut products).zip(samples) {
@@ -44,7 +44,7 @@ pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>
     let subtask = LineSubtask::new(view(settings))?;
     let asked: Vec<Option<Asked>> = each(tasks, &products, |task, product| {
         let wanted = functions_or_all(task, product);
-        let ask = || subtask.ask(&task.problem_statement, &task.files, &wanted, settings.context_lines, &|text| session.count(text));
+        let ask = || subtask.ask(task, &wanted, settings.context_lines, &|text| session.count(text));
         (!wanted.is_empty()).then(ask)
     });
     let samples = localise("line", tasks, &asked, settings, session, &|text, universe| parse_lines(text, universe))?;
@@ -184,9 +184,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
             true => distinct(&[places(&task.files, &functions_or_all(task, product))]),
             false => sets,
         };
-        let ask = |set: &Vec<Location>| {
-            subtask.ask(&task.problem_statement, &task.files, set, settings.context_lines, &|text| session.count(text)).ok()
-        };
+        let ask = |set: &Vec<Location>| subtask.ask(task, set, settings.context_lines, &|text| session.count(text)).ok();
         questions.push(sets.iter().take(settings.samples).map(ask).collect());
         for i in 0..settings.samples {
             let mut candidate = Candidate { found_files: product.files.merged.clone(), ..Candidate::default() };

@@ -1,5 +1,10 @@
 //! Applying a patch to files in memory as `git apply` does: every line must fit (no fuzz), but a hunk may stand at other lines than its
 //! header says, as in some patches of SWE-bench.
+//!
+//! The search is git's (`apply.c`): hunks one after another, each first at its header's new line in the file as the hunks before left it,
+//! then ever farther to both sides, below before above; never over lines that another hunk has. A hunk of old line 0 or 1 must stand at
+//! the file's beginning, one that ends without context at its end. Taken more gently than by git: one that fits just where its header
+//! says, and one without any context at all (`git diff -U0`), which nothing tells apart from others.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +13,7 @@ use crate::{Error, Result};
 
 impl Patch {
     /// Applies the patch to `files` (path to content) and gives the files after it. A hunk goes where its header says, or else to the
-    /// nearest place behind the hunk before it where all its context and deleted lines are. All reads are of the files as they were
-    /// before the patch.
+    /// nearest place where all its context and deleted lines are. All reads are of the files as they were before the patch.
     ///
     /// # Errors
     ///
@@ -39,6 +43,22 @@ impl Patch {
         }
         Ok(out)
     }
+
+    /// The patch with every hunk's `old_start` where the hunk stands in `files`, so that its lines have the files' numbers. Files that
+    /// are not among them keep what their headers say.
+    ///
+    /// # Errors
+    ///
+    /// A hunk that fits nowhere, with file and line.
+    pub fn placed(&self, files: &BTreeMap<String, String>) -> Result<Self> {
+        let mut out = self.clone();
+        for change in &mut out.files {
+            let Some(text) = change.base_path().and_then(|path| files.get(path)) else { continue };
+            let (_, places) = apply_hunks(text, &change.hunks, 0).map_err(|e| e.at(change.path()))?;
+            change.hunks.iter_mut().zip(places).for_each(|(hunk, place)| hunk.old_start = place);
+        }
+        Ok(out)
+    }
 }
 
 /// What the file holds after the change; none where it is deleted.
@@ -55,7 +75,7 @@ fn new_content(change: &FileChange, files: &BTreeMap<String, String>, fuzz: usiz
         }
         (Some(path), _) => files.get(path).ok_or_else(|| Error::input("the patch changes this file, but it is not there"))?,
     };
-    let new = apply_hunks(old, &change.hunks, fuzz)?;
+    let (new, _) = apply_hunks(old, &change.hunks, fuzz)?;
     match change.kind {
         ChangeKind::Deleted if !new.is_empty() => Err(Error::input("the patch deletes this file, but leaves lines of it")),
         ChangeKind::Deleted => Ok(None),
@@ -63,45 +83,61 @@ fn new_content(change: &FileChange, files: &BTreeMap<String, String>, fuzz: usiz
     }
 }
 
-/// `old` with the hunks applied.
-fn apply_hunks(old: &str, hunks: &[Hunk], fuzz: usize) -> Result<String> {
-    let lines: Vec<&str> = old.split_inclusive('\n').collect();
-    let mut out = String::with_capacity(old.len());
-    let (mut at, mut moved) = (0usize, 0isize);
-    for hunk in hunks {
-        // A hunk without old lines names the line that it stands after.
-        let said = if hunk.old_len == 0 { hunk.old_start } else { hunk.old_start.saturating_sub(1) };
-        let guess = said.saturating_add_signed(moved);
-        let (front, kept, start) = fuzzy_place(&lines, hunk, guess, at, fuzz)?;
-        moved = start as isize - (said + front) as isize;
-        lines[at..start].iter().for_each(|l| out.push_str(l));
-        for line in kept.iter().filter(|l| l.kind != LineKind::Delete) {
-            out.push_str(&line.text);
-            if line.newline {
-                out.push('\n');
-            }
-        }
-        at = start + old_lines(kept).count();
-    }
-    lines[at..].iter().for_each(|l| out.push_str(l));
-    Ok(out)
+/// A line of a file that hunks are applied to.
+#[derive(Clone, Copy)]
+struct Spot<'a> {
+    text: &'a str,
+    newline: bool,
+    /// Its number in the old file, 1-based; of an inserted line that of the old line before it.
+    old: usize,
+    /// True for the lines of a hunk that stands here, context included: no other hunk may.
+    taken: bool,
 }
 
-/// How many leading lines of the hunk are given up, the lines that are left of it, and where they go ([`place`]).
-fn fuzzy_place<'a>(lines: &[&str], hunk: &'a Hunk, guess: usize, from: usize, fuzz: usize) -> Result<(usize, &'a [Line], usize)> {
+/// `old` with the hunks applied, and each hunk's first line in `old`, 1-based (of a hunk without old lines the line before it).
+fn apply_hunks(old: &str, hunks: &[Hunk], fuzz: usize) -> Result<(String, Vec<usize>)> {
+    let spot = |(i, line)| {
+        let (text, newline) = str::strip_suffix(line, '\n').map_or((line, false), |text| (text, true));
+        Spot { text, newline, old: i + 1, taken: false }
+    };
+    let mut lines: Vec<Spot<'_>> = old.split_inclusive('\n').enumerate().map(spot).collect();
+    let mut places = Vec::with_capacity(hunks.len());
+    for hunk in hunks {
+        let (front, kept, start) = fuzzy_place(&lines, hunk, fuzz)?;
+        let end = start + old_lines(kept).count();
+        let before = start.checked_sub(1).map_or(0, |i| lines[i].old);
+        places.push(lines[start..end].first().map_or(before, |first| first.old.saturating_sub(front).max(1)));
+        let (mut number, mut next) = (before, start);
+        let mut new = Vec::with_capacity(kept.len());
+        for line in kept {
+            if line.kind != LineKind::Insert {
+                (number, next) = (lines[next].old, next + 1);
+            }
+            if line.kind != LineKind::Delete {
+                new.push(Spot { text: &line.text, newline: line.newline, old: number, taken: true });
+            }
+        }
+        lines.splice(start..end, new);
+    }
+    let text = lines.iter().flat_map(|l| [l.text, if l.newline { "\n" } else { "" }]).collect();
+    Ok((text, places))
+}
+
+/// How many leading lines of the hunk are given up, the lines that are left of it, and where they go.
+fn fuzzy_place<'h>(lines: &[Spot<'_>], hunk: &'h Hunk, fuzz: usize) -> Result<(usize, &'h [Line], usize)> {
     let context = |l: &&Line| l.kind == LineKind::Context;
     let prefix = hunk.lines.iter().take_while(context).count();
     let suffix = hunk.lines.iter().rev().take_while(context).count();
+    if let Some(start) = place(lines, hunk, suffix) {
+        return Ok((0, &hunk.lines, start));
+    }
     let longest = prefix.max(suffix);
-    let exact = place(lines, &hunk.lines, guess, from).map(|start| (0, &hunk.lines[..], start));
-    exact.or_else(|error| {
-        let given_up = (1..=fuzz.min(longest)).map(|f| ((f + prefix).saturating_sub(longest), (f + suffix).saturating_sub(longest)));
-        let tried = given_up.filter(|(front, back)| front + back <= hunk.lines.len()).find_map(|(front, back)| {
-            let kept = &hunk.lines[front..hunk.lines.len() - back];
-            Some((front, kept, place(lines, kept, guess + front, from).ok()?))
-        });
-        tried.ok_or(error)
-    })
+    let given_up = (0..=fuzz.min(longest)).map(|f| ((f + prefix).saturating_sub(longest), (f + suffix).saturating_sub(longest)));
+    let tried = given_up.filter(|(front, back)| fuzz > 0 && front + back <= hunk.lines.len()).find_map(|(front, back)| {
+        let kept = &hunk.lines[front..hunk.lines.len() - back];
+        Some((front, kept, nearest(lines, &old_lines(kept).collect::<Vec<_>>(), new_index(hunk) + front)?))
+    });
+    tried.ok_or_else(|| misfit(lines, hunk))
 }
 
 /// The lines that are expected to be found.
@@ -109,21 +145,52 @@ fn old_lines(lines: &[Line]) -> impl Iterator<Item = &Line> {
     lines.iter().filter(|l| l.kind != LineKind::Insert)
 }
 
-/// The place nearest to `guess`, and not before `from`, where all old lines of a hunk are; the earlier of two equally near.
-fn place(lines: &[&str], hunk: &[Line], guess: usize, from: usize) -> Result<usize> {
-    let same = |line: &Line, found: &str| match found.strip_suffix('\n') {
-        Some(text) => line.newline && line.text == text,
-        None => !line.newline && line.text == found,
-    };
-    let expected: Vec<&Line> = old_lines(hunk).collect();
-    let fits = |at: &usize| lines.get(*at..*at + expected.len()).is_some_and(|found| expected.iter().zip(found).all(|(l, f)| same(l, f)));
-    // Nothing says where lines without any context would have moved to.
-    let reach = if expected.is_empty() { 0 } else { lines.len() };
-    let near =
-        (0..=reach).flat_map(|d| [guess.checked_sub(d), guess.checked_add(d)]).flatten().filter(|&at| at >= from && at <= lines.len());
-    near.into_iter().find(fits).ok_or_else(|| {
-        let wrong = expected.iter().enumerate().find(|(i, l)| !lines.get(guess + i).is_some_and(|f| same(l, f)));
-        let (i, text) = wrong.map_or((0, ""), |(i, l)| (i, l.text.as_str()));
-        Error::input(format!("line {} is not what the patch expects: `{text}`", guess + i + 1))
-    })
+/// Where the header says that the hunk begins in the new file, from 0. A range without lines names the line before it.
+fn new_index(hunk: &Hunk) -> usize {
+    if hunk.new_len == 0 { hunk.new_start } else { hunk.new_start.saturating_sub(1) }
+}
+
+/// The place of a whole hunk, as git finds it; `trailing` lines of context end it.
+fn place(lines: &[Spot<'_>], hunk: &Hunk, trailing: usize) -> Option<usize> {
+    let expected: Vec<&Line> = old_lines(&hunk.lines).collect();
+    let said = lines.partition_point(|l| l.old + usize::from(!expected.is_empty()) <= hunk.old_start);
+    if expected.is_empty() {
+        // Nothing but the header says where lines without any context go.
+        let there = lines.is_empty() || hunk.old_start <= lines.last().map_or(0, |l| l.old);
+        return there.then_some(said);
+    }
+    let has_context = expected.iter().any(|l| l.kind == LineKind::Context);
+    let (at_start, at_end) = (has_context && hunk.old_start <= 1, has_context && trailing == 0);
+    if !at_start && !at_end {
+        return nearest(lines, &expected, new_index(hunk));
+    }
+    let start = if at_start { Some(0) } else { lines.len().checked_sub(expected.len()) };
+    let whole = |at: &usize| !at_end || at + expected.len() == lines.len();
+    start.filter(whole).filter(|&at| fits(lines, &expected, at)).or_else(|| fits(lines, &expected, said).then_some(said))
+}
+
+/// The place nearest to `guess` where all `expected` lines are; the later of two equally near.
+fn nearest(lines: &[Spot<'_>], expected: &[&Line], guess: usize) -> Option<usize> {
+    if expected.is_empty() {
+        return (guess <= lines.len()).then_some(guess);
+    }
+    let guess = guess.min(lines.len());
+    let around = (0..=lines.len()).flat_map(|d| [Some(guess + d), guess.checked_sub(d)]);
+    around.flatten().find(|&at| fits(lines, expected, at))
+}
+
+fn fits(lines: &[Spot<'_>], expected: &[&Line], at: usize) -> bool {
+    let found = lines.get(at..at + expected.len());
+    found.is_some_and(|found| expected.iter().zip(found).all(|(l, f)| !f.taken && l.text == f.text && l.newline == f.newline))
+}
+
+/// Why the hunk fits nowhere, by what stands where its header says.
+fn misfit(lines: &[Spot<'_>], hunk: &Hunk) -> Error {
+    let found = |number: usize| lines.iter().find(|l| !l.taken && l.old == number);
+    let same = |l: &Line, f: &Spot<'_>| l.text == f.text && l.newline == f.newline;
+    let wrong = (hunk.old_start..).zip(old_lines(&hunk.lines)).find(|(n, l)| !found(*n).is_some_and(|f| same(l, f)));
+    match wrong {
+        Some((number, line)) => Error::input(format!("line {number} is not what the patch expects: `{}`", line.text)),
+        None => Error::input(format!("the hunk at line {} fits nowhere", hunk.old_start)),
+    }
 }

@@ -19,13 +19,8 @@ pub(super) fn git_names(rest: &str) -> Option<(String, String)> {
     // Without a rename both names are equal but for their prefixes, which settles where the second begins.
     for i in spaces() {
         let (old, new) = split(i);
-        if let (Some(a), Some(b)) = (old.strip_prefix("a/"), new.strip_prefix("b/"))
-            && a == b
-        {
-            return Some((a.to_owned(), b.to_owned()));
-        }
-        if old == new {
-            return Some((old.to_owned(), new.to_owned()));
+        if let Some(name) = same_rest(old, new).or((old == new).then_some(old)) {
+            return Some((name.to_owned(), name.to_owned()));
         }
     }
     let mut candidates = spaces();
@@ -46,14 +41,40 @@ pub(super) fn plain_name(rest: &str) -> String {
     unquote(rest).map_or_else(|| rest.to_owned(), |(name, _)| name)
 }
 
-/// Removes git's `a/` and `b/` where both names that are there have theirs (a diff made with `--no-prefix` has none).
+/// The name behind two different prefixes of git's, where it is the same: `a/` and `b/`, or with `diff.mnemonicPrefix` two of `i/` (the
+/// index), `w/` (the work tree), `c/` (a commit), `o/` (an object), `1/` and `2/` (no repository at all).
+fn same_rest<'a>(old: &'a str, new: &str) -> Option<&'a str> {
+    let cut = |name: &'_ str| -> Option<u8> {
+        let prefix = name.bytes().next().filter(|b| b"abiwco12".contains(b))?;
+        (name.as_bytes().get(1) == Some(&b'/')).then_some(prefix)
+    };
+    (cut(old)? != cut(new)? && old[2..] == new[2..]).then(|| &old[2..])
+}
+
+/// Removes git's `a/` and `b/` where both names that are there have theirs (a diff made with `--no-prefix` has none), and its other
+/// prefixes where the names are the same behind them: `i/` and `w/` could be folders too, if the file moved.
 pub(super) fn strip_prefixes(old: Option<String>, new: Option<String>) -> (Option<String>, Option<String>) {
+    if let (Some(a), Some(b)) = (&old, &new)
+        && let Some(name) = same_rest(a, b)
+    {
+        return (Some(name.to_owned()), Some(name.to_owned()));
+    }
     let has = |name: &Option<String>, prefix: &str| name.as_ref().is_none_or(|n| n.starts_with(prefix));
     if has(&old, "a/") && has(&new, "b/") {
         let cut = |name: String| name[2..].to_owned();
         return (old.map(cut), new.map(cut));
     }
     (old, new)
+}
+
+/// The name of a file in a diff without git's header, where it cannot have moved: of two names one of which goes on where the other
+/// ends (`a.py.orig`, `a.py~`), the shorter, as git and `patch` choose.
+pub(super) fn same_file(old: String, new: String) -> (String, String) {
+    let goes_on = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|more| !more.contains('/'));
+    if goes_on(&old, &new) {
+        return (new.clone(), new);
+    }
+    if goes_on(&new, &old) { (old.clone(), old) } else { (old, new) }
 }
 
 fn strip_both(old: String, new: String) -> (String, String) {
@@ -146,6 +167,9 @@ mod tests {
         assert_eq!(names("x.py x.py"), pair("x.py", "x.py"));
         assert_eq!(names("\"a/\\303\\244.py\" \"b/\\303\\244.py\""), pair("ä.py", "ä.py"));
         assert_eq!(names("a/x.py \"b/\\t.py\""), pair("x.py", "\t.py"));
+        assert_eq!(names("i/x.py w/x.py"), pair("x.py", "x.py"));
+        assert_eq!(names("c/my w/x.py i/my w/x.py"), pair("my w/x.py", "my w/x.py"));
+        assert_eq!(names("i/x.py w/y.py"), pair("i/x.py", "w/y.py"));
         assert_eq!(names("a/one two b/three four"), None);
         assert_eq!(names("\"a/open"), None);
         assert_eq!(names(""), None);
@@ -168,5 +192,9 @@ mod tests {
         assert_eq!(marker_name("/dev/null"), None);
         assert_eq!(strip_prefixes(Some("a/x".into()), None), (Some("x".into()), None));
         assert_eq!(strip_prefixes(Some("a/x".into()), Some("a/x".into())), (Some("a/x".into()), Some("a/x".into())));
+        for (old, new) in [("i/x", "w/x"), ("c/x", "i/x"), ("o/x", "w/x"), ("c/x", "w/x"), ("b/x", "a/x"), ("1/x", "2/x")] {
+            assert_eq!(strip_prefixes(Some(old.into()), Some(new.into())), (Some("x".into()), Some("x".into())));
+        }
+        assert_eq!(strip_prefixes(Some("i/x".into()), Some("w/y".into())), (Some("i/x".into()), Some("w/y".into())));
     }
 }

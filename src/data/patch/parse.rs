@@ -1,6 +1,6 @@
 //! Reading a unified diff.
 
-use super::header::{git_names, marker_name, plain_name, strip_prefixes};
+use super::header::{git_names, marker_name, plain_name, same_file, strip_prefixes};
 use super::{ChangeKind, FileChange, Hunk, Line, LineKind, Patch};
 use crate::{Error, Result};
 
@@ -9,8 +9,8 @@ impl Patch {
     ///
     /// # Errors
     ///
-    /// A hunk that ends early or holds a line of no kind, numbers that do not fit, a file without a name: with the line of the patch.
-    /// A text without any diff gives an empty patch.
+    /// A hunk that ends early or holds a line of no kind, numbers that do not fit, a file without a name, a combined diff (of a merge
+    /// against all its parents): with the line of the patch. A text without any diff gives an empty patch.
     pub fn parse(text: &str) -> Result<Self> {
         let mut reader = Reader { lines: text.split('\n').collect(), at: 0 };
         if reader.lines.last() == Some(&"") {
@@ -20,6 +20,9 @@ impl Patch {
         while let Some(line) = reader.peek() {
             if line.starts_with("diff --git ") || reader.at_plain_header() {
                 files.push(reader.file()?);
+            } else if reader.at_combined() {
+                let error = reader.error("combined diffs, which compare a merge with all its parents, are not read");
+                return Err(error.hint("make it with `git diff` against one parent"));
             } else {
                 reader.at += 1;
             }
@@ -60,8 +63,18 @@ impl<'a> Reader<'a> {
 
     /// True at `--- ` followed by `+++ ` and a hunk: a diff without git's header.
     fn at_plain_header(&self) -> bool {
+        self.at_markers_before("@@ -")
+    }
+
+    /// True at the header of a combined diff, git's or a plain one.
+    fn at_combined(&self) -> bool {
+        let named = self.peek().is_some_and(|l| l.starts_with("diff --cc ") || l.starts_with("diff --combined "));
+        named || self.at_markers_before("@@@ -")
+    }
+
+    fn at_markers_before(&self, hunk: &str) -> bool {
         let starts = |i: usize, prefix: &str| self.lines.get(self.at + i).is_some_and(|l| l.starts_with(prefix));
-        starts(0, "--- ") && starts(1, "+++ ") && starts(2, "@@ -")
+        starts(0, "--- ") && starts(1, "+++ ") && starts(2, hunk)
     }
 
     fn file(&mut self) -> Result<FileChange> {
@@ -205,7 +218,7 @@ impl Headers {
                     hunks,
                 });
             }
-            (_, _, Some((old, new))) => strip_prefixes(old, new),
+            (_, _, Some(markers)) => named(markers, self.git_names),
             _ => self.git_names.map(|(old, new)| (Some(old), Some(new)))?,
         };
         let kind = match (self.added || old_path.is_none(), self.deleted || new_path.is_none()) {
@@ -224,6 +237,25 @@ impl Headers {
     }
 }
 
+/// The names before and after, from the `---` and `+++` lines and from git's header if there is one.
+fn named((old, new): (Option<String>, Option<String>), git_names: Option<(String, String)>) -> (Option<String>, Option<String>) {
+    match (strip_prefixes(old, new), git_names) {
+        ((Some(old), Some(new)), None) => {
+            let (old, new) = same_file(old, new);
+            (Some(old), Some(new))
+        }
+        // One name alone does not tell a prefix from a folder; git's header has two.
+        ((None, Some(new)), Some((_, name))) if behind_letter(&new) == Some(&name) => (None, Some(name)),
+        ((Some(old), None), Some((name, _))) if behind_letter(&old) == Some(&name) => (Some(name), None),
+        (names, _) => names,
+    }
+}
+
+/// What follows one letter and `/`.
+fn behind_letter(name: &str) -> Option<&str> {
+    name.get(1..)?.strip_prefix('/')
+}
+
 /// A first line and a number of lines.
 type Span = (usize, usize);
 
@@ -234,7 +266,8 @@ fn hunk_header(line: &str) -> Option<(Span, Span, String)> {
     let range = |text: &str| -> Option<Span> {
         let (start, len) = text.split_once(',').unwrap_or((text, "1"));
         let (start, len) = (start.parse::<u32>().ok()?, len.parse::<u32>().ok()?);
-        Some((start as usize, len as usize))
+        // Lines count from 1: `0,3` is what git reads as `1,3`. Only an empty range may begin at 0, before the first line.
+        Some((start.max(len.min(1)) as usize, len as usize))
     };
     Some((range(old)?, range(new)?, section.trim().to_owned()))
 }

@@ -125,6 +125,52 @@ fn broken_hunks_name_their_line() {
 }
 
 #[test]
+fn other_prefixes_than_a_and_b_are_no_renames() {
+    let hunk = "@@ -1 +1 @@\n-a\n+b\n";
+    let read = |head: &str| {
+        let patch = Patch::parse(&format!("{head}{hunk}")).unwrap();
+        (patch.files[0].kind, patch.files[0].path().to_owned(), patch.base_paths().map(str::to_owned).next())
+    };
+    let modified = (ChangeKind::Modified, "s/a.py".to_owned(), Some("s/a.py".to_owned()));
+    for (old, new) in [("i", "w"), ("c", "i"), ("o", "w"), ("c", "w"), ("w", "i")] {
+        let markers = format!("--- {old}/s/a.py\n+++ {new}/s/a.py\n");
+        assert_eq!(read(&markers), modified);
+        assert_eq!(read(&format!("diff --git {old}/s/a.py {new}/s/a.py\nindex 1..2 100644\n{markers}")), modified);
+    }
+    for markers in
+        ["--- s/a.py.orig\n+++ s/a.py\n", "--- a/s/a.py\n+++ b/s/a.py~\n", "--- s/a.py\t(revision 1)\n+++ s/a.py\t(working copy)\n"]
+    {
+        assert_eq!(read(markers), modified, "{markers}");
+    }
+    let added = "diff --git i/n.py w/n.py\nnew file mode 100644\n--- /dev/null\n+++ w/n.py\n@@ -0,0 +1 @@\n+a\n";
+    assert_eq!(Patch::parse(added).unwrap().files[0].new_path.as_deref(), Some("n.py"));
+    let gone = "diff --git c/n.py w/n.py\ndeleted file mode 100644\n--- c/n.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n";
+    assert_eq!(Patch::parse(gone).unwrap().base_paths().collect::<Vec<_>>(), ["n.py"]);
+    let moved = "diff --git i/a.py w/b.py\nsimilarity index 90%\nrename from a.py\nrename to b.py\n--- i/a.py\n+++ w/b.py\n";
+    assert_eq!(read(moved), (ChangeKind::Renamed, "b.py".to_owned(), Some("a.py".to_owned())));
+}
+
+#[test]
+fn combined_diffs_are_refused() {
+    let body = "--- a/a.py\n+++ b/a.py\n@@@ -1,2 -1,2 +1,2 @@@\n  a\n- b\n -c\n++d\n";
+    for text in [format!("diff --cc a.py\nindex 1,2..3\n{body}"), body.to_owned()] {
+        let error = Patch::parse(&text).unwrap_err().to_string();
+        assert!(error.contains("combined diffs") && error.contains("against one parent"), "{error}");
+    }
+}
+
+/// `git apply` takes `@@ -0,3 +0,3 @@` for `@@ -1,3 +1,3 @@`.
+#[test]
+fn a_range_of_lines_begins_at_1() {
+    let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -0,3 +0,3 @@\n a\n-b\n+B\n c\n").unwrap();
+    let hunk = &patch.files[0].hunks[0];
+    assert_eq!((hunk.old_start, hunk.new_start), (1, 1));
+    assert_eq!(patch.apply(&files(&[("x", "a\nb\nc\n")])).unwrap()["x"], "a\nB\nc\n");
+    let added = Patch::parse("--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+a\n").unwrap();
+    assert_eq!((added.files[0].hunks[0].old_start, added.files[0].hunks[0].new_start), (0, 1));
+}
+
+#[test]
 fn applying_checks_every_line() {
     let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -2 +2 @@\n-b\n+B\n").unwrap();
     assert_eq!(patch.apply(&files(&[("x", "a\nb\nc\n")])).unwrap()["x"], "a\nB\nc\n");
@@ -137,15 +183,55 @@ fn applying_checks_every_line() {
     assert_eq!(added.apply(&files(&[])).unwrap()["x"], "new\n");
 }
 
+/// What `git apply` 2.47 makes of it.
 #[test]
 fn hunks_move_to_the_nearest_place_that_fits() {
-    let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -5,2 +5,2 @@\n k\n-b\n+B\n@@ -9 +9 @@\n-c\n+C\n").unwrap();
+    let patch = Patch::parse("--- a/x\n+++ b/x\n@@ -5,3 +5,3 @@\n k\n-b\n+B\n e\n@@ -9,3 +9,3 @@\n p\n-c\n+C\n q\n").unwrap();
     let apply = |text: &str| patch.apply(&files(&[("x", text)])).map(|f| f["x"].clone());
-    assert_eq!(apply("k\nb\n1\n2\n3\n4\nk\nb\nc\n").unwrap(), "k\nb\n1\n2\n3\n4\nk\nB\nC\n", "two below is nearer than four above");
-    assert_eq!(apply("k\nb\n1\nc\n").unwrap(), "k\nB\n1\nC\n");
-    assert!(apply("c\nk\nb\n").is_err(), "the second hunk stands behind the first");
+    let (first, second) = ("k\nb\ne\n", "p\nc\nq\n");
+    let (done, done2) = ("k\nB\ne\n", "p\nC\nq\n");
+    assert_eq!(
+        apply(&format!("{first}3\n4\n5\n{first}{second}")).unwrap(),
+        format!("{first}3\n4\n5\n{done}{done2}"),
+        "2 below, not 4 above"
+    );
+    assert_eq!(apply(&format!("0\n{first}4\n5\n6\n{first}{second}")).unwrap(), format!("0\n{first}4\n5\n6\n{done}{done2}"), "below first");
+    assert_eq!(apply(&format!("{first}{second}")).unwrap(), format!("{done}{done2}"), "a file far shorter than the header says");
+    assert_eq!(apply(&format!("{second}{first}")).unwrap(), format!("{done2}{done}"), "in another order");
+    let meeting = Patch::parse("--- a/x\n+++ b/x\n@@ -5,3 +5,3 @@\n k\n-b\n+B\n e\n@@ -7,3 +7,3 @@\n e\n-c\n+C\n q\n").unwrap();
+    assert!(meeting.apply(&files(&[("x", "0\nk\nb\ne\nc\nq\n")])).is_err(), "no line is in two hunks");
     let far = Patch::parse("--- a/x\n+++ b/x\n@@ -4294967295,0 +1 @@\n+a\n").unwrap();
     assert!(far.apply(&files(&[("x", "1\n")])).is_err());
+}
+
+/// Without leading context at line 1, or without trailing context, a hunk of git's cannot be anywhere else; where the header says so all
+/// the same, `patch` takes it, and so do we.
+#[test]
+fn hunks_at_an_end_of_the_file_stay_there() {
+    let apply = |hunk: &str, text: &str| Patch::parse(&format!("--- a/x\n+++ b/x\n{hunk}")).unwrap().apply(&files(&[("x", text)]));
+    let top = "@@ -1,2 +1,3 @@\n+z\n a\n b\n";
+    assert_eq!(apply(top, "a\nb\nc\na\nb\n").unwrap()["x"], "z\na\nb\nc\na\nb\n", "at line 1, whatever the end");
+    assert!(apply(top, "0\na\nb\n").is_err());
+    let end = "@@ -3,2 +3,3 @@\n a\n b\n+z\n";
+    assert_eq!(apply(end, "a\nb\n3\n4\na\nb\n").unwrap()["x"], "a\nb\n3\n4\na\nb\nz\n");
+    assert!(apply(end, "0\n1\n2\na\nb\nc\n").is_err());
+    assert_eq!(apply(end, "0\n1\na\nb\nc\n").unwrap()["x"], "0\n1\na\nb\nz\nc\n");
+    let bare = "@@ -2 +2 @@\n-b\n+B\n";
+    assert_eq!(apply(bare, "0\n1\na\nb\nc\n").unwrap()["x"], "0\n1\na\nB\nc\n");
+}
+
+#[test]
+fn placed_hunks_have_the_numbers_of_the_file() {
+    let text = "--- a/x\n+++ b/x\n@@ -1,3 +1,4 @@\n a\n-b\n+B\n+B2\n c\n@@ -5,2 +6,3 @@\n e\n+E\n f\n@@ -9,0 +10 @@\n+z\n";
+    let starts = |text: &str, old: &str| -> Vec<usize> {
+        let placed = Patch::parse(text).unwrap().placed(&files(&[("x", old)])).unwrap();
+        placed.files[0].hunks.iter().map(|h| h.old_start).collect()
+    };
+    assert_eq!(starts(text, "a\nb\nc\nd\ne\nf\ng\nh\ni\n"), [1, 5, 9]);
+    assert_eq!(starts(text, "a\nb\nc\nd\n\n\ne\nf\ng\nh\n"), [1, 7, 9]);
+    let other = Patch::parse(text).unwrap();
+    assert_eq!(other.placed(&files(&[("y", "")])).unwrap(), other);
+    assert!(other.placed(&files(&[("x", "")])).unwrap_err().to_string().contains("x: line 1 is not what the patch expects"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::answer_text;
+use super::shown::shown_lines;
 use super::tree::{forms, looks_like_path};
 use crate::data::edit::{Element, apply_blocks, edit_elements, parse_blocks};
 use crate::data::ground_truth::{Functions, Lines};
@@ -23,11 +24,11 @@ pub struct Universe {
 
 impl Universe {
     /// The universe of a task: what `prompt` shows, or without one (or with one that shows no code) all files whose contents it holds.
-    /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out; a
-    /// line of a prompt counts for every place of the file where the run of lines that it is in stands.
+    /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out
+    /// (`shown.rs`).
     pub fn new(task: &Task, prompt: Option<&str>) -> Self {
-        let paths = task.all_paths.iter().chain(task.files.keys()).cloned().collect();
-        let shown = prompt.map(|p| shown_lines(p, &task.files)).filter(|s| !s.is_empty());
+        let paths = task.base_paths();
+        let shown = prompt.map(|p| shown_lines(p, &paths, &task.files)).filter(|s| !s.is_empty());
         Self { files: task.files.clone(), paths, shown }
     }
 
@@ -91,57 +92,6 @@ impl Universe {
     }
 }
 
-/// The lines of the files that a prompt's sections show. A run that does not stand in the file as a whole (a skeleton, say) counts line
-/// by line.
-fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut out: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    let mut runs: Vec<(&str, Vec<&str>)> = Vec::new();
-    let mut path = "";
-    for line in prompt.lines() {
-        if let Some(title) = line.strip_prefix("### ") {
-            path = if files.contains_key(title.trim()) { title.trim() } else { "" };
-            if !path.is_empty() {
-                out.entry(path.to_owned()).or_default();
-            }
-        }
-        let numbered = line.split_once('|').and_then(|(n, _)| n.trim().parse::<usize>().ok());
-        match (numbered, runs.last_mut()) {
-            _ if path.is_empty() => {}
-            (Some(n), _) if n > 0 => drop(out.entry(path.to_owned()).or_default().insert(n)),
-            _ if line.trim() == "..." || line.starts_with("```") || line.starts_with("### ") => runs.push((path, Vec::new())),
-            (_, Some((of, lines))) if *of == path => lines.push(line),
-            _ => runs.push((path, vec![line])),
-        }
-    }
-    for (path, run) in &runs {
-        let all: Vec<&str> = files[*path].lines().collect();
-        let start = run.iter().position(|l| !l.trim().is_empty()).unwrap_or(run.len());
-        let end = run.iter().rposition(|l| !l.trim().is_empty()).map_or(start, |i| i + 1);
-        // Blank lines at its ends may be the prompt's own; they count where the file has blank lines there too.
-        let (before, behind) = (start, run.len() - end);
-        let run = &run[start..end];
-        if run.is_empty() {
-            continue;
-        }
-        let blank = |n: &usize| all.get(*n).is_some_and(|l| l.trim().is_empty());
-        let shown = out.entry((*path).to_owned()).or_default();
-        let whole: Vec<usize> = (0..all.len()).filter(|&i| all[i..].starts_with(run)).collect();
-        for &at in &whole {
-            let (first, last) = (at + 1, at + run.len());
-            shown.extend(first..=last);
-            shown.extend((0..at).rev().take(before).take_while(blank).map(|n| n + 1));
-            shown.extend((last..).take(behind).take_while(blank).map(|n| n + 1));
-        }
-        if whole.is_empty() {
-            shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
-        }
-    }
-    if out.values().all(BTreeSet::is_empty) {
-        out.clear();
-    }
-    out
-}
-
 /// The lines of an answer that name something, with the file that each is in: (path, keyword, the rest). Lines before any file, and
 /// lines of other kinds, are skipped, as Agentless does.
 fn targets<'a>(universe: &'a Universe, text: &'a str) -> Vec<(&'a str, String, &'a str)> {
@@ -166,27 +116,31 @@ pub type Answered<T> = (Vec<T>, Option<String>);
 
 /// Reads an answer to function localisation: after a line that ends in a path, `function: name`, `function: Class.method`, `class: Name`
 /// or `module:`, one a line. A name is the qualified one, else a method of the class named last, else the only definition that ends in
-/// it, as in Agentless. `variable:` and `line:` say nothing here.
+/// it, as in Agentless; where several do, none is meant. `variable:` and `line:` say nothing here.
 pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(String, String)> {
     let (mut out, mut reason) = (Vec::new(), None);
     let mut class = (String::new(), String::new());
     let mut known: BTreeMap<&str, Vec<Definition>> = BTreeMap::new();
     for (path, keyword, rest) in targets(universe, answer_text(completion)) {
-        let name = rest.split(['(', ' ', '\t']).next().unwrap_or_default().trim_matches('`').replace("::", ".");
+        let name = bare_name(rest);
         if keyword.starts_with("line") || keyword == "variable" || (name.is_empty() && keyword != "module") {
             continue;
         }
         let all = known.entry(path).or_insert_with(|| universe.definitions(path));
         let found = match (keyword.as_str(), name.as_str()) {
-            ("module", _) | (_, MODULE) => universe.shows_path(path).then(|| MODULE.to_owned()),
+            ("module", _) | (_, MODULE) if universe.shows_path(path) => Ok(MODULE.to_owned()),
+            ("module", _) | (_, MODULE) => Err(Vec::new()),
             _ => resolve(all, &name, Some(class.1.as_str()).filter(|_| class.0 == path)),
         };
         if keyword == "class" {
             class = (path.to_owned(), found.clone().unwrap_or_default());
         }
-        if found.is_none() {
+        if let Err(meant) = &found {
             let said = if name.is_empty() { MODULE } else { &name };
-            reason.get_or_insert_with(|| format!("`{said}` in `{path}` is not in the prompt"));
+            reason.get_or_insert_with(|| match meant.as_slice() {
+                [] => format!("`{said}` in `{path}` is not in the prompt"),
+                several => format!("`{said}` in `{path}` is ambiguous: {}", several.join(" or ")),
+            });
         }
         let element = (path.to_owned(), found.unwrap_or(name));
         if !out.contains(&element) {
@@ -199,12 +153,24 @@ pub fn parse_functions(completion: &str, universe: &Universe) -> Answered<(Strin
     (out, reason)
 }
 
-fn resolve(all: &[Definition], name: &str, class: Option<&str>) -> Option<String> {
+/// A name without what stands around it where it is copied from code: `async def run(self):` is `run`.
+fn bare_name(text: &str) -> String {
+    let rest = ["async ", "def ", "class "].iter().fold(text, |rest, word| rest.strip_prefix(word).map_or(rest, str::trim_start));
+    rest.split(['(', ' ', '\t']).next().unwrap_or_default().trim_matches(['`', '*', ':']).replace("::", ".")
+}
+
+/// The definition that a name means; else those that it could mean, if there are several.
+fn resolve(all: &[Definition], name: &str, class: Option<&str>) -> std::result::Result<String, Vec<String>> {
     let exact = |name: &str| all.iter().find(|d| d.name == name).map(|d| d.name.clone());
+    if let Some(found) = exact(name).or_else(|| class.and_then(|c| exact(&format!("{c}.{name}")))) {
+        return Ok(found);
+    }
     let ending = format!(".{name}");
     let ends: BTreeSet<&String> = all.iter().map(|d| &d.name).filter(|n| n.ends_with(&ending)).collect();
-    let only = || ends.first().filter(|_| ends.len() == 1).map(|n| (*n).clone());
-    exact(name).or_else(|| class.and_then(|c| exact(&format!("{c}.{name}")))).or_else(only)
+    match ends.first() {
+        Some(only) if ends.len() == 1 => Ok((*only).clone()),
+        _ => Err(ends.into_iter().cloned().collect()),
+    }
 }
 
 /// Reads an answer to line localisation: after a line that ends in a path, `line: N` or `line: N-M`, one a line. Names of functions and
@@ -270,15 +236,17 @@ pub enum Gold {
 }
 
 impl Gold {
-    /// The gold set of a task.
+    /// The gold set of a task: what the patch changes in the files whose contents the task holds. What is in others
+    /// ([`ground_truth::unknown_files`]) no answer could name.
     ///
     /// # Errors
     ///
     /// A patch that does not fit the task's files; an empty set, which leaves nothing to ask.
     pub fn new(task: &Task, place: Place) -> Result<Self> {
+        let known = |path: &String| task.files.contains_key(path);
         let gold = match place {
-            Place::Function => Self::Functions(ground_truth::functions(task)?),
-            Place::Line => Self::Lines(ground_truth::lines(task)?),
+            Place::Function => Self::Functions(ground_truth::functions(task)?.into_iter().filter(|(path, _)| known(path)).collect()),
+            Place::Line => Self::Lines(ground_truth::lines(task)?.into_iter().filter(|(path, _)| known(path)).collect()),
             Place::Edit => Self::Edits(ground_truth::edits(task)?),
         };
         let empty = match &gold {
@@ -286,10 +254,13 @@ impl Gold {
             Self::Lines(gold) => gold.is_empty(),
             Self::Edits(gold) => gold.is_empty(),
         };
-        if empty {
-            return Err(Error::input("the task has nothing to be found: its patch changes no line of a text that is there at the base"));
+        if !empty {
+            return Ok(gold);
         }
-        Ok(gold)
+        Err(match ground_truth::unknown_files(task)?.first() {
+            Some(path) => Error::input("the patch changes this file, and its content is not known").at(path),
+            None => Error::input("the task has nothing to be found: its patch changes no line of a text that is there at the base"),
+        })
     }
 
     /// Reads and scores an answer: the score, and why it earns nothing if it does not.

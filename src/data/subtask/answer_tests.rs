@@ -34,6 +34,20 @@ fn functions_by_qualified_name_class_or_ending() {
 }
 
 #[test]
+fn names_may_be_copied_from_code_but_must_mean_one_definition() {
+    for name in ["def f(self)", "def f(self):", "async def f(self) -> int:", "f()", "`f`:", "A::f", "A.f:"] {
+        assert_eq!(functions(&format!("a.py\nfunction: {name}")), (vec!["a.py A.f".to_owned()], true), "{name}");
+    }
+    assert_eq!(functions("a.py\nclass: class A:").0, ["a.py A"]);
+    let two = "class A:\n    def run(self): pass\nclass B:\n    def run(self): pass\n";
+    let task = Task { files: BTreeMap::from([("a.py".to_owned(), two.to_owned())]), ..Task::default() };
+    let read = |answer: &str| parse_functions(answer, &Universe::new(&task, None));
+    assert_eq!(read("a.py\nfunction: run").1.as_deref(), Some("`run` in `a.py` is ambiguous: A.run or B.run"));
+    assert_eq!(read("a.py\nclass: B\nfunction: run").0[1].1, "B.run");
+    assert_eq!(read("a.py\nfunction: runs").1.as_deref(), Some("`runs` in `a.py` is not in the prompt"));
+}
+
+#[test]
 fn lines_and_ranges() {
     let run = |answer: &str, prompt: Option<&str>| {
         let (found, reason) = parse_lines(answer, &Universe::new(&task(), prompt));
@@ -61,6 +75,23 @@ fn skeletons_say_which_functions_may_be_named() {
     let universe = Universe::new(&task(), Some("### a.py\nclass A:\n    def f(self):\n        ...\n\nWhich?"));
     assert!(parse_functions("a.py\nfunction: A.f", &universe).1.is_none());
     assert!(parse_functions("a.py\nfunction: h", &universe).1.is_some() && parse_functions("src/b.py\nfunction: k", &universe).1.is_some());
+}
+
+#[test]
+fn files_whose_contents_are_not_known_are_no_targets() {
+    let mut task = task();
+    task.patch.push_str("diff --git a/docs/x.md b/docs/x.md\n--- a/docs/x.md\n+++ b/docs/x.md\n@@ -1 +1 @@\n-a\n+b\n");
+    assert_eq!(ground_truth::unknown_files(&task).unwrap(), BTreeSet::from(["docs/x.md".to_owned()]));
+    for place in [Place::Function, Place::Line, Place::Edit] {
+        let gold = Gold::new(&task, place).unwrap();
+        let (score, reason) = gold.score(&gold.answer(&task).unwrap().unwrap(), &Universe::new(&task, None));
+        assert_eq!((score.fbeta(3.0), reason), (1.0, None), "{place:?}");
+    }
+    task.files.remove("a.py");
+    for place in [Place::Function, Place::Line, Place::Edit] {
+        let error = Gold::new(&task, place).err().unwrap().to_string();
+        assert!(error.contains("a.py: the patch changes this file, and its content is not known"), "{error}");
+    }
 }
 
 #[test]

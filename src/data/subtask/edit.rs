@@ -1,8 +1,6 @@
 //! Code edit generation: the change itself, as SEARCH/REPLACE blocks (SoRFT, arXiv 2502.20127, section 3.1). The prompt shows localised
 //! code as it stands, so that a SEARCH can be copied from it.
 
-use std::collections::BTreeMap;
-
 use super::answer::{Gold, Place};
 use super::code_view::Style;
 use super::localised::{Location, widened};
@@ -34,8 +32,8 @@ impl EditSubtask {
     ///
     /// # Errors
     ///
-    /// A task whose change no blocks can say, that changes no known file, or whose changed files it does not hold; a budget that the gold
-    /// pieces do not fit into; a template that fails.
+    /// A task whose change no blocks can say, or none of whose changed files it holds; a budget that the gold pieces do not fit into; a
+    /// template that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Edit)?;
         let (mut blocks, mut places) = (Vec::new(), Vec::new());
@@ -53,20 +51,13 @@ impl EditSubtask {
         Ok(PlacePrompt { asked, gold, answer: write_blocks(&blocks) })
     }
 
-    /// The prompt for an issue and places that are already localised, (path, first line, last line), with `context` lines around each;
-    /// those that `files` does not have are left out. Code that does not fit is cut by how well it matches the issue.
+    /// The prompt for a task's issue and places that are already localised, (path, first line, last line), with `context` lines around
+    /// each; those that the task's files do not have are left out. Code that does not fit is cut by how well it matches the issue.
     ///
     /// # Errors
     ///
-    /// None of the places in `files`; a budget that not even a part fits into; a template that fails.
-    pub fn ask(
-        &self,
-        issue: &str,
-        files: &BTreeMap<String, String>,
-        locations: &[Location],
-        context: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<Asked> {
-        self.view.localised(issue, files, &widened(locations.iter().cloned(), context), count_tokens)
+    /// None of the places in the files; a budget that not even a part fits into; a template that fails.
+    pub fn ask(&self, task: &Task, locations: &[Location], context: usize, count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
+        self.view.localised(task, &widened(locations.iter().cloned(), context), count_tokens)
     }
 }

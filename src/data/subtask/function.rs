@@ -1,14 +1,14 @@
 //! Function localisation: which functions and classes must be changed to resolve an issue (SoRFT, arXiv 2502.20127, section 3.1). The
 //! prompt shows the skeletons of files, the answer names definitions in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::answer::{Gold, Place};
 use super::budget::clean_issue;
 use super::code_view::{Source, Style};
-use super::localised::{by_match, known_paths, training_files};
+use super::localised::{by_match, training_files};
 use super::view::{Asked, Choice, Material, PlacePrompt, View, ViewOptions};
-use crate::data::{Task, random::Keyed};
+use crate::data::{Task, ground_truth::unknown_files, random::Keyed};
 use crate::{Error, Result};
 
 /// The prompt's template, in Jinja; [`ViewOptions::template`] replaces it.
@@ -34,7 +34,7 @@ impl FunctionSubtask {
     ///
     /// # Errors
     ///
-    /// A task with nothing to be found, or whose changed files it does not hold; a budget that the gold definitions do not fit into; a
+    /// A task with nothing to be found, or none of whose changed files it holds; a budget that the gold definitions do not fit into; a
     /// template that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Function)?;
@@ -42,8 +42,8 @@ impl FunctionSubtask {
         let paths: BTreeSet<&String> = targets.iter().map(|(path, _)| path).collect();
         let material = Material {
             issue: clean_issue(&task.problem_statement),
-            sources: training_files(task, &paths, self.view.options.seed)?,
-            paths: known_paths(task),
+            sources: training_files(task, &paths, self.view.options.seed),
+            paths: task.base_paths(),
         };
         let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: None };
         for (file, source) in material.sources.iter().enumerate() {
@@ -55,31 +55,26 @@ impl FunctionSubtask {
             choice.must.extend(must);
             choice.queues.push(others);
         }
-        let asked = self.view.fit(&material, std::iter::once(choice), count_tokens)?;
+        let mut asked = self.view.fit(&material, std::iter::once(choice), count_tokens)?;
+        asked.cut.unknown_files = unknown_files(task)?.len();
         let answer = gold.answer(task)?.ok_or_else(|| Error::input("the gold set has no answer"))?;
         Ok(PlacePrompt { asked, gold, answer })
     }
 
-    /// The prompt for an issue and files that are already localised: the skeletons of `paths`, in this order; the paths that `files` does
-    /// not have are left out. Where they do not fit, the definitions stay that share the most words with the issue.
+    /// The prompt for a task's issue and files that are already localised: the skeletons of `paths`, in this order; those that the task's
+    /// files do not have are left out. Where they do not fit, the definitions stay that share the most words with the issue.
     ///
     /// # Errors
     ///
-    /// None of the paths in `files`; a budget that not even a part fits into; a template that fails.
-    pub fn ask(
-        &self,
-        issue: &str,
-        files: &BTreeMap<String, String>,
-        paths: &[String],
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<Asked> {
+    /// None of the paths in the files; a budget that not even a part fits into; a template that fails.
+    pub fn ask(&self, task: &Task, paths: &[String], count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
         let mut seen = BTreeSet::new();
-        let known = paths.iter().filter(|p| seen.insert(*p)).filter_map(|p| files.get_key_value(p));
+        let known = paths.iter().filter(|p| seen.insert(*p)).filter_map(|p| task.files.get_key_value(p));
         let sources: Vec<Source<'_>> = known.map(|(path, text)| Source::new(path, text)).collect();
         if sources.is_empty() {
             return Err(Error::input("none of the files to be shown is known"));
         }
-        let material = Material { issue: clean_issue(issue), sources, paths: files.keys().cloned().collect() };
+        let material = Material { issue: clean_issue(&task.problem_statement), sources, paths: task.base_paths() };
         let mut units = Vec::new();
         for (file, source) in material.sources.iter().enumerate() {
             units.extend(source.heads(file, units.len()));

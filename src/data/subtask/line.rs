@@ -35,7 +35,7 @@ impl LineSubtask {
     ///
     /// # Errors
     ///
-    /// A task with nothing to be found, or whose changed files it does not hold; a budget that the gold pieces do not fit into; a template
+    /// A task with nothing to be found, or none of whose changed files it holds; a budget that the gold pieces do not fit into; a template
     /// that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Line)?;
@@ -46,22 +46,15 @@ impl LineSubtask {
         Ok(PlacePrompt { asked, gold, answer })
     }
 
-    /// The prompt for an issue and definitions that are already localised: the numbered code of `elements`, (path, qualified name or
-    /// [`MODULE`]), with `context` lines around each; those that `files` does not have are left out. Code that does not fit is cut by how
-    /// well it matches the issue.
+    /// The prompt for a task's issue and definitions that are already localised: the numbered code of `elements`, (path, qualified name or
+    /// [`MODULE`]), with `context` lines around each; those that the task's files do not have are left out. Code that does not fit is cut
+    /// by how well it matches the issue.
     ///
     /// # Errors
     ///
-    /// None of the elements in `files`; a budget that not even a part fits into; a template that fails.
-    pub fn ask(
-        &self,
-        issue: &str,
-        files: &BTreeMap<String, String>,
-        elements: &[(String, String)],
-        context: usize,
-        count_tokens: &dyn Fn(&str) -> usize,
-    ) -> Result<Asked> {
-        self.view.localised(issue, files, &widened(places(files, elements), context), count_tokens)
+    /// None of the elements in the files; a budget that not even a part fits into; a template that fails.
+    pub fn ask(&self, task: &Task, elements: &[(String, String)], context: usize, count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
+        self.view.localised(task, &widened(places(&task.files, elements), context), count_tokens)
     }
 }
 

@@ -149,10 +149,11 @@ fn prompts_are_a_function_of_seed_and_task() {
 
 #[test]
 fn localised_views_show_what_they_are_told() {
-    let task = &tasks()[1];
-    let files = &task.files;
+    let mut task = Task { problem_statement: "Broken".to_owned(), ..tasks()[1].clone() };
+    task.all_paths = vec!["src/elsewhere.py".to_owned()];
+    let (task, files) = (&task, &task.files);
     let paths = ["src/part3.py".to_owned(), "gone.py".to_owned(), "src/part1.py".to_owned()];
-    let asked = FunctionSubtask::new(options(usize::MAX)).unwrap().ask("Broken", files, &paths, &tokens).unwrap();
+    let asked = FunctionSubtask::new(options(usize::MAX)).unwrap().ask(task, &paths, &tokens).unwrap();
     assert!(asked.text.find("### src/part3.py").unwrap() < asked.text.find("### src/part1.py").unwrap());
     let named = parse_functions("src/part3.py\nfunction: Part3.second\nmodule:", &asked.universe);
     assert!(named.1.is_none(), "{named:?}");
@@ -160,7 +161,7 @@ fn localised_views_show_what_they_are_told() {
 
     let elements = [("src/part3.py".to_owned(), "Part3.second".to_owned()), ("src/part1.py".to_owned(), "<module>".to_owned())];
     assert_eq!(places(files, &elements[..1]), [("src/part3.py".to_owned(), 17, 19)]);
-    let asked = LineSubtask::new(options(usize::MAX)).unwrap().ask("Broken", files, &elements, 1, &tokens).unwrap();
+    let asked = LineSubtask::new(options(usize::MAX)).unwrap().ask(task, &elements, 1, &tokens).unwrap();
     assert!(
         asked.text.contains("### src/part3.py\n16|\n17|    @property\n18|    def second(self):\n19|        return 2\n20|\n"),
         "{}",
@@ -171,7 +172,7 @@ fn localised_views_show_what_they_are_told() {
     assert!(parse_lines("src/part3.py\nline: 9", &asked.universe).1.is_some());
 
     let locations = [("src/part3.py".to_owned(), 19, 19), ("src/part3.py".to_owned(), 10, 10)];
-    let asked = EditSubtask::new(options(usize::MAX)).unwrap().ask("Broken", files, &locations, 1, &tokens).unwrap();
+    let asked = EditSubtask::new(options(usize::MAX)).unwrap().ask(task, &locations, 1, &tokens).unwrap();
     assert!(
         asked.text.contains("        step_0 = 0\n        step_1 = 1\n...\n    def second(self):\n        return 2\n"),
         "{}",
@@ -181,27 +182,26 @@ fn localised_views_show_what_they_are_told() {
     let after = asked.universe.apply(&edit("        return 2")).unwrap();
     assert_eq!(after["src/part3.py"], files["src/part3.py"].replace("return 2", "return 5"));
     assert!(asked.universe.apply(&edit("        step_5 = 5")).is_err() && parse_edits(&edit("x"), &asked.universe).1.is_some());
+    let new_file = |path: &str| format!("```\n### {path}\n<<<<<<< SEARCH\n=======\nx = 1\n>>>>>>> REPLACE\n```");
+    assert!(asked.universe.apply(&new_file("src/new.py")).is_ok());
+    for there in ["src/part0.py", "src/elsewhere.py"] {
+        let error = asked.universe.apply(&new_file(there)).unwrap_err();
+        assert!(error.contains("an empty SEARCH is for a new file"), "{error}");
+    }
 }
 
 #[test]
 fn localised_views_keep_what_matches_the_issue_where_not_all_fits() {
     let mut files = BTreeMap::from([("a.py".to_owned(), (0..60).map(|i| format!("def f{i}():\n    return {i}\n\n")).collect::<String>())]);
     files.get_mut("a.py").unwrap().push_str("def zebra():\n    return 'zebra'\n");
-    let paths = ["a.py".to_owned()];
-    let asked = FunctionSubtask::new(options(160)).unwrap().ask("The zebra is wrong", &files, &paths, &tokens).unwrap();
+    let task = Task { problem_statement: "The zebra is wrong".to_owned(), files, ..Task::default() };
+    let asked = FunctionSubtask::new(options(160)).unwrap().ask(&task, &["a.py".to_owned()], &tokens).unwrap();
     assert!(asked.text.contains("def zebra():") && asked.cut.units.0 > 0 && asked.tokens <= 160, "{}", asked.text);
     let asked = LineSubtask::new(options(160)).unwrap();
-    let asked = asked
-        .ask(
-            "The zebra is wrong",
-            &files,
-            &[("a.py".to_owned(), "<module>".to_owned()), ("a.py".to_owned(), "zebra".to_owned())],
-            0,
-            &tokens,
-        )
-        .unwrap();
+    let elements = ["<module>", "zebra"].map(|name| ("a.py".to_owned(), name.to_owned()));
+    let asked = asked.ask(&task, &elements, 0, &tokens).unwrap();
     assert!(asked.text.contains("|def zebra():") && asked.tokens <= 160, "{}", asked.text);
-    let none = LineSubtask::new(options(160)).unwrap().ask("x", &files, &[("b.py".to_owned(), "f".to_owned())], 0, &tokens);
+    let none = LineSubtask::new(options(160)).unwrap().ask(&task, &[("b.py".to_owned(), "f".to_owned())], 0, &tokens);
     assert!(none.err().unwrap().to_string().contains("none of the places"));
 }
 
@@ -212,6 +212,12 @@ fn changes_that_cannot_be_shown_or_said_are_left_out_by_name() {
     for place in [Place::Function, Place::Line] {
         let error = prompt(place, &unknown, options(usize::MAX)).err().unwrap().to_string();
         assert!(error.contains("src/part0.py") && error.contains("not known"), "{error}");
+    }
+    let mut partly = tasks()[0].clone();
+    partly.patch.push_str("diff --git a/gone.py b/gone.py\n--- a/gone.py\n+++ b/gone.py\n@@ -1 +1 @@\n-x\n+y\n");
+    for place in PLACES {
+        let prompt = prompt(place, &partly, options(usize::MAX)).unwrap();
+        assert_eq!((prompt.asked.cut.unknown_files, prompt.score(&prompt.answer).0.fbeta(3.0)), (1, 1.0));
     }
     let added = "diff --git a/new.py b/new.py\nnew file mode 100644\n--- /dev/null\n+++ b/new.py\n@@ -0,0 +1 @@\n+x\n";
     let added = Task { patch: added.to_owned(), ..tasks()[0].clone() };
