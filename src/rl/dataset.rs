@@ -306,8 +306,9 @@ mod tests {
             ("{\"ids\": [1, 1, 1, 1]}", "lines.jsonl:1: ids: 4 ids are more than the model's context of 3"),
             ("{\"ids\": [1, 1], \"loss_mask\": [1]}", "lines.jsonl:1: loss_mask: 1 numbers for 2 ids"),
             ("{\"ids\": [1, 1], \"loss_mask\": [1, 2]}", "lines.jsonl:1: loss_mask: expected 0 or 1, found 2"),
-            ("{\"ids\": [1", "lines.jsonl:1: expected {\"ids\": [...], \"loss_mask\": [...]}: "),
-            ("{\"ids\": [-1]}", "lines.jsonl:1: expected {\"ids\": [...], \"loss_mask\": [...]}: "),
+            ("{\"ids\": [1", "lines.jsonl:1: expected a JSON object: EOF while parsing a list"),
+            ("{\"ids\": [-1]}", "lines.jsonl:1: expected a JSON object: invalid value"),
+            ("[[1], null]", "lines.jsonl:1: expected a JSON object, found a list"),
             ("\n", "lines.jsonl: expected lines of {\"ids\": [...]}, found none"),
         ] {
             let (_dir, path) = file(text);

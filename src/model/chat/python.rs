@@ -99,23 +99,23 @@ fn split(text: &str, args: &[Value], from_the_end: bool) -> Result<Value, Error>
     Ok(if from_the_end { parts.into_iter().rev().collect() } else { parts.into_iter().collect() })
 }
 
-/// `text` cut at runs of white space, into at most `most` parts; those from the end come last first.
+/// `text` cut at runs of white space, into at most `most` parts; those from the end come last first. The last part is what is left.
 fn blanks(text: &str, most: usize, from_the_end: bool) -> Vec<&str> {
-    let mut rest = text.trim();
     let mut parts = Vec::new();
+    let mut rest = if from_the_end { text.trim_end() } else { text.trim_start() };
     while !rest.is_empty() {
         let cut = if from_the_end { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
         let Some(at) = cut.filter(|_| parts.len() + 1 < most) else {
             parts.push(rest);
             break;
         };
-        let (before, after) = (&rest[..at], rest[at..].trim_start());
+        let (before, after) = rest.split_at(at);
         if from_the_end {
-            parts.push(after);
+            parts.push(after.trim_start());
             rest = before.trim_end();
         } else {
             parts.push(before);
-            rest = after;
+            rest = after.trim_start();
         }
     }
     parts
@@ -202,23 +202,23 @@ mod tests {
         let mut environment = Environment::new();
         extend(&mut environment);
         for (source, expected) in [
-            ("{{ 'a,b,c'.split(',', 1) }}", "[\"a\", \"b,c\"]"),
-            ("{{ 'a,b,c'.split(',', maxsplit=1) }}", "[\"a\", \"b,c\"]"),
-            ("{{ 'a,b,c'.split(sep=',') }}", "[\"a\", \"b\", \"c\"]"),
-            ("{{ '  a  b c '.split() }}{{ '  a  b c '.split(none, 1) }}", "[\"a\", \"b\", \"c\"][\"a\", \"b c\"]"),
-            ("{{ 'a,b,c'.rsplit(',', 1) }}{{ ' a b  c '.rsplit(maxsplit=1) }}", "[\"a,b\", \"c\"][\"a b\", \"c\"]"),
-            ("{{ ''.split() }}{{ ''.split(',') }}", "[][\"\"]"),
+            ("{{ 'a,b,c'.split(',', 1) }}", "['a', 'b,c']"),
+            ("{{ 'a,b,c'.split(',', maxsplit=1) }}", "['a', 'b,c']"),
+            ("{{ 'a,b,c'.split(sep=',') }}", "['a', 'b', 'c']"),
+            ("{{ '  a  b c '.split() }}{{ '  a  b c '.split(none, 1) }}", "['a', 'b', 'c']['a', 'b c ']"),
+            ("{{ 'a,b,c'.rsplit(',', 1) }}{{ ' a b  c '.rsplit(maxsplit=1) }}", "['a,b', 'c'][' a b', 'c']"),
+            ("{{ ''.split() }}{{ ''.split(',') }}", "[]['']"),
             ("{{ 'k: v: w'.partition(': ')[2] }}|{{ 'k: v: w'.rpartition(': ')[0] }}|{{ 'x'.rpartition(':')[2] }}", "v: w|k: v|x"),
             ("{{ 'aéa'.find('a', 1) }}{{ 'abc'.find('x') }}{{ 'aéa'.rindex('a') }}{{ 'abc'.index('c', -1) }}", "2-122"),
             (
                 "{{ '-7'.zfill(4) }}{{ 'ab'.rjust(4, '.') }}{{ 'ab'.ljust(3) }}|{{ 'a'.center(4) }}|{{ 'ab'.center(5) }}|",
-                "-007..abab |  a  |  ab |",
+                "-007..abab | a  |  ab |",
             ),
-            ("{{ 'Straße'.casefold() }}{{ 'aB'.swapcase() }}{{ '12'.isdecimal() }}{{ ''.isdecimal() }}", "strasseAbtruefalse"),
-            ("{{ 'a\r\nb\n'.splitlines() }}{{ 'a\nb'.splitlines(true)[0] | length }}", "[\"a\", \"b\"]2"),
+            ("{{ 'Straße'.casefold() }}{{ 'aB'.swapcase() }}{{ '12'.isdecimal() }}{{ ''.isdecimal() }}", "strasseAbTrueFalse"),
+            ("{{ 'a\r\nb\n'.splitlines() }}{{ 'a\nb'.splitlines(true)[0] | length }}", "['a', 'b']2"),
             ("{{ [3, 4].index(4) }}{{ nope | length }}{{ 'é' | length }}{{ [1, 2] | count }}", "1012"),
             ("{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}{% for k, v in nope | items %}x{% endfor %}", "a1"),
-            ("{{ 'a' is sequence }}{{ {} is sequence }}{{ [] is sequence }}{{ 1 is sequence }}", "truetruetruefalse"),
+            ("{{ 'a' is sequence }}{{ {} is sequence }}{{ [] is sequence }}{{ 1 is sequence }}", "TrueTrueTrueFalse"),
         ] {
             assert_eq!(environment.render_str(source, ()).unwrap(), expected, "{source}");
         }
