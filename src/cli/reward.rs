@@ -10,12 +10,12 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use self::similarity::Cases;
-use super::output::{plural, to_stdout};
-use crate::data::Task;
+use super::output::{plural, say, to_stdout};
 use crate::data::metrics::{BETA, ScoreKind, SetScore};
 use crate::data::patch_similarity::Rule;
 use crate::data::subtask::answer::{Gold, Place, Universe};
 use crate::data::subtask::file;
+use crate::data::{Task, ground_truth};
 use crate::error::json_message;
 use crate::{Error, Result};
 
@@ -109,6 +109,8 @@ pub(super) fn run(args: Args) -> Result<()> {
     let place = args.input.as_deref().unwrap_or(Path::new("stdin"));
     // A line that cannot be read must not cost the others: failures are counted, and told at the end.
     let (mut failed, mut first, mut broken_input) = (0usize, None, None);
+    // Lines whose gold sets are not whole, and the first of them with a file that is missing.
+    let (mut partial, mut missing) = (0usize, None);
     let mut failure = |number: usize, e: Error| {
         failed += 1;
         first.get_or_insert(number);
@@ -123,11 +125,23 @@ pub(super) fn run(args: Args) -> Result<()> {
                 None => out.flush(),
             }),
             None => score_lines(Box::new(BufReader::new(input)), out, &mut |number, line| {
-                reward(line, args.kind, args.score.into(), args.beta).unwrap_or_else(|e| failure(number, e))
+                let (value, unknown) = match reward(line, args.kind, args.score.into(), args.beta) {
+                    Ok(scored) => scored,
+                    Err(e) => (failure(number, e), None),
+                };
+                if let Some(path) = unknown {
+                    partial += 1;
+                    missing.get_or_insert((number, path));
+                }
+                value
             }),
         };
         input_error.map(|input_error| broken_input = input_error)
     })?;
+    if let Some((line, path)) = missing {
+        let tasks = plural(partial as u64, "line");
+        say!("{tasks} with changed files that `files` lacks, which are left out of the gold set; the first is line {line}: {path}");
+    }
     match (broken_input, first) {
         (Some(e), _) => Err(Error::io("read", place, e)),
         (None, Some(line)) => {
@@ -174,8 +188,8 @@ fn score_places(task: &Task, place: Place, prompt: Option<&str>, completion: &st
     Ok(gold.score(completion, &Universe::new(task, prompt)))
 }
 
-/// Scores one case.
-fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<Value> {
+/// Scores one case. Beside it: a file that is left out of the gold set, as its content is not known.
+fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<(Value, Option<String>)> {
     let mut case: Map<String, Value> =
         serde_json::from_slice(line.trim_ascii()).map_err(|e| Error::input(format!("expected a JSON object: {}", json_message(&e))))?;
     let task = case.shift_remove("task").ok_or_else(|| Error::input("expected a task, found nothing").at("field `task`"))?;
@@ -193,7 +207,11 @@ fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<V
         Kind::Edit => score_places(&task, Place::Edit, prompt, completion)?,
         Kind::File | Kind::Similarity | Kind::Unidiff => score_files(&task, prompt, completion)?,
     };
-    Ok(json!({
+    let unknown = match kind {
+        Kind::Function | Kind::Line | Kind::Edit => ground_truth::unknown_files(&task)?.pop_first(),
+        Kind::File | Kind::Similarity | Kind::Unidiff => None,
+    };
+    let value = json!({
         "reward": score.reward(score_kind, beta),
         "parts": {
             "precision": score.precision(),
@@ -203,5 +221,6 @@ fn reward(line: &[u8], kind: Kind, score_kind: ScoreKind, beta: f64) -> Result<V
             "valid": score.valid,
         },
         "error": reason,
-    }))
+    });
+    Ok((value, unknown))
 }

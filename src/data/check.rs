@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Task;
 use super::edit::{apply_blocks, parse_blocks};
-use super::ground_truth::{contents, functions, lines};
+use super::ground_truth::{contents, functions, lines, unknown_files};
 use super::metrics::{BETA, ScoreKind};
 use super::subtask::answer::{Gold, Place, Universe};
 use super::subtask::file;
@@ -44,6 +44,11 @@ pub fn check(task: &Task) -> Result<Vec<Finding>> {
     let (score, reason) = file::score(&file::gold_answer(task, &paths)?, &paths.into_iter().collect(), &task.gold()?);
     if score.reward(ScoreKind::Fbeta, BETA) != 1.0 {
         out.push(("file answer", reason.unwrap_or_default()));
+    }
+    let unknown = unknown_files(task)?;
+    if !unknown.is_empty() {
+        let list = unknown.into_iter().collect::<Vec<_>>().join(", ");
+        out.push(("unknown files", format!("changed, but not in `files`, so that no answer can name what is in them: {list}")));
     }
     let universe = Universe::new(task, None);
     for (what, place) in [("function answer", Place::Function), ("line answer", Place::Line), ("edit answer", Place::Edit)] {

@@ -7,6 +7,9 @@
 //!
 //! Lines are where the hunks stand in the task's files, which need not be where their headers say ([`Patch::placed`]).
 //!
+//! Of a changed file whose content the task does not hold nothing can be shown or named: [`unknown_files`]. Its edits are left out here, its
+//! lines and functions from what answers are judged by ([`super::subtask::answer::Gold`]).
+//!
 //! A binary change, a rename or a change of mode without hunks has no lines, functions or edits. A deleted file has all its lines. Lines
 //! end with a line feed, so a carriage return changes nothing here; text that is not UTF-8 is refused where tasks and patches are read.
 
@@ -14,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Task;
 use super::edit::{Element, edit_elements};
-use super::patch::{FileChange, Hunk, LineKind, Patch};
+use super::patch::{ChangeKind, FileChange, Hunk, LineKind, Patch};
 use super::symbols::{self, MODULE};
 use crate::{Error, Result};
 
@@ -73,15 +76,34 @@ pub fn functions(task: &Task) -> Result<Functions> {
     Ok(out)
 }
 
+/// The text files that the patch changes and whose contents the task does not hold, by base path.
+///
+/// # Errors
+///
+/// A patch that does not parse.
+pub fn unknown_files(task: &Task) -> Result<BTreeSet<String>> {
+    if task.patch.trim().is_empty() {
+        let named = task.gold_lines.iter().flat_map(|m| m.keys()).chain(task.gold_functions.iter().flat_map(|m| m.keys()));
+        return Ok(named.filter(|path| !task.files.contains_key(*path)).cloned().collect());
+    }
+    let unknown = parsed(task)?.files.into_iter().filter(|f| !f.binary && !is_known(f, task));
+    Ok(unknown.filter_map(|f| f.old_path).collect())
+}
+
+/// Whether the task holds what the change starts from.
+fn is_known(change: &FileChange, task: &Task) -> bool {
+    change.kind == ChangeKind::Added || change.old_path.as_ref().is_some_and(|path| task.files.contains_key(path))
+}
+
 /// The contents of the changed files before and after the patch, by base path: an added file has none before, a deleted one none after,
-/// and a renamed one keeps its base path. Binary files are left out.
+/// and a renamed one keeps its base path. Binary files and [`unknown_files`] are left out.
 ///
 /// # Errors
 ///
 /// A patch that does not parse or does not fit the task's files.
 pub fn contents(task: &Task) -> Result<BTreeMap<String, (String, String)>> {
     let mut patch = parsed(task)?;
-    patch.files.retain(|f| !f.binary);
+    patch.files.retain(|f| !f.binary && is_known(f, task));
     let after = patch.apply(&task.files)?;
     let text = |files: &BTreeMap<String, String>, path: Option<&String>| path.and_then(|p| files.get(p)).cloned().unwrap_or_default();
     let of = |f: &FileChange| {

@@ -53,7 +53,7 @@ impl<'a> Judge<'a> {
     /// A patch that does not parse or does not fit the task's files, named with the task.
     pub fn new(task: &'a Task) -> Result<Self> {
         let at = |e: Error| e.at(&task.instance_id);
-        let contents = if task.patch.trim().is_empty() { Contents::new() } else { ground_truth::contents(task).map_err(at)? };
+        let contents = if task.patch.trim().is_empty() { Contents::new() } else { contents_of_all(task).map_err(at)? };
         Ok(Self {
             task,
             files: task.gold().map_err(at)?,
@@ -84,7 +84,7 @@ impl<'a> Judge<'a> {
         if Patch::parse(text)?.files.is_empty() {
             return Err(Error::input("the text holds no patch"));
         }
-        let contents = ground_truth::contents(&patched)?;
+        let contents = contents_of_all(&patched)?;
         let normalized = build(&contents, &|p| !self.task.files.contains_key(p))?.normalized;
         fn list<T: Clone>(set: &BTreeSet<T>) -> Vec<T> {
             set.iter().cloned().collect()
@@ -98,6 +98,14 @@ impl<'a> Judge<'a> {
             functions: SetScore::new(&list(&ground_truth::functions(&patched)?), &self.functions, true),
             lines: SetScore::new(&list(&ground_truth::lines(&patched)?), &self.lines, true),
         })
+    }
+}
+
+/// The contents of every file that the task's patch changes: a patch is judged as a whole.
+fn contents_of_all(task: &Task) -> Result<Contents> {
+    match ground_truth::unknown_files(task)?.first() {
+        Some(path) => Err(Error::input("the patch changes this file, but it is not there").at(path)),
+        None => ground_truth::contents(task),
     }
 }
 

@@ -286,15 +286,17 @@ pub enum Gold {
 }
 
 impl Gold {
-    /// The gold set of a task.
+    /// The gold set of a task: what the patch changes in the files whose contents the task holds. What is in others
+    /// ([`ground_truth::unknown_files`]) no answer could name.
     ///
     /// # Errors
     ///
     /// A patch that does not fit the task's files; an empty set, which leaves nothing to ask.
     pub fn new(task: &Task, place: Place) -> Result<Self> {
+        let known = |path: &String| task.files.contains_key(path);
         let gold = match place {
-            Place::Function => Self::Functions(ground_truth::functions(task)?),
-            Place::Line => Self::Lines(ground_truth::lines(task)?),
+            Place::Function => Self::Functions(ground_truth::functions(task)?.into_iter().filter(|(path, _)| known(path)).collect()),
+            Place::Line => Self::Lines(ground_truth::lines(task)?.into_iter().filter(|(path, _)| known(path)).collect()),
             Place::Edit => Self::Edits(ground_truth::edits(task)?),
         };
         let empty = match &gold {
@@ -302,10 +304,13 @@ impl Gold {
             Self::Lines(gold) => gold.is_empty(),
             Self::Edits(gold) => gold.is_empty(),
         };
-        if empty {
-            return Err(Error::input("the task has nothing to be found: its patch changes no line of a text that is there at the base"));
+        if !empty {
+            return Ok(gold);
         }
-        Ok(gold)
+        Err(match ground_truth::unknown_files(task)?.first() {
+            Some(path) => Error::input("the patch changes this file, and its content is not known").at(path),
+            None => Error::input("the task has nothing to be found: its patch changes no line of a text that is there at the base"),
+        })
     }
 
     /// Reads and scores an answer: the score, and why it earns nothing if it does not.

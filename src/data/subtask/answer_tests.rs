@@ -78,6 +78,23 @@ fn skeletons_say_which_functions_may_be_named() {
 }
 
 #[test]
+fn files_whose_contents_are_not_known_are_no_targets() {
+    let mut task = task();
+    task.patch.push_str("diff --git a/docs/x.md b/docs/x.md\n--- a/docs/x.md\n+++ b/docs/x.md\n@@ -1 +1 @@\n-a\n+b\n");
+    assert_eq!(ground_truth::unknown_files(&task).unwrap(), BTreeSet::from(["docs/x.md".to_owned()]));
+    for place in [Place::Function, Place::Line, Place::Edit] {
+        let gold = Gold::new(&task, place).unwrap();
+        let (score, reason) = gold.score(&gold.answer(&task).unwrap().unwrap(), &Universe::new(&task, None));
+        assert_eq!((score.fbeta(3.0), reason), (1.0, None), "{place:?}");
+    }
+    task.files.remove("a.py");
+    for place in [Place::Function, Place::Line, Place::Edit] {
+        let error = Gold::new(&task, place).err().unwrap().to_string();
+        assert!(error.contains("a.py: the patch changes this file, and its content is not known"), "{error}");
+    }
+}
+
+#[test]
 fn gold_answers_score_one() {
     let task = task();
     for place in [Place::Function, Place::Line, Place::Edit] {

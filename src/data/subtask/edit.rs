@@ -32,8 +32,8 @@ impl EditSubtask {
     ///
     /// # Errors
     ///
-    /// A task whose change no blocks can say, that changes no known file, or whose changed files it does not hold; a budget that the gold
-    /// pieces do not fit into; a template that fails.
+    /// A task whose change no blocks can say, or none of whose changed files it holds; a budget that the gold pieces do not fit into; a
+    /// template that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Edit)?;
         let (mut blocks, mut places) = (Vec::new(), Vec::new());

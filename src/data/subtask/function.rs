@@ -8,7 +8,7 @@ use super::budget::clean_issue;
 use super::code_view::{Source, Style};
 use super::localised::{by_match, training_files};
 use super::view::{Asked, Choice, Material, PlacePrompt, View, ViewOptions};
-use crate::data::{Task, random::Keyed};
+use crate::data::{Task, ground_truth::unknown_files, random::Keyed};
 use crate::{Error, Result};
 
 /// The prompt's template, in Jinja; [`ViewOptions::template`] replaces it.
@@ -34,7 +34,7 @@ impl FunctionSubtask {
     ///
     /// # Errors
     ///
-    /// A task with nothing to be found, or whose changed files it does not hold; a budget that the gold definitions do not fit into; a
+    /// A task with nothing to be found, or none of whose changed files it holds; a budget that the gold definitions do not fit into; a
     /// template that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Function)?;
@@ -42,7 +42,7 @@ impl FunctionSubtask {
         let paths: BTreeSet<&String> = targets.iter().map(|(path, _)| path).collect();
         let material = Material {
             issue: clean_issue(&task.problem_statement),
-            sources: training_files(task, &paths, self.view.options.seed)?,
+            sources: training_files(task, &paths, self.view.options.seed),
             paths: task.base_paths(),
         };
         let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: None };
@@ -55,7 +55,8 @@ impl FunctionSubtask {
             choice.must.extend(must);
             choice.queues.push(others);
         }
-        let asked = self.view.fit(&material, std::iter::once(choice), count_tokens)?;
+        let mut asked = self.view.fit(&material, std::iter::once(choice), count_tokens)?;
+        asked.cut.unknown_files = unknown_files(task)?.len();
         let answer = gold.answer(task)?.ok_or_else(|| Error::input("the gold set has no answer"))?;
         Ok(PlacePrompt { asked, gold, answer })
     }

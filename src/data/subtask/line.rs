@@ -35,7 +35,7 @@ impl LineSubtask {
     ///
     /// # Errors
     ///
-    /// A task with nothing to be found, or whose changed files it does not hold; a budget that the gold pieces do not fit into; a template
+    /// A task with nothing to be found, or none of whose changed files it holds; a budget that the gold pieces do not fit into; a template
     /// that fails.
     pub fn prompt(&self, task: &Task, count_tokens: &dyn Fn(&str) -> usize) -> Result<PlacePrompt> {
         let gold = Gold::new(task, Place::Line)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::budget::clean_issue;
 use super::code_view::{Source, Unit};
 use super::view::{Asked, Choice, Material, View};
+use crate::data::ground_truth::unknown_files;
 use crate::data::lexical::Bm25;
 use crate::data::{Task, random::Keyed};
 use crate::{Error, Result};
@@ -21,15 +22,12 @@ pub type Location = (String, usize, usize);
 
 /// The changed files and others beside them, by a keyed random choice among the task's files, in alphabetical order: neither place nor
 /// number tells which are which.
-pub(super) fn training_files<'t>(task: &'t Task, gold: &BTreeSet<&String>, seed: u64) -> Result<Vec<Source<'t>>> {
-    if let Some(unknown) = gold.iter().find(|p| !task.files.contains_key(**p)) {
-        return Err(Error::input("the patch changes this file, and its content is not known").at(unknown));
-    }
+pub(super) fn training_files<'t>(task: &'t Task, gold: &BTreeSet<&String>, seed: u64) -> Vec<Source<'t>> {
     let mut others: Vec<&String> = task.files.keys().filter(|p| !gold.contains(p)).collect();
     Keyed::new(seed, &["files beside", &task.instance_id]).shuffle(&mut others);
     others.truncate(LEAST_FILES.saturating_sub(gold.len()).max(LEAST_OTHERS));
     let shown = task.files.iter().filter(|(path, _)| gold.contains(path) || others.contains(path));
-    Ok(shown.map(|(path, text)| Source::new(path, text)).collect())
+    shown.map(|(path, text)| Source::new(path, text)).collect()
 }
 
 /// The units, those first that match the issue best (BM25 over their words); equal ones in their order.
@@ -46,15 +44,12 @@ impl View {
     ///
     /// # Errors
     ///
-    /// A file that the task does not hold; a budget that the gold pieces do not fit into; a template that fails.
+    /// A budget that the gold pieces do not fit into; a template that fails.
     pub(super) fn localised_training(&self, task: &Task, gold: &[Location], count_tokens: &dyn Fn(&str) -> usize) -> Result<Asked> {
         let paths: BTreeSet<&String> = gold.iter().map(|(path, ..)| path).collect();
         let seed = self.options.seed;
-        let material = Material {
-            issue: clean_issue(&task.problem_statement),
-            sources: training_files(task, &paths, seed)?,
-            paths: task.base_paths(),
-        };
+        let material =
+            Material { issue: clean_issue(&task.problem_statement), sources: training_files(task, &paths, seed), paths: task.base_paths() };
         let choice = |most: usize| {
             let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: most_lines(most) };
             for (file, source) in material.sources.iter().enumerate() {
@@ -70,7 +65,9 @@ impl View {
             }
             choice
         };
-        self.fit(&material, PIECES.into_iter().map(choice), count_tokens)
+        let mut asked = self.fit(&material, PIECES.into_iter().map(choice), count_tokens)?;
+        asked.cut.unknown_files = unknown_files(task)?.len();
+        Ok(asked)
     }
 
     /// The view of places that are already localised, whole if they fit. Where they do not, they are cut into pieces, and those stay that

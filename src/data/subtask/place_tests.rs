@@ -213,6 +213,12 @@ fn changes_that_cannot_be_shown_or_said_are_left_out_by_name() {
         let error = prompt(place, &unknown, options(usize::MAX)).err().unwrap().to_string();
         assert!(error.contains("src/part0.py") && error.contains("not known"), "{error}");
     }
+    let mut partly = tasks()[0].clone();
+    partly.patch.push_str("diff --git a/gone.py b/gone.py\n--- a/gone.py\n+++ b/gone.py\n@@ -1 +1 @@\n-x\n+y\n");
+    for place in PLACES {
+        let prompt = prompt(place, &partly, options(usize::MAX)).unwrap();
+        assert_eq!((prompt.asked.cut.unknown_files, prompt.score(&prompt.answer).0.fbeta(3.0)), (1, 1.0));
+    }
     let added = "diff --git a/new.py b/new.py\nnew file mode 100644\n--- /dev/null\n+++ b/new.py\n@@ -0,0 +1 @@\n+x\n";
     let added = Task { patch: added.to_owned(), ..tasks()[0].clone() };
     assert!(prompt(Place::Edit, &added, options(usize::MAX)).err().unwrap().to_string().contains("only adds files"));

@@ -48,6 +48,8 @@ pub struct Cut {
     pub units: (usize, usize),
     /// The most lines of a piece of code where definitions had to be cut; none where they are whole.
     pub piece_lines: Option<usize>,
+    /// How many files the gold patch changes whose contents the task does not hold: their places are not asked for.
+    pub unknown_files: usize,
 }
 
 /// A prompt, and what it shows.
@@ -188,6 +190,7 @@ impl View {
                 issue_bytes: (issue_len, material.issue.len()),
                 units: (choice.units.len() - fitting.shown.len(), choice.units.len()),
                 piece_lines: choice.most_lines,
+                unknown_files: 0,
             },
         })
     }

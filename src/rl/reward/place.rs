@@ -92,6 +92,9 @@ impl Question for PlaceQuestion {
         if cut.issue_bytes.0 < cut.issue_bytes.1 {
             said.push(format!("{} of {} bytes of the issue", cut.issue_bytes.0, cut.issue_bytes.1));
         }
+        if cut.unknown_files > 0 {
+            said.push(format!("{} changed files whose contents the task does not hold", cut.unknown_files));
+        }
         match (self.place, cut.piece_lines) {
             (Place::Function, _) if cut.units.0 > 0 => {
                 said.push(format!("{} of {} functions and classes left out", cut.units.0, cut.units.1));
