@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::answer_text;
+use super::shown::shown_lines;
 use super::tree::{forms, looks_like_path};
 use crate::data::edit::{Element, apply_blocks, edit_elements, parse_blocks};
 use crate::data::ground_truth::{Functions, Lines};
@@ -23,11 +24,11 @@ pub struct Universe {
 
 impl Universe {
     /// The universe of a task: what `prompt` shows, or without one (or with one that shows no code) all files whose contents it holds.
-    /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out; a
-    /// line of a prompt counts for every place of the file where the run of lines that it is in stands.
+    /// A prompt shows code under a line `### path`: numbered (`12|code`), or as it is, with lines `...` where something is left out
+    /// (`shown.rs`).
     pub fn new(task: &Task, prompt: Option<&str>) -> Self {
         let paths = task.base_paths();
-        let shown = prompt.map(|p| shown_lines(p, &task.files)).filter(|s| !s.is_empty());
+        let shown = prompt.map(|p| shown_lines(p, &paths, &task.files)).filter(|s| !s.is_empty());
         Self { files: task.files.clone(), paths, shown }
     }
 
@@ -89,57 +90,6 @@ impl Universe {
             forms(bare).into_iter().map(|f| f.trim_start_matches("# ").trim_start_matches('#').trim()).find(|f| looks_like_path(f))
         })
     }
-}
-
-/// The lines of the files that a prompt's sections show. A run that does not stand in the file as a whole (a skeleton, say) counts line
-/// by line.
-fn shown_lines(prompt: &str, files: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut out: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    let mut runs: Vec<(&str, Vec<&str>)> = Vec::new();
-    let mut path = "";
-    for line in prompt.lines() {
-        if let Some(title) = line.strip_prefix("### ") {
-            path = if files.contains_key(title.trim()) { title.trim() } else { "" };
-            if !path.is_empty() {
-                out.entry(path.to_owned()).or_default();
-            }
-        }
-        let numbered = line.split_once('|').and_then(|(n, _)| n.trim().parse::<usize>().ok());
-        match (numbered, runs.last_mut()) {
-            _ if path.is_empty() => {}
-            (Some(n), _) if n > 0 => drop(out.entry(path.to_owned()).or_default().insert(n)),
-            _ if line.trim() == "..." || line.starts_with("```") || line.starts_with("### ") => runs.push((path, Vec::new())),
-            (_, Some((of, lines))) if *of == path => lines.push(line),
-            _ => runs.push((path, vec![line])),
-        }
-    }
-    for (path, run) in &runs {
-        let all: Vec<&str> = files[*path].lines().collect();
-        let start = run.iter().position(|l| !l.trim().is_empty()).unwrap_or(run.len());
-        let end = run.iter().rposition(|l| !l.trim().is_empty()).map_or(start, |i| i + 1);
-        // Blank lines at its ends may be the prompt's own; they count where the file has blank lines there too.
-        let (before, behind) = (start, run.len() - end);
-        let run = &run[start..end];
-        if run.is_empty() {
-            continue;
-        }
-        let blank = |n: &usize| all.get(*n).is_some_and(|l| l.trim().is_empty());
-        let shown = out.entry((*path).to_owned()).or_default();
-        let whole: Vec<usize> = (0..all.len()).filter(|&i| all[i..].starts_with(run)).collect();
-        for &at in &whole {
-            let (first, last) = (at + 1, at + run.len());
-            shown.extend(first..=last);
-            shown.extend((0..at).rev().take(before).take_while(blank).map(|n| n + 1));
-            shown.extend((last..).take(behind).take_while(blank).map(|n| n + 1));
-        }
-        if whole.is_empty() {
-            shown.extend((0..all.len()).filter(|&i| !all[i].trim().is_empty() && run.contains(&all[i])).map(|i| i + 1));
-        }
-    }
-    if out.values().all(BTreeSet::is_empty) {
-        out.clear();
-    }
-    out
 }
 
 /// The lines of an answer that name something, with the file that each is in: (path, keyword, the rest). Lines before any file, and
