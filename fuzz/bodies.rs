@@ -2,11 +2,12 @@
 //!
 //! A body may do anything but panic, hang or take memory out of proportion. Where two functions are inverse to each other, it says so.
 
-use sorft_native::data::Task;
 use sorft_native::data::patch::Patch;
 use sorft_native::data::source::swe_bench;
+use sorft_native::data::subtask::answer::{Universe, parse_edits, parse_functions, parse_lines};
 use sorft_native::data::subtask::file::parse_answer;
 use sorft_native::data::subtask::tree::shown_paths;
+use sorft_native::data::{Task, ground_truth};
 use sorft_native::model::chat::{ChatTemplate, Message};
 use sorft_native::model::config::ModelConfig;
 use sorft_native::model::tokenizer::Tokenizer;
@@ -136,12 +137,14 @@ pub fn sequences(data: &[u8]) {
     });
 }
 
-/// A patch, applied to files of the names that it changes.
+/// A patch, applied to files of the names that it changes, and the gold sets that it gives.
 pub fn patch(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(patch) = Patch::parse(&text) {
         let files: BTreeMap<String, String> = patch.base_paths().map(|p| (p.to_owned(), "x\ny\n".to_owned())).collect();
         let _ = patch.apply(&files);
+        let task = Task { patch: text.into_owned(), files, ..Task::default() };
+        let _ = (ground_truth::lines(&task), ground_truth::functions(&task), ground_truth::edits(&task));
     }
 }
 
@@ -151,6 +154,9 @@ pub fn answer(data: &[u8]) {
     let universe: BTreeSet<String> = ["src/a.py", "b.py", "a b.py"].map(str::to_owned).into();
     let _ = parse_answer(&text, &universe);
     let _ = shown_paths(&text, &universe);
+    let files = [("src/a.py".to_owned(), "def f():\n    ...\n".to_owned()), ("b.py".to_owned(), "x\n\n7|y\n".to_owned())].into();
+    let shown = Universe::new(&Task { files, ..Task::default() }, Some(&text));
+    let _ = (parse_functions(&text, &shown), parse_lines(&text, &shown), parse_edits(&text, &shown));
 }
 
 /// A run's configuration. What is resolved, resolves to the same.
