@@ -56,7 +56,8 @@ pub struct Repair {
 /// A line of `output_{i}_processed.jsonl` (and of `output_{i}_normalized.jsonl`): sample `i` of an instance as a patch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Processed {
-    /// Who made it.
+    /// Who made it; may be left out.
+    #[serde(default)]
     pub model_name_or_path: String,
     /// The instance.
     pub instance_id: String,
@@ -85,12 +86,18 @@ pub struct Processed {
 /// A line of `all_preds.jsonl`, which SWE-bench's harness evaluates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// Who made it.
+    /// Who made it; may be left out.
+    #[serde(default)]
     pub model_name_or_path: String,
     /// The instance.
     pub instance_id: String,
-    /// The patch; empty for none.
+    /// The patch; empty for none, which may be written as null.
+    #[serde(deserialize_with = "null_as_empty")]
     pub model_patch: String,
+}
+
+fn null_as_empty<'de, D: serde::Deserializer<'de>>(value: D) -> std::result::Result<String, D::Error> {
+    Option::<String>::deserialize(value).map(Option::unwrap_or_default)
 }
 
 /// The name of a sample's file beside `output.jsonl`: `processed_name(3)` is `output_3_processed.jsonl`.
@@ -227,6 +234,8 @@ mod tests {
         assert_eq!(with("a.jsonl", format!("{}\n{}\n", one("x"), one("y"))).unwrap(), ["x", "y"]);
         assert_eq!(with("a.json", json!([one("x"), one("y")]).to_string()).unwrap(), ["x", "y"]);
         assert_eq!(with("b.json", json!({"x": one("x"), "y": one("y")}).to_string()).unwrap(), ["x", "y"]);
+        assert_eq!(with("a.jsonl", json!({"instance_id": "x", "model_patch": null}).to_string()).unwrap(), ["x"]);
+        assert!(with("a.jsonl", json!({"instance_id": "x"}).to_string()).is_err(), "a patch that is not there at all");
         assert!(with("a.jsonl", format!("{}\n{}\n", one("x"), one("x"))).unwrap_err().contains("instance x has two predictions"));
         assert!(with("a.jsonl", format!("{}\n{{\"instance_id\": 1}}\n", one("x"))).unwrap_err().contains("a.jsonl:2: "));
         assert!(with("b.json", "{".to_owned()).unwrap_err().contains("b.json:1: no predictions"));

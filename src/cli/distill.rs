@@ -255,7 +255,7 @@ fn show(args: &Args, questions: usize, summary: &Summary) -> Result<()> {
     let Summary { wanted, sampled, kept, rejected, questions: hit } = summary;
     if args.json {
         return json_line(&json!({"questions": questions, "wanted": wanted, "sampled": sampled, "kept": kept, "rejected": rejected,
-            "questions_kept": hit, "sft": args.out.join("sft.jsonl")}));
+            "questions_kept": hit, "sft": args.out.join("sft.jsonl").display().to_string()}));
     }
     let reasons: Vec<String> = rejected.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };

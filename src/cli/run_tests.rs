@@ -113,7 +113,8 @@ fn establish(args: &Args, runner: &Runner, tasks: Vec<Task>, path: &Path) -> Res
         return Err(Error::input(message).hint("what kept tests from running is said above, task by task"));
     }
     swe_bench::write(path, &kept, args.force)?;
-    let counts = json!({"tasks": all, "kept": kept.len(), "no_failing_test": without, "not_run": failed, "file": path});
+    let counts =
+        json!({"tasks": all, "kept": kept.len(), "no_failing_test": without, "not_run": failed, "file": path.display().to_string()});
     match args.json {
         true => json_line(&counts),
         false => to_stdout(|out| {

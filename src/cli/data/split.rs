@@ -85,7 +85,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     prepared.into_iter().try_for_each(|file| file.publish(args.force))?;
     let repos = |indices: &[usize]| indices.iter().map(|&i| tasks[i].repo_name()).collect::<std::collections::BTreeSet<_>>();
     if args.json {
-        let side = |path: &Path, indices: &[usize]| json!({ "file": path, "tasks": indices.len(), "repositories": repos(indices) });
+        let side = |path: &Path, indices: &[usize]| json!({ "file": path.display().to_string(), "tasks": indices.len(), "repositories": repos(indices) });
         return json_line(&json!({ "by": by, "train": side(&train, &split.train), "heldout": side(&heldout, &split.heldout) }));
     }
     let mut rows = vec![vec![format!("split by {by}"), "tasks".to_owned(), "repositories".to_owned()]];

@@ -84,7 +84,8 @@ pub struct FileOptions {
     /// goes on with the best lexical matches, as a retriever's list would.
     pub answers: usize,
     /// Above 0, `answers` is the most: gold answers go on only as far as there are candidates that score at least this part of the best
-    /// one. One file is named where the evidence is clear, more where it is not.
+    /// one. One file is named where the evidence is clear, more where it is not. In a ranked order a line `--` stands behind these
+    /// candidates.
     pub close: f64,
     /// The key of shuffled orders, and of which paths go where a list does not fit.
     pub seed: u64,
@@ -163,6 +164,8 @@ struct Material<'a> {
     issue: String,
     candidates: Vec<String>,
     notes: Vec<Note>,
+    /// The lexical score of each candidate, where gold answers go on by it.
+    scores: Vec<f64>,
 }
 
 impl FileSubtask {
@@ -203,9 +206,7 @@ impl FileSubtask {
             return Err(Error::input(message).at(&task.instance_id).hint(hint));
         }
         let issue = clean_issue(&task.problem_statement);
-        let notes = self.options.evidence.notes(&issue, &candidates, &task.files, self.ranking());
-        let material = Material { repo: task.repo_name(), issue, candidates, notes };
-        self.fit(task, &material, gold, missing, count_tokens)
+        self.fit(task, &self.material(task, issue, candidates), gold, missing, count_tokens)
     }
 
     /// The prompt of an issue whose fix is not known. As [`Self::prompt`], but where paths have to be left out, those stay that match the
@@ -221,9 +222,16 @@ impl FileSubtask {
             return Err(Error::input("there are no files to choose from").at(&task.instance_id).hint("give `files` or `all_paths`"));
         }
         let issue = clean_issue(&task.problem_statement);
+        self.fit(&task, &self.material(&task, issue, candidates), BTreeSet::new(), 0, count_tokens)
+    }
+
+    fn material<'a>(&self, task: &'a Task, issue: String, candidates: Vec<String>) -> Material<'a> {
         let notes = self.options.evidence.notes(&issue, &candidates, &task.files, self.ranking());
-        let material = Material { repo: task.repo_name(), issue, candidates, notes };
-        self.fit(&task, &material, BTreeSet::new(), 0, count_tokens)
+        let scores = match self.options.answers {
+            0 => Vec::new(),
+            _ => lexical::scores(&task.problem_statement, &candidates, &task.files, self.ranking()),
+        };
+        Material { repo: task.repo_name(), issue, candidates, notes, scores }
     }
 
     /// The paths that the prompt lists, if all fit, in their order.
@@ -295,7 +303,7 @@ impl FileSubtask {
             paths: (all.len() - paths.len(), all.len()),
             gold_missing,
         };
-        let answer = self.filled_answer(task, &listed)?;
+        let answer = self.filled_answer(task, material, &paths)?;
         Ok(FilePrompt { tokens: count_tokens(&text), text, candidates: listed, gold, answer, cut })
     }
 
@@ -324,29 +332,39 @@ impl FileSubtask {
         }
     }
 
+    /// How many of these candidates score close enough to the best of them to be named beside it.
+    fn close(&self, material: &Material<'_>, paths: &[usize]) -> usize {
+        let best = paths.iter().map(|&i| material.scores[i]).fold(0.0, f64::max);
+        let close = paths.iter().filter(|&&i| material.scores[i] >= self.options.close * best).count();
+        close.min(self.options.answers).max(1)
+    }
+
     /// The gold answer, with the best lexical matches behind it where it names too few files.
-    fn filled_answer(&self, task: &Task, listed: &[String]) -> Result<String> {
-        let mut paths: Vec<String> = gold_answer(task, listed)?.lines().map(str::to_owned).collect();
-        if paths.len() < self.options.answers {
-            let ranked = lexical::ranked(task, listed, self.ranking());
-            let wanted = lexical::close(&ranked, self.options.close, self.options.answers);
-            let missing = wanted.saturating_sub(paths.len());
-            let others: Vec<String> = ranked.into_iter().map(|(path, _)| path).filter(|p| !paths.contains(p)).take(missing).collect();
-            paths.extend(others);
+    fn filled_answer(&self, task: &Task, material: &Material<'_>, paths: &[usize]) -> Result<String> {
+        let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
+        let mut named: Vec<String> = gold_answer(task, &listed)?.lines().map(str::to_owned).collect();
+        if named.len() < self.options.answers {
+            let missing = self.close(material, paths).saturating_sub(named.len());
+            let mut ranked = paths.to_vec();
+            ranked.sort_by(|&a, &b| material.scores[b].total_cmp(&material.scores[a]));
+            let others = ranked.into_iter().map(|i| material.candidates[i].clone()).filter(|path| !named.contains(path));
+            let others: Vec<String> = others.take(missing).collect();
+            named.extend(others);
         }
-        Ok(paths.join("\n"))
+        Ok(named.join("\n"))
     }
 
     fn render(&self, material: &Material<'_>, shown: &Shown<'_>) -> Result<String> {
-        let candidates: Vec<minijinja::Value> = shown
-            .paths
-            .iter()
-            .map(|&i| {
+        let (answers, at_most) = (self.options.answers, self.options.answers > 0 && self.options.close > 0.0);
+        let ranked = matches!(self.options.order, Order::Lexical | Order::LexicalPaths | Order::Fused);
+        let close = if at_most && ranked { self.close(material, shown.paths) } else { 0 };
+        let candidates: Vec<minijinja::Value> = (1..)
+            .zip(shown.paths)
+            .map(|(place, &i)| {
                 let note = material.notes.get(i).map(|n| n.show(shown.items, shown.marks)).unwrap_or_default();
-                context! { path => material.candidates[i].as_str(), note }
+                context! { path => material.candidates[i].as_str(), note, last_close => place == close }
             })
             .collect();
-        let (answers, at_most) = (self.options.answers, self.options.close > 0.0);
         let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers, answers_at_most => at_most };
         self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
     }

@@ -89,6 +89,12 @@ fn an_answer_goes_on_as_far_as_candidates_score_close_to_the_best() {
     let text = make(between).text;
     assert!(text.ends_with("Answer with the most likely paths, at most 3, the best first, one a line."), "{text}");
     assert!(text.contains(&format!("{} | 9\n", ranked[0].0)), "the best one's mark: {text}");
+    let listed =
+        |close: f64| subtask(|o: &mut FileOptions| (o.answers, o.close, o.order) = (3, close, Order::Lexical)).prompt(&gold, &words);
+    let places = [1.0, between, part(2) * 0.99].map(|close| listed(close).unwrap().text.lines().position(|l| l == "--").unwrap());
+    assert_eq!(places.map(|p| p - places[0]), [0, 1, 2], "the line behind those that are close");
+    let prompt = listed(between).unwrap();
+    assert_eq!(universe(&gold, Some(&prompt.text)), prompt.candidates.into_iter().collect());
 }
 
 #[test]

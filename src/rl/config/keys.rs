@@ -136,7 +136,7 @@ pub static KEYS: &[Key] = &[
     run("prompt.lexical", Kind::Choice(&["none", "score", "rank", "words"]), "\"none\"", "Show how well each candidate's words match the issue's, by the ranking that goes with `prompt.order`: not at all, a digit, the rank of the best five, or the words in common."),
     run("prompt.min_issue_tokens", Kind::Integer(0), "48", "Tokens of the issue that are kept before anything else is cut. (`function`, `line` and `edit` aim at a third of the prompt, and keep so many where that does not fit.)"),
     run("prompt.answers", Kind::Integer(0), "0", "File localisation: how many files an answer is to name. The prompt asks for so many, and gold answers that name fewer go on with the best lexical matches. 0: as many as it takes."),
-    run("prompt.close", Kind::Number(0.0, 1.0), "0.0", "Above 0, `prompt.answers` is the most: gold answers go on only with candidates that score at least this part of the best lexical match, so that one file is named where the evidence is clear. Goes with `prompt.lexical = \"score\"`, which shows the model the same scores. 0: gold answers always go on."),
+    run("prompt.close", Kind::Number(0.0, 1.0), "0.0", "Above 0, `prompt.answers` is the most: gold answers go on only with candidates that score at least this part of the best lexical match, so that one file is named where the evidence is clear. In a ranked `prompt.order` a line `--` stands behind these candidates. 0: gold answers always go on."),
     run("prompt.templates.file", Kind::Path, "\"\"", "A Jinja template in place of the subtask's built-in prompt. Empty: the built-in one."),
     run("prompt.templates.function", Kind::Path, "\"\"", "The same of `function`."),
     run("prompt.templates.line", Kind::Path, "\"\"", "The same of `line`."),
