@@ -20,6 +20,10 @@ use sorft_native::rl::run_log::read_lines;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+#[path = "step.rs"]
+mod training;
+pub use training::step;
+
 /// What a target does with its bytes.
 pub type Body = fn(&[u8]);
 
@@ -42,6 +46,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("run_config", run_config),
     ("checkpoint", checkpoint),
     ("run_log", run_log),
+    ("step", step),
 ];
 
 /// Writes the bytes as a file of this name in a folder of this thread's own.

@@ -193,36 +193,38 @@ fn whole(place: &Place, kind: &(&str, &str, &[&str])) -> Duration {
 #[test]
 fn kill_anywhere_and_resume_gives_the_bytes_of_an_unbroken_run() {
     let kills = number("SORFT_KILLS", 10);
-    // Enough runs for every kind to have its turn.
     let in_a_run = kills.div_ceil(KINDS.len() as u64).min(4);
     let mut chance = Chance { random: Philox::new(number("SORFT_KILL_SEED", 7), 0x6B69_6C6C), drawn: 0 };
     let place = Place::furnished();
     let lengths = KINDS.each_ref().map(|kind| whole(&place, kind));
-    let (mut runs, mut moments, mut kinds) = (0, BTreeMap::<&str, u64>::new(), BTreeMap::<&str, u64>::new());
-    while moments.values().sum::<u64>() < kills {
-        let kind = &KINDS[runs % KINDS.len()];
+    let (mut runs, mut moments, mut killed) = (0, BTreeMap::<&str, u64>::new(), [0; KINDS.len()]);
+    while killed.iter().sum::<u64>() < kills {
+        // The kind that was killed least: a run may end before its killer wakes.
+        let which = (0..KINDS.len()).min_by_key(|&i| killed[i]).expect("a kind");
+        let kind = &KINDS[which];
         let name = format!("cut-{runs}");
         let out = place.at(&name);
-        let last = (moments.values().sum::<u64>() + in_a_run).min(kills);
+        let last = (killed.iter().sum::<u64>() + in_a_run).min(kills);
         loop {
             let resume = ["train", "--resume", "--threads", "2", "--out", &name];
             let args = if out.exists() { resume.to_vec() } else { args(kind, &name) };
             let before = Traces::of(&out);
             let mut child = place.program(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program runs");
             let trigger = chance.trigger();
-            if moments.values().sum::<u64>() == last {
+            if killed.iter().sum::<u64>() == last {
                 assert!(child.wait().expect("the process ends").success());
                 break;
             }
-            if kill_at(&mut child, &out, trigger, &before, lengths[runs % KINDS.len()], &mut chance) {
+            if kill_at(&mut child, &out, trigger, &before, lengths[which], &mut chance) {
                 break;
             }
             *moments.entry(Traces::of(&out).moment(&before, &out)).or_default() += 1;
-            *kinds.entry(kind.0).or_default() += 1;
+            killed[which] += 1;
         }
         assert_same(&place.at(&format!("whole-{}", kind.0)), &out);
         fs::remove_dir_all(&out).expect("removed");
         runs += 1;
     }
+    let kinds = KINDS.iter().zip(killed).map(|(kind, n)| format!("{} {n}", kind.0)).collect::<Vec<_>>();
     println!("kills in {runs} runs, every run with the bytes of an unbroken one: {kinds:?}, {moments:?}");
 }
