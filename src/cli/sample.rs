@@ -128,6 +128,9 @@ fn encode(line: Line, args: &Args, model: &Transformer, files: &ModelFiles) -> R
         if let Some(i) = messages.iter().position(|m| m.get("role").and_then(Value::as_str).is_none()) {
             return Err(Error::input("expected an object with a role").at(format_args!("messages[{i}]")));
         }
+        if let Some(i) = messages.iter().position(|m| m.get("content").is_none() && m.get("tool_calls").is_none()) {
+            return Err(Error::input("expected content, or tool_calls").at(format_args!("messages[{i}]")));
+        }
         let template = files
             .chat_template
             .as_ref()

@@ -8,6 +8,8 @@ use crate::data::paths::language;
 pub const NOTE_MARK: &str = " | ";
 /// The line before a prompt's list of paths.
 pub const LIST_TITLE: &str = "Files:";
+/// The line behind those of a ranked list that score close to the best.
+pub const CLOSE_MARK: &str = "--";
 
 /// The paths that a prompt shows. A list of this project's form is read as it is (a line `Files:`, paths, a blank line; the last such
 /// list counts). In another prompt each block between blank lines is looked at:
@@ -35,7 +37,7 @@ pub fn shown_paths(prompt: &str, known: &BTreeSet<String>) -> BTreeSet<String> {
 fn listed_paths(prompt: &str) -> BTreeSet<String> {
     let lines: Vec<&str> = prompt.lines().map(|l| l.trim_end_matches('\r')).collect();
     let Some(title) = lines.iter().rposition(|l| *l == LIST_TITLE) else { return BTreeSet::new() };
-    let list = lines[title + 1..].iter().take_while(|l| !l.trim().is_empty());
+    let list = lines[title + 1..].iter().take_while(|l| !l.trim().is_empty()).filter(|l| **l != CLOSE_MARK);
     list.map(|l| l.split_once(NOTE_MARK).map_or(*l, |(path, _)| path).to_owned()).collect()
 }
 
