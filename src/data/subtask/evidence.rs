@@ -184,9 +184,9 @@ mod tests {
         assert_eq!(show(true, Lexical::None, &and_unknown), ["parse_option Alpha", "beta", "gamma", ""]);
         assert_eq!(show(false, Lexical::Words, &and_unknown), ["option zebra", "beta zebra", "", ""]);
         let ranks = show(false, Lexical::Rank, &known);
-        assert!(ranks[..2].iter().all(|r| r == "#1" || r == "#2") && ranks[2] == "", "{ranks:?}");
+        assert!(ranks[..2].iter().all(|r| r == "#1" || r == "#2") && ranks[2].is_empty(), "{ranks:?}");
         let scores = show(false, Lexical::Score, &known);
-        assert!(scores.contains(&"9".to_owned()) && scores[2] == "", "{scores:?}");
+        assert!(scores.contains(&"9".to_owned()) && scores[2].is_empty(), "{scores:?}");
         assert_eq!(show(false, Lexical::Score, &and_unknown), [""; 4], "where a content is not known, paths alone count");
         assert_eq!(Note { mark: "9".into(), items: vec!["x".into(), "y".into()] }.show(1, false), "x");
     }

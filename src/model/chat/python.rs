@@ -70,7 +70,7 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, E
             let swap = |c: char| if c.is_uppercase() { c.to_lowercase().collect::<String>() } else { c.to_uppercase().collect() };
             Ok(text.chars().map(swap).collect::<String>().into())
         }
-        "isdecimal" if args.is_empty() => Ok((!text.is_empty() && text.chars().all(|c| c.is_numeric() && c.to_digit(10).is_some())).into()),
+        "isdecimal" if args.is_empty() => Ok((!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())).into()),
         _ => return None,
     })
 }
