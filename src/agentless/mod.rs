@@ -4,10 +4,11 @@
 //! * [`generator`], [`journal`], [`session`]: what answers prompts, and the file of all answers. [`pipeline`]: the hops.
 //! * [`normalize`]: when two patches are the same change. [`rerank`]: which of many patches is handed in.
 //! * [`patch`]: from changed files to patches. [`records`]: a run's products as files. [`evaluate`]: how good they are. [`run`]: all of it.
-//! * [`repository`], [`fix`]: an issue of a repository at hand.
+//! * [`repository`], [`fix`]: an issue of a repository at hand. [`clones`]: a repository at a commit.
 //! * [`files`]: the JSON-lines files that these pipelines exchange. [`sandbox`]: commands on a tree, confined.
 //! * [`run_tests`]: whether a patch resolves a task, by its tests.
 
+pub mod clones;
 pub mod evaluate;
 pub mod files;
 pub mod fix;

@@ -3,6 +3,7 @@
 mod folder;
 mod progress;
 mod settings;
+mod tasks;
 mod tests;
 
 use std::collections::BTreeMap;
@@ -17,16 +18,17 @@ use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout};
 use crate::agentless::evaluate::{Record, compare, patch_records, table};
 use crate::agentless::generator::Local;
+use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, run};
 use crate::data::Task;
-use crate::data::source::swe_bench;
 use crate::model::dialogue::Dialogue;
 use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
 pub(crate) use settings::PipelineArgs;
+use tasks::{TaskArgs, Tasks};
 use tests::TestArgs;
 
 /// Localise and repair tasks whose fix is known, and measure hits, patches and coverage beside BM25
@@ -40,12 +42,8 @@ pub(crate) struct Args {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Tasks with SWE-bench's fields and `files`, as JSON lines (.gz too)
-    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
-    tasks: Option<PathBuf>,
-    /// Take the first N tasks only
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[command(flatten)]
+    tasks: TaskArgs,
     /// Where everything sampled, predictions, numbers and eval.html go [default: nothing is kept]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -76,31 +74,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return show_comparison(&args, &dirs[0], &dirs[1]);
     }
     args.pipeline.check()?;
-    let tasks = read_tasks(&args)?;
     match &args.predictions {
-        Some(what) => measure(&args, &tasks, what),
-        None => evaluate(&args, &tasks),
-    }
-}
-
-fn read_tasks(args: &Args) -> Result<Vec<Task>> {
-    let path = args.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
-    let mut tasks = swe_bench::read(path)?;
-    tasks.truncate(args.limit.unwrap_or(usize::MAX));
-    if tasks.is_empty() {
-        return Err(Error::usage("--limit takes a number of at least 1"));
-    }
-    match tasks.iter().find(|t| t.files.is_empty()) {
-        Some(task) => Err(Error::input("the task has no `files`: nothing can be shown or patched")
-            .at(&task.instance_id)
-            .at_file(path)
-            .hint("`data mine` writes tasks with the contents of their files")),
-        None => Ok(tasks),
+        Some(what) => measure(&args, what),
+        None => evaluate(&args, &args.tasks.read(args.pipeline.whole_tree(), &|_| Ok(BTreeMap::new()))?),
     }
 }
 
 /// The pipeline with a model.
-fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
+fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
+    let tasks = &all.judged;
     let name = args.model.as_deref().unwrap_or_default();
     if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
         return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
@@ -108,15 +90,15 @@ fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
-    let described = args.describe(&settings);
+    let described = args.describe(&settings, all);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
-    let runs = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
     let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
-    let products = run::sample(folder.path(), tasks, &settings, &local, !args.rerank_only, &mut |p| reporter.tell(p));
+    let products = run::sample(folder.path(), all.asked(), &settings, &local, !args.rerank_only, &mut |p| reporter.tell(p));
     let products = products.map_err(|e| match args.out.is_some() && e.exit_code() == 130 {
         true => e.hint("what was sampled is stored; the same command with --resume goes on"),
         false => e,
@@ -146,12 +128,16 @@ pub(crate) fn load(files: &ModelFiles, adapter: Option<&Path>, device: &DeviceAr
 }
 
 /// Given predictions.
-fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
-    let patches: BTreeMap<String, String> = match what {
-        "gold" => tasks.iter().map(|t| (t.instance_id.clone(), t.patch.clone())).collect(),
-        "empty" => BTreeMap::new(),
-        file => files::read_predictions(Path::new(file))?.into_iter().map(|p| (p.instance_id, p.model_patch)).collect(),
+fn measure(args: &Args, what: &str) -> Result<()> {
+    let read = |tasks: &[Task]| -> Result<BTreeMap<String, String>> {
+        Ok(match what {
+            "gold" => tasks.iter().map(|t| (t.instance_id.clone(), t.patch.clone())).collect(),
+            "empty" => BTreeMap::new(),
+            file => files::read_predictions(Path::new(file))?.into_iter().map(|p| (p.instance_id, p.model_patch)).collect(),
+        })
     };
+    let all = args.tasks.read(args.pipeline.whole_tree(), &read)?;
+    let (tasks, patches) = (&all.judged, read(&all.judged)?);
     let there = tasks.iter().filter(|t| patches.contains_key(&t.instance_id)).count();
     if what != "empty" && there < tasks.len() {
         say!("warning: {what} has no prediction for {} of {}", tasks.len() - there, plural(tasks.len() as u64, "task"));
@@ -159,10 +145,11 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
     if patches.len() > there {
         say!("warning: {} of {what} are about none of the tasks", plural((patches.len() - there) as u64, "prediction"));
     }
-    let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
+    let mut described = json!({"predictions": what});
+    merge(&mut described, args.tasks.describe(&all));
     let folder = Folder::open(args.out.as_deref(), false, &described)?;
     interrupt::listen()?;
-    let runs = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
     let records = patch_records(tasks, &patches, &resolved)?;
@@ -198,10 +185,17 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
 
 impl Args {
     /// Everything that the samples are a function of, as `settings.json` has it.
-    fn describe(&self, settings: &crate::agentless::pipeline::Settings) -> Value {
-        json!({
-            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit,
-            "sampling": self.pipeline.describe(), "settings": settings,
-        })
+    fn describe(&self, settings: &Settings, tasks: &Tasks) -> Value {
+        let mut out = json!({"model": self.model, "adapter": self.adapter});
+        merge(&mut out, self.tasks.describe(tasks));
+        merge(&mut out, json!({"sampling": self.pipeline.describe(), "settings": settings}));
+        out
+    }
+}
+
+/// Adds the fields of an object to another's.
+fn merge(to: &mut Value, from: Value) {
+    if let (Value::Object(to), Value::Object(from)) = (to, from) {
+        to.extend(from);
     }
 }

@@ -103,6 +103,11 @@ impl PipelineArgs {
         !self.no_chat
     }
 
+    /// Whether localisation chooses from all paths of a tree.
+    pub(crate) fn whole_tree(&self) -> bool {
+        self.universe == UniverseName::Tree
+    }
+
     /// How answers are sampled.
     pub(crate) fn sampling(&self) -> Sampling {
         Sampling { temperature: self.temperature, max_new_tokens: self.max_new_tokens, seed: self.seed, max_batch: self.max_batch }

@@ -18,9 +18,6 @@ pub(crate) struct TestArgs {
     /// Run the tests of the tasks, confined: they rank candidates, and %resolved says which patches make FAIL_TO_PASS and PASS_TO_PASS pass
     #[arg(long, requires = "repos")]
     run_tests: bool,
-    /// The folder of clones that tests are run on (see `run-tests`)
-    #[arg(long, value_name = "DIR", requires = "run_tests")]
-    repos: Option<PathBuf>,
     /// What the tests need (environments.toml, or its folder)
     #[arg(long, value_name = "FILE", requires = "run_tests")]
     environments: Option<PathBuf>,
@@ -37,9 +34,9 @@ pub(super) struct TestRuns {
 
 impl TestArgs {
     /// Sets up the confinement, before anything is sampled: where it cannot be had, or a task has no tests to run, nothing is begun.
-    pub(super) fn open(&self, tasks: &[Task], out: Option<&Path>) -> Result<TestRuns> {
+    pub(super) fn open(&self, tasks: &[Task], repos: Option<&Path>, out: Option<&Path>) -> Result<TestRuns> {
         let none = TestRuns { runner: None, workers: self.workers };
-        let Some(repos) = self.repos.as_deref().filter(|_| self.run_tests) else { return Ok(none) };
+        let Some(repos) = repos.filter(|_| self.run_tests) else { return Ok(none) };
         if self.workers == 0 {
             return Err(Error::usage("--workers takes a number of at least 1"));
         }
