@@ -120,7 +120,7 @@ fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
     let local = Local { model: Some(&model), dialogue, sampling: args.pipeline.sampling(), stop: &interrupt::pressed };
     let tasks = [task];
     let mut products = run::sample(folder.path(), &tasks, &settings, &local, true, &mut |p| reporter.tell(p))?;
-    let mut ranked = run::rank(&tasks, &products, &|_, _| Tests::default())?;
+    let mut ranked = run::rank(&tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
     if args.out.is_some() {
         records::write(folder.path(), &tasks, &products, &ranked)?;
         reporter.write(folder.path())?;

@@ -90,6 +90,7 @@ fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
+    let reproductions = args.tests.reproductions(&settings)?;
     let described = args.describe(&settings, all);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
@@ -98,16 +99,25 @@ fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
     let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
-    let products = run::sample(folder.path(), all.asked(), &settings, &local, !args.rerank_only, &mut |p| reporter.tell(p));
-    let products = products.map_err(|e| match args.out.is_some() && e.exit_code() == 130 {
+    let goes_on = |e: Error| match args.out.is_some() && e.exit_code() == 130 {
         true => e.hint("what was sampled is stored; the same command with --resume goes on"),
         false => e,
-    })?;
-    let mut ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
-    let evidence = runs.evidence(tasks, &ranked)?;
-    if !evidence.is_empty() {
-        let of = |id: &str, i: usize| evidence.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
-        ranked = run::rank(tasks, &products, &of)?;
+    };
+    let (dir, may_sample) = (folder.path(), !args.rerank_only);
+    let products = run::sample(dir, all.asked(), &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
+    let mut ranked = run::rank(tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
+    let (asked, most) = reproductions;
+    // One patch alone needs no tests to be chosen.
+    let open: Vec<&Task> = all.asked().iter().zip(&ranked).filter(|(_, r)| asked > 0 && r.order.len() > 1).map(|(t, _)| t).collect();
+    let scripts = run::reproductions(dir, &open, asked, &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
+    let scripts = open.iter().map(|t| t.instance_id.clone()).zip(scripts).collect();
+    let evidence = runs.evidence(tasks, &ranked, &scripts, most)?;
+    if asked > 0 {
+        files::write(&dir.join("reproductions.jsonl"), &evidence.reproductions)?;
+    }
+    if !evidence.tests.is_empty() {
+        let of = |id: &str, i: usize| evidence.tests.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
+        ranked = run::rank(tasks, &products, settings.pipeline, &of)?;
     }
     let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
