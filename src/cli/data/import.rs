@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::decontamination;
-use crate::cli::output::{json_line, say, table, to_stdout};
+use crate::cli::output::{json_line, say, table_for_stderr, to_stdout};
 use crate::data::near_duplicates;
 use crate::data::source::family::{self, Family};
 use crate::data::source::funnel::Funnel;
@@ -124,7 +124,7 @@ pub(super) fn run(args: Args) -> Result<()> {
                 return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
             }
             if !funnel.dropped.is_empty() {
-                say!("{}", table(&funnel.rows()).trim_end());
+                say!("{}", table_for_stderr(&funnel.rows()).trim_end());
             }
             say!("{} tasks, {with_files} of them with contents", tasks.len());
             Ok(())

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::decontamination;
 use crate::cli::interrupt;
-use crate::cli::output::{json_line, plural, say, table, to_stdout};
+use crate::cli::output::{json_line, plural, say, table_for_stderr, to_stdout};
 use crate::data::source::git::{MineOptions, MineReport, Skip, mine_to_file};
 use crate::data::source::issues::Issues;
 use crate::{Error, Result};
@@ -146,7 +146,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let summary = summary(&report);
     let funnel = report.funnel(args.all_parents);
     if !args.json {
-        say!("{}", table(&funnel.rows()).trim_end());
+        say!("{}", table_for_stderr(&funnel.rows()).trim_end());
     }
     if report.taken == 0 {
         if args.json {

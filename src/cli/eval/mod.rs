@@ -15,7 +15,7 @@ pub(crate) use self::folder::Folder;
 pub(crate) use self::progress::Reporter;
 use super::common::DeviceArgs;
 use super::interrupt;
-use super::output::{json_line, plural, say, to_stdout};
+use super::output::{json_line, plural, say, to_stdout, width};
 use crate::agentless::evaluate::{Record, compare, patch_records, table};
 use crate::agentless::generator::Local;
 use crate::agentless::pipeline::Settings;
@@ -35,7 +35,7 @@ use tests::TestArgs;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A Hugging Face folder, a .gguf file, or a hub id owner/name
-    #[arg(long, value_name = "MODEL", required_unless_present_any = ["predictions", "compare"])]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["predictions", "compare", "resume", "rerank_only"])]
     model: Option<String>,
     /// A PEFT LoRA folder
     #[arg(long, value_name = "DIR")]
@@ -47,10 +47,10 @@ pub(crate) struct Args {
     /// Where everything sampled, predictions, numbers and eval.html go [default: nothing is kept]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with what --out holds
+    /// Go on with what --out holds, with the options that it was begun with
     #[arg(long, requires = "out")]
     resume: bool,
-    /// Rank and measure what --out holds again, without sampling
+    /// Rank and measure what --out holds again, without sampling, with the options that it was begun with
     #[arg(long, requires = "out", conflicts_with = "resume")]
     rerank_only: bool,
     #[command(flatten)]
@@ -58,7 +58,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume", "rerank_only"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "resume", "rerank_only", "pipeline", "samples",
+        "localisations", "temperature", "seed", "reproduction_tests"])]
     predictions: Option<String>,
     /// The paired difference between two evaluations of the same tasks
     #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]
@@ -69,9 +70,12 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> Result<()> {
+pub(crate) fn run(mut args: Args) -> Result<()> {
     if let Some(dirs) = &args.compare {
         return show_comparison(&args, &dirs[0], &dirs[1]);
+    }
+    if let Some(dir) = args.out.clone().filter(|_| args.resume || args.rerank_only) {
+        args.fill(&dir)?;
     }
     args.pipeline.check()?;
     match &args.predictions {
@@ -83,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// The pipeline with a model.
 fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     let tasks = &all.judged;
-    let name = args.model.as_deref().unwrap_or_default();
+    let name = args.model.as_deref().ok_or_else(|| Error::usage("expected --model"))?;
     if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
         return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
     }
@@ -181,7 +185,7 @@ fn show(args: &Args, folder: &Folder, records: &[Record], described: &Value) -> 
     }
     match args.json {
         true => json_line(&serde_json::to_value(&summary).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
-        false => to_stdout(|out| write!(out, "{}", table::render(&summary))),
+        false => to_stdout(|out| write!(out, "{}", table::render(&summary, width()))),
     }
 }
 
@@ -189,11 +193,34 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
     let comparison = compare(&run::read_records(a)?, &run::read_records(b)?)?;
     match args.json {
         true => json_line(&serde_json::to_value(&comparison).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
-        false => to_stdout(|out| write!(out, "A {}\nB {}\n{}", a.display(), b.display(), table::render_comparison(&comparison))),
+        false => to_stdout(|out| write!(out, "A {}\nB {}\n{}", a.display(), b.display(), table::render_comparison(&comparison, width()))),
     }
 }
 
+/// What `settings.json` of a run by a model says.
+#[derive(serde::Deserialize)]
+struct Recorded {
+    model: Option<String>,
+    adapter: Option<PathBuf>,
+    #[serde(flatten)]
+    tasks: tasks::Recorded,
+    sampling: Option<settings::Recorded>,
+    settings: Option<Settings>,
+}
+
 impl Args {
+    /// Fills in what the folder's run was begun with, where nothing else is given; what is given and differs is refused later.
+    fn fill(&mut self, dir: &Path) -> Result<()> {
+        let Some(recorded) = folder::recorded::<Recorded>(dir)? else { return Ok(()) };
+        self.model = self.model.take().or(recorded.model);
+        self.adapter = self.adapter.take().or(recorded.adapter);
+        self.tasks.fill(recorded.tasks);
+        if let (Some(settings), Some(sampling)) = (recorded.settings, recorded.sampling) {
+            self.pipeline = self.pipeline.over(&settings, &sampling);
+        }
+        Ok(())
+    }
+
     /// Everything that the samples are a function of, as `settings.json` has it.
     fn describe(&self, settings: &Settings, tasks: &Tasks) -> Value {
         let mut out = json!({"model": self.model, "adapter": self.adapter});

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 #[derive(clap::Args)]
 pub(crate) struct TaskArgs {
     /// Tasks with SWE-bench's fields, as JSON lines (.gz too)
-    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["compare", "resume", "rerank_only"])]
     tasks: Option<PathBuf>,
     /// Take the first N tasks only
     #[arg(long, value_name = "N")]
@@ -28,9 +28,24 @@ pub(crate) struct TaskArgs {
     /// Read all tasks from the clones, also those that have `files`
     #[arg(long, requires = "repos")]
     whole_repository: bool,
-    /// How many files of a clone localisation chooses from: those that match the issue best (with --universe tree, all)
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// How many files of a clone localisation chooses from: those that match the issue best (with --universe tree, all) [default: 100]
+    #[arg(long, value_name = "N")]
+    candidates: Option<usize>,
+}
+
+/// What `settings.json` says of the tasks.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+pub(super) struct Recorded {
+    tasks: Option<PathBuf>,
+    limit: Option<usize>,
+    clones: Option<RecordedClones>,
+}
+
+#[derive(Clone, Debug, serde::Deserialize)]
+struct RecordedClones {
+    repos: PathBuf,
     candidates: usize,
+    whole_repository: bool,
 }
 
 /// The tasks as they are asked, and as answers are judged.
@@ -49,10 +64,25 @@ impl Tasks {
 }
 
 impl TaskArgs {
+    fn candidates(&self) -> usize {
+        self.candidates.unwrap_or(100)
+    }
+
+    /// Fills in what a run that goes on was begun with, where nothing else is given.
+    pub(super) fn fill(&mut self, recorded: Recorded) {
+        self.tasks = self.tasks.take().or(recorded.tasks);
+        self.limit = self.limit.or(recorded.limit);
+        if let Some(clones) = recorded.clones {
+            self.repos = self.repos.take().or(Some(clones.repos));
+            self.candidates = self.candidates.or(Some(clones.candidates));
+            self.whole_repository |= clones.whole_repository;
+        }
+    }
+
     /// The tasks of the file; those without files get them from a clone, `tree` all of them. `patches` are to be judged, by task.
     pub(super) fn read(&self, tree: bool, patches: &dyn Fn(&[Task]) -> Result<BTreeMap<String, String>>) -> Result<Tasks> {
         let path = self.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
-        if self.candidates == 0 {
+        if self.candidates == Some(0) {
             return Err(Error::usage("--candidates takes a number of at least 1"));
         }
         if let Some(repos) = &self.repos {
@@ -73,7 +103,7 @@ impl TaskArgs {
         let n = tasks.iter().filter(|task| from_clone(task)).count();
         say!("reading {} from the clones in {}", plural(n as u64, "task"), repos.display());
         let patches = patches(&tasks)?;
-        let most = (!tree).then_some(self.candidates);
+        let most = (!tree).then_some(self.candidates());
         let read = |task: Task| -> Result<AtCommit> {
             if !from_clone(&task) {
                 return Ok(AtCommit { asked: task.clone(), judged: task });
@@ -89,7 +119,9 @@ impl TaskArgs {
     pub(super) fn describe(&self, tasks: &Tasks) -> Value {
         let mut out = json!({"tasks": self.tasks, "limit": self.limit});
         if tasks.asked.is_some() {
-            out["clones"] = json!({"candidates": self.candidates, "whole_repository": self.whole_repository});
+            out["clones"] = json!({
+                "repos": self.repos, "candidates": self.candidates(), "whole_repository": self.whole_repository,
+            });
         }
         out
     }

@@ -75,6 +75,7 @@ impl TestArgs {
             return Err(Error::input("the task has no FAIL_TO_PASS").at(&task.instance_id).hint(hint));
         }
         let environments = self.environments.as_deref().map(Environments::read).transpose()?.unwrap_or_default();
+        environments.check(tasks)?;
         let sandbox = Sandbox::new(Limits::default(), Vec::new())?;
         let runner = Runner::new(sandbox, repos, environments, out.map(|dir| dir.join("verdicts")).as_deref());
         Ok(TestRuns { runner: Some(runner), workers: self.workers })

@@ -37,7 +37,7 @@ pub fn prompt(task: &Task, (max_tokens, min_issue): (usize, usize), count_tokens
     let room = max_tokens.saturating_sub(count_tokens(&render("", true)?));
     if room < needed {
         let message = format!("{max_tokens} tokens do not hold a prompt with {needed} tokens of the issue");
-        return Err(Error::input(message).at(&task.instance_id).hint("allow prompts more tokens: --max-prompt-tokens"));
+        return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens: max_prompt_tokens"));
     }
     Ok(fill_issue(&issue, max_tokens, room, &render, count_tokens)?.0)
 }
@@ -75,7 +75,7 @@ mod tests {
         let cut = prompt(&task, (300, 8), &words).unwrap();
         assert!(words(&cut) <= 300 && cut.contains("word [...]\n---"), "{cut}");
         let error = prompt(&task, (60, 8), &words).unwrap_err().to_string();
-        assert!(error.contains("60 tokens do not hold a prompt with 8 tokens of the issue") && error.contains("--max-prompt-tokens"));
+        assert!(error.contains("60 tokens do not hold a prompt with 8 tokens of the issue") && error.contains("max_prompt_tokens"));
     }
 
     #[test]
