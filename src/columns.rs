@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 /// Rows in columns, two blanks between them: the first column to the left, the others to the right. With a `width`, no line is longer:
-/// where the table is wider, the first column's cells are wrapped at blanks to half of it or to what is left beside the widest other
-/// column, and columns that do not fit stand in further blocks below, each beginning with the first column again. (A word or a number
-/// longer than the width stays whole.)
+/// where the table is wider, the first column's cells are wrapped at blanks to what is left beside the widest other column, and columns
+/// that do not fit stand in further blocks below, each beginning with the first column again. (A word or a number longer than the width
+/// stays whole.)
 pub(crate) fn columns(rows: &[Vec<String>], width: Option<usize>) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut widths: Vec<usize> = (0..count).map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| chars(s)).max().unwrap_or(0)).collect();
     let whole = widths.iter().map(|w| w + GAP).sum::<usize>().saturating_sub(GAP);
-    let Some(width) = width.filter(|&width| whole > width) else { return block(rows, &widths, 0..count, count > 1) };
+    let Some(width) = width.filter(|&width| whole > width) else { return block(rows, &widths, 0..count) };
     let widest = widths.iter().skip(1).max().map_or(0, |w| w + GAP);
     widths[0] = widths[0].min(width.saturating_sub(widest).max(LEAST));
     let mut out = Vec::new();
@@ -21,7 +21,7 @@ pub(crate) fn columns(rows: &[Vec<String>], width: Option<usize>) -> String {
             used += GAP + widths[next];
             next += 1;
         }
-        out.push(block(rows, &widths, begin..next, true));
+        out.push(block(rows, &widths, begin..next));
     }
     out.join("\n")
 }
@@ -36,22 +36,20 @@ fn chars(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The first column beside those of `range`.
-fn block(rows: &[Vec<String>], widths: &[usize], range: std::ops::Range<usize>, first: bool) -> String {
+/// The first column beside the others of `range`.
+fn block(rows: &[Vec<String>], widths: &[usize], range: std::ops::Range<usize>) -> String {
+    let first = widths.first().copied().unwrap_or(0);
     let mut out = String::new();
     for row in rows {
-        let begin = row.first().map_or("", String::as_str);
-        let lines = wrap(begin, widths.first().copied().unwrap_or(0));
-        let others = range.clone().filter(|&c| c > 0 || !first).filter_map(|c| Some((row.get(c)?, widths[c])));
-        let others: String = others.filter(|_| first).fold(String::new(), |mut line, (cell, w)| {
-            let _ = write!(line, "{:GAP$}{cell:>w$}", "");
-            line
-        });
+        let mut others = String::new();
+        for (cell, w) in range.clone().filter(|&c| c > 0).filter_map(|c| Some((row.get(c)?, widths[c]))) {
+            let _ = write!(others, "{:GAP$}{cell:>w$}", "");
+        }
+        let lines = wrap(row.first().map_or("", String::as_str), first);
         for (i, line) in lines.iter().enumerate() {
             // Numbers stand beside the end of what they belong to.
             let others = if i + 1 == lines.len() { others.as_str() } else { "" };
-            let w = widths.first().copied().unwrap_or(0);
-            let _ = writeln!(out, "{}", format!("{line:<w$}{others}").trim_end());
+            let _ = writeln!(out, "{}", format!("{line:<first$}{others}").trim_end());
         }
     }
     out
