@@ -17,6 +17,7 @@
 
 pub mod agentless;
 pub mod cli;
+mod columns;
 pub mod data;
 pub mod error;
 pub mod model;

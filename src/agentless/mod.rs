@@ -3,11 +3,13 @@
 //!
 //! * [`generator`], [`journal`], [`session`]: what answers prompts, and the file of all answers. [`pipeline`]: the hops.
 //! * [`normalize`]: when two patches are the same change. [`rerank`]: which of many patches is handed in.
+//! * [`reproduction`]: tests that the model writes, by which patches are ranked.
 //! * [`patch`]: from changed files to patches. [`records`]: a run's products as files. [`evaluate`]: how good they are. [`run`]: all of it.
-//! * [`repository`], [`fix`]: an issue of a repository at hand.
+//! * [`repository`], [`fix`]: an issue of a repository at hand. [`clones`]: a repository at a commit.
 //! * [`files`]: the JSON-lines files that these pipelines exchange. [`sandbox`]: commands on a tree, confined.
 //! * [`run_tests`]: whether a patch resolves a task, by its tests.
 
+pub mod clones;
 pub mod evaluate;
 pub mod files;
 pub mod fix;
@@ -18,6 +20,7 @@ pub mod patch;
 pub mod pipeline;
 pub mod records;
 pub mod repository;
+pub mod reproduction;
 pub mod rerank;
 pub mod run;
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::files::{self, Found, Location, Prediction, Processed, Repair, processed_name};
 use super::patch::{Built, build};
 use super::pipeline::{Candidate, Named, Product, Trace};
-use super::rerank::{self, ORDERS, ranked};
+use super::rerank::{self, Ranker, ranked};
 use crate::data::Task;
 use crate::data::symbols::{Kind, definitions};
 use crate::{Error, Result};
@@ -34,19 +34,19 @@ pub struct Ranked {
 }
 
 impl Ranked {
-    /// Builds and ranks a task's candidates; `tests` says what is known of candidate `i`.
+    /// Builds and ranks a task's candidates by the first of `orders` that decides; `tests` says what is known of candidate `i`.
     ///
     /// # Errors
     ///
     /// The parsers cannot be set up.
-    pub fn new(task: &Task, candidates: &[Candidate], tests: &dyn Fn(usize) -> Tests) -> Result<Self> {
+    pub fn new(task: &Task, candidates: &[Candidate], orders: &[&[Ranker]], tests: &dyn Fn(usize) -> Tests) -> Result<Self> {
         let is_new = |path: &str| !task.files.contains_key(path);
         let built = candidates.iter().map(|c| build(&c.changed, &is_new)).collect::<Result<Vec<_>>>()?;
         let of = |(i, built): (usize, &Built)| {
             let Tests { failed_regressions, reproductions } = tests(i);
             rerank::Candidate { normalized: built.normalized.clone(), failed_regressions, reproductions }
         };
-        let order = ranked(&built.iter().enumerate().map(of).collect::<Vec<_>>(), &ORDERS);
+        let order = ranked(&built.iter().enumerate().map(of).collect::<Vec<_>>(), orders);
         Ok(Self { built, order })
     }
 

@@ -6,11 +6,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use super::clones::LARGEST;
 use crate::data::paths::{Role, role};
 use crate::{Error, Result};
-
-/// Files larger than this are data or generated, whatever they are called.
-const LARGEST: u64 = 1 << 20;
 
 /// A work tree.
 #[derive(Clone, Debug)]
@@ -59,7 +57,7 @@ impl Repository {
         let mut files = BTreeMap::new();
         for path in out.split(|&b| b == 0).filter_map(|p| std::str::from_utf8(p).ok()).filter(|p| role(p) == Role::Source) {
             let place = self.root.join(path);
-            let plain = place.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() <= LARGEST);
+            let plain = place.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() <= LARGEST as u64);
             if let Some(text) = plain.then(|| fs::read(&place).ok()).flatten().and_then(|b| String::from_utf8(b).ok())
                 && !text.contains('\0')
             {

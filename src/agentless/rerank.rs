@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::pipeline::Pipeline;
+
 /// A candidate patch with what is known of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidate {
@@ -30,6 +32,18 @@ pub const ORDERS: [&[Ranker]; 4] = [
     &[Ranker::Reproduction],
     &[Ranker::Regression],
 ];
+
+/// The orders of Agentless 1.5: of those with the fewest failing regression tests, those that pass the reproduction test; where none
+/// does, all of them. No candidate with more failing regression tests is handed in for its reproduction test.
+pub const AGENTLESS: [&[Ranker]; 3] = [&[Ranker::Regression, Ranker::Reproduction], &[Ranker::Regression], &[Ranker::Reproduction]];
+
+/// The orders of a pipeline: those of the system that it follows.
+pub fn orders(pipeline: Pipeline) -> &'static [&'static [Ranker]] {
+    match pipeline {
+        Pipeline::Sorft => &AGENTLESS,
+        Pipeline::Mini => &ORDERS,
+    }
+}
 
 /// The candidate that is handed in: the rankers of the first of `orders` that leaves any narrow the candidates down, and the majority
 /// among those decides. Where no order leaves any, all candidates vote. None where every candidate counts as none.
@@ -156,5 +170,16 @@ mod tests {
         let both = candidates(&[("a", Some(1), Some(&[1, 1])), ("b", Some(0), Some(&[0, 0])), ("b", Some(0), Some(&[0, 1]))]);
         assert_eq!(select(&both, &ORDERS), Some(2));
         assert_eq!(select(&both, &[&[Ranker::Reproduction]]), Some(0));
+    }
+
+    #[test]
+    fn agentless_never_gives_up_a_regression_test_for_a_reproduction_test() {
+        let rows: [Row<'_>; 3] = [("a", Some(1), Some(&[1])), ("b", Some(0), Some(&[0])), ("c", Some(0), Some(&[0]))];
+        let all = candidates(&rows);
+        assert_eq!((select(&all, orders(Pipeline::Sorft)), select(&all, orders(Pipeline::Mini))), (Some(1), Some(0)));
+        let rows: [Row<'_>; 3] = [("a", Some(0), Some(&[0])), ("a", Some(0), Some(&[0])), ("b", Some(0), Some(&[1]))];
+        assert_eq!(select(&candidates(&rows), &AGENTLESS), Some(2), "passing the test goes over the majority");
+        let rows: [Row<'_>; 3] = [("a", None, Some(&[0])), ("a", None, Some(&[0])), ("b", None, Some(&[1]))];
+        assert_eq!(select(&candidates(&rows), &AGENTLESS), Some(2), "without regression tests as well");
     }
 }

@@ -13,9 +13,10 @@ use super::evaluate::{Record, Summary, page, run_records};
 use super::files;
 use super::generator::Generator;
 use super::journal::Journal;
-use super::pipeline::{self, Product, Settings};
+use super::pipeline::{self, Pipeline, Product, Settings};
 use super::records::{self, Ranked, Tests};
 use super::session::{Progress, Session};
+use super::{reproduction, rerank};
 use crate::data::Task;
 use crate::{Error, Result};
 
@@ -39,14 +40,44 @@ pub fn sample(
     Ok(products)
 }
 
-/// Builds and ranks every task's candidates; `tests` says what is known of a candidate, by the task's name and the sample's number.
+/// Asks for `n` reproduction tests of each of the tasks; answers come from the folder, or go there, as those of [`sample`].
+///
+/// # Errors
+///
+/// As [`sample`].
+pub fn reproductions(
+    dir: &Path,
+    tasks: &[&Task],
+    n: usize,
+    settings: &Settings,
+    generator: &dyn Generator,
+    may_sample: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<Vec<Option<String>>>> {
+    let journal = Journal::open(&dir.join("samples.jsonl"))?;
+    let mut session = Session { generator, journal, may_sample, progress };
+    let scripts = reproduction::ask(tasks, n, settings, &mut session)?;
+    session.journal.sort()?;
+    Ok(scripts)
+}
+
+/// Builds and ranks every task's candidates, as the pipeline's model does ([`rerank::orders`]); `tests` says what is known of a candidate,
+/// by the task's name and the sample's number.
 ///
 /// # Errors
 ///
 /// The parsers cannot be set up.
-pub fn rank(tasks: &[Task], products: &[Product], tests: &(dyn Fn(&str, usize) -> Tests + Sync)) -> Result<Vec<Ranked>> {
+pub fn rank(
+    tasks: &[Task],
+    products: &[Product],
+    pipeline: Pipeline,
+    tests: &(dyn Fn(&str, usize) -> Tests + Sync),
+) -> Result<Vec<Ranked>> {
     let pairs: Vec<(&Task, &Product)> = tasks.iter().zip(products).collect();
-    pairs.par_iter().map(|(task, product)| Ranked::new(task, &product.candidates, &|i| tests(&task.instance_id, i))).collect()
+    let one = |(task, product): &(&Task, &Product)| {
+        Ranked::new(task, &product.candidates, rerank::orders(pipeline), &|i| tests(&task.instance_id, i))
+    };
+    pairs.par_iter().map(one).collect()
 }
 
 /// Judges the run and writes its files. `resolved` says of tasks whose tests were run whether the patch handed in makes them pass.

@@ -106,7 +106,7 @@ impl Outcome {
 }
 
 /// Where programs are looked for, before and inside.
-const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+pub(crate) const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
 const SET_UP: &str = include_str!("sandbox.sh");
 

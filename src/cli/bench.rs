@@ -1,6 +1,7 @@
 //! `bench`: the kernels' times beside their floors, and, with a model, tokens per second of prefill, decode and training.
 
 use crate::cli::common::DeviceArgs;
+use crate::cli::output::width;
 use crate::cli::{interrupt, lines};
 use crate::tensor::Device;
 use crate::{Error, Result};
@@ -57,12 +58,29 @@ pub(crate) struct Bench {
     peaks: (f64, f64),
     /// Benchmarks that have run.
     rows: usize,
+    /// The names of all, whether they were asked for or not.
+    names: Vec<String>,
+    /// Whether the terminal is too narrow for a row.
+    narrow: bool,
 }
 
 impl Bench {
     /// Whether any benchmark of this group is asked for.
     fn wants(&self, name: &str) -> bool {
         self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
+    }
+
+    /// The same, and keeps the group's name for whoever asks for one that is not there.
+    fn wants_group(&mut self, name: &str) -> bool {
+        self.knows(name);
+        self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()) || f.contains(name))
+    }
+
+    fn knows(&mut self, name: &str) {
+        // A benchmark of a group that is known is found by the group's name.
+        if !self.names.iter().any(|known| name.starts_with(known.as_str())) {
+            self.names.push(name.to_owned());
+        }
     }
 
     /// Times `work`: `amount` units of `unit` a call (10^9 of them where the unit begins with G).
@@ -80,6 +98,7 @@ impl Bench {
         if interrupt::pressed() {
             return Err(Error::interrupted());
         }
+        self.knows(name);
         if !self.wants(name) {
             return Ok(());
         }
@@ -94,7 +113,10 @@ impl Bench {
             return self.out.write(&row);
         }
         let share = row.floor.map_or(String::new(), |f| format!("{:4.0} % of {:.0}", 100.0 * row.rate / f, f));
-        self.out.text(&format!("{:<34} {:>10} {:>9.1} {:<8} {share}\n", row.name, time(row.seconds), row.rate, row.unit))
+        // Where one line is too long for the terminal, the numbers stand below the name.
+        let name = if self.narrow { format!("{}\n ", row.name) } else { format!("{:<34}", row.name) };
+        let line = format!("{name} {:>10} {:>9.1} {:<8} {share}", time(row.seconds), row.rate, row.unit);
+        self.out.text(&format!("{}\n", line.trim_end()))
     }
 }
 
@@ -142,7 +164,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
     interrupt::listen()?;
     let device = args.device.open()?;
     let peaks = (1.0, 1.0);
-    let mut bench = Bench { filter: args.name, budget: args.seconds, json: args.json, out: lines::Output::new(), peaks, rows: 0 };
+    let mut bench = Bench {
+        filter: args.name,
+        budget: args.seconds,
+        json: args.json,
+        out: lines::Output::new(),
+        peaks,
+        rows: 0,
+        names: Vec::new(),
+        narrow: width().is_some_and(|w| w < 80),
+    };
     match &device {
         Device::Cpu => on_processor(&mut bench, args.seconds)?,
         Device::Cuda(gpu) => device::run(&mut bench, gpu, args.device.device == "emulator")?,
@@ -151,8 +182,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         model::run(&mut bench, spec, &device)?;
     }
     match bench.filter {
-        Some(name) if bench.rows == 0 => Err(Error::usage(format!("no benchmark has `{name}` in its name"))
-            .hint("those of a model (prefill, decode, training) need --model")),
+        Some(name) if bench.rows == 0 => {
+            let model = if args.model.is_some() { "" } else { "; with --model: model prefill, model decode, model training step" };
+            let hint = format!("there are: {}{model}", bench.names.join(", "));
+            Err(Error::usage(format!("no benchmark has `{name}` in its name")).hint(hint))
+        }
         _ => Ok(()),
     }
 }

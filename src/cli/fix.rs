@@ -81,10 +81,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let Some(best) = patches.first() else {
         let reason = why_none(&product, &ranked);
         let hint = format!("what was localised:\n    {}", found.replace('\n', "\n    "));
+        if args.json {
+            print(&args, &product, &[], Some(&reason))?;
+        }
         return Err(Error::input(format!("no patch was found in {} answers: {reason}", product.candidates.len())).hint(hint));
     };
     say!("{found}");
-    print(&args, &product, &patches)?;
+    print(&args, &product, &patches, None)?;
     if args.apply {
         let branch = repository.apply_on_branch(&best.patch, &format!("sorft-native/fix-{}", &digest(&best.patch)[..8]))?;
         say!("applied on the new branch {branch}; nothing is committed");
@@ -120,7 +123,7 @@ fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
     let local = Local { model: Some(&model), dialogue, sampling: args.pipeline.sampling(), stop: &interrupt::pressed };
     let tasks = [task];
     let mut products = run::sample(folder.path(), &tasks, &settings, &local, true, &mut |p| reporter.tell(p))?;
-    let mut ranked = run::rank(&tasks, &products, &|_, _| Tests::default())?;
+    let mut ranked = run::rank(&tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
     if args.out.is_some() {
         records::write(folder.path(), &tasks, &products, &ranked)?;
         reporter.write(folder.path())?;
@@ -128,13 +131,16 @@ fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
     products.pop().zip(ranked.pop()).ok_or_else(|| Error::input("the pipeline gave nothing"))
 }
 
-fn print(args: &Args, product: &Product, patches: &[Proposal]) -> Result<()> {
+/// Prints the patches; as JSON also why there is none.
+fn print(args: &Args, product: &Product, patches: &[Proposal], error: Option<&str>) -> Result<()> {
     for (i, p) in patches.iter().enumerate() {
         say!("patch {} of {}: {} of {} answers", i + 1, patches.len(), p.votes, product.candidates.len());
     }
     if args.json {
         let (functions, lines) = (product.functions.as_ref().map(|h| &h.merged), product.lines.as_ref().map(|h| &h.merged));
-        return json_line(&json!({"files": product.files.merged, "functions": functions, "lines": lines, "patches": patches}));
+        let best = patches.first().map(|p| &p.patch);
+        return json_line(&json!({"files": product.files.merged, "functions": functions, "lines": lines, "patch": best,
+            "patches": patches, "error": error}));
     }
     to_stdout(|out| {
         for (i, p) in patches.iter().enumerate() {

@@ -3,6 +3,9 @@
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
+use terminal_size::terminal_size_of;
+
+use crate::columns::columns;
 use crate::{Error, Result};
 
 /// A line on stderr. Unlike `eprintln!` it does not panic where nobody reads it any more (`2>&1 | head`): a run must not end for that.
@@ -33,30 +36,17 @@ pub(super) fn plural(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Rows in columns: the first aligned to the left, the others to the right.
+/// Rows in columns for stdout: as wide as they are in a pipe or a file, and no wider than a terminal.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(c, (cell, &w))| if c == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
-            .collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
+    columns(rows, width())
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn tables_are_aligned() {
-        let rows = vec![vec!["a".to_owned(), "10".to_owned()], vec!["bcd".to_owned(), "5".to_owned()]];
-        assert_eq!(super::table(&rows), "a    10\nbcd   5\n");
-    }
+/// The same for stderr.
+pub(super) fn table_for_stderr(rows: &[Vec<String>]) -> String {
+    columns(rows, terminal_size_of(io::stderr()).map(|(width, _)| usize::from(width.0)))
+}
+
+/// How many characters a line of the terminal holds that stdout is; none where it is no terminal.
+pub(super) fn width() -> Option<usize> {
+    terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
 }

@@ -26,7 +26,8 @@ use crate::{Error, Result};
 /// where error says why an answer earns nothing. A line that cannot be read gives {"error", "line"}, and status 1 at the end.
 ///
 /// For --kind similarity a line is {"code_context": {path: text}, "oracle_new_content": {path: text}, "completion": "..."}, for --kind unidiff
-/// {"oracle_patches": ["..."], "predicted_patches": ["..."]}; parts then has the similarity of each file.
+/// {"oracle_patches": ["..."], "predicted_patches": ["..."]}; parts then has the similarity of each file. A completion of similarity is
+/// <think> thoughts </think> <solution> edit blocks </solution>, each of the four tags exactly once, else it earns -1.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// What the answers are

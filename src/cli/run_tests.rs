@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
+use crate::agentless::clones;
 use crate::agentless::files::read_predictions;
 use crate::agentless::run_tests::{Environments, Report, Runner, Submission};
 use crate::agentless::sandbox::{Limits, Sandbox};
@@ -56,7 +57,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return Err(Error::usage("--workers takes a number of at least 1"));
     }
     let tasks = swe_bench::read(&args.tasks)?;
+    clones::require(&args.repos)?;
     let environments = args.environments.as_deref().map(Environments::read).transpose()?.unwrap_or_default();
+    environments.check(&tasks)?;
     let sandbox = Sandbox::new(Limits::default(), Vec::new())?;
     say!("confined: name spaces, seccomp, Landlock {}", sandbox.landlock());
     let runner = Runner::new(sandbox, &args.repos, environments, args.out.as_deref());

@@ -263,7 +263,11 @@ fn step_line(line: &Map<String, Value>) -> String {
 
 fn numbers_line(numbers: &Map<String, Value>) -> String {
     let shown = ["tasks", "valid", "hit", "top1", "f1", "fbeta", "answers"];
-    let text = |key: &&str| numbers.get(*key).and_then(Value::as_f64).map(|v| format!("{key} {}", (v * 1e3).round() / 1e3));
+    // Of a mixture each task is asked about several times.
+    let mixed = SUBTASKS.iter().any(|name| numbers.contains_key(*name));
+    let label = |key: &'static str| if mixed && key == "tasks" { "questions" } else { key };
+    let text =
+        |key: &&'static str| numbers.get(*key).and_then(Value::as_f64).map(|v| format!("{} {}", label(key), (v * 1e3).round() / 1e3));
     let all = shown.iter().filter_map(text).collect::<Vec<_>>().join("  ");
     let subtasks = SUBTASKS.iter().filter_map(|name| Some(format!("\n  {name}: {}", numbers_line(numbers.get(*name)?.as_object()?))));
     subtasks.fold(all, |line, subtask| line + &subtask)

@@ -8,6 +8,7 @@
 //! * [`search_replace`]: edit blocks, read, applied and made. [`unidiff`]: patches as Python's package of that name reads them.
 //! * [`ground_truth`]: the gold sets of the subtasks; [`edit`]: SEARCH/REPLACE blocks; [`check`]: whether a task holds together.
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`coverage`]: what several samples reach together. [`split`]: what is held out. [`random`]: keyed randomness.
+//! * [`near_duplicates`]: changes that are made again, or nearly.
 
 pub mod bootstrap;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod ground_truth;
 pub mod lexical;
 pub mod lines;
 pub mod metrics;
+pub mod near_duplicates;
 pub mod patch;
 pub mod patch_similarity;
 pub mod paths;

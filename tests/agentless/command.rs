@@ -13,11 +13,11 @@ use sorft_native::agentless::run;
 use crate::make;
 use crate::script::{CALC, SHOW, Script, contents, settings, swe_rl, tasks};
 
-fn program() -> Command {
+pub fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_sorft-native"))
 }
 
-fn output(command: &mut Command, status: i32) -> (String, String) {
+pub fn output(command: &mut Command, status: i32) -> (String, String) {
     let Output { stdout, stderr, status: found } = command.output().expect("the program runs");
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr).into_owned());
     assert_eq!(found.code(), Some(status), "stderr: {stderr}");
@@ -25,7 +25,7 @@ fn output(command: &mut Command, status: i32) -> (String, String) {
 }
 
 /// A folder with a model `m` of 4096 positions, and the repository `r` with one commit.
-fn place() -> tempfile::TempDir {
+pub fn place() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let model = dir.path().join("m");
     fs::create_dir(&model).expect("made");
@@ -102,6 +102,7 @@ fn an_issue_becomes_a_patch_on_a_branch() {
     let (json, _) = output(fix(dir, &args).args(["--top", "3", "--json"]), 0);
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((json["patches"][0]["patch"].as_str(), json["patches"][0]["votes"].as_u64()), (Some(patch.as_str()), Some(2)));
+    assert_eq!((json["patch"].as_str(), json["error"].is_null()), (Some(patch.as_str()), true));
 
     fs::write(repository.join("notes.txt"), "mine\n").unwrap();
     let (_, said) = output(fix(dir, &args).arg("--apply"), 0);
@@ -119,6 +120,10 @@ fn without_a_patch_it_says_why() {
     let place = place();
     let (out, said) = output(&mut fix(place.path(), &[]), 1);
     assert_eq!(out, "");
+    let (json, _) = output(&mut fix(place.path(), &["--json"]), 1);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json["patch"].is_null() && json["patches"] == serde_json::json!([]) && json["error"].is_string(), "{json}");
+    assert_eq!(json["files"], serde_json::json!(["calc.py", "show.py"]));
     assert!(said.contains("error: no patch was found in 2 answers: ") && said.contains("what was localised:\n    files"), "{said}");
     let refused = |args: &[&str], status: i32| output(program().current_dir(place.path()).arg("fix").args(args), status).1;
     fs::write(place.path().join("empty.md"), " \n").unwrap();
@@ -163,8 +168,58 @@ fn killed_and_resumed_it_ends_with_the_same_bytes() {
     assert!(kills > 0 && clean("whole") == clean("killed"));
     let (reranked, _) = output(&mut eval(dir, &["--out", "whole", "--rerank-only"]), 0);
     assert_eq!(table, reranked);
+    // The options that it was begun with are known; others are refused.
+    let with_nothing = |more: &[&str]| {
+        let mut command = program();
+        command.current_dir(dir).args(["eval", "--out", "whole", "--rerank-only"]).args(more);
+        command
+    };
+    assert_eq!(table, output(&mut with_nothing(&[]), 0).0);
+    assert_eq!(table, output(&mut with_nothing(&["--samples", "6", "--model", "m"]), 0).0);
+    let said = output(&mut with_nothing(&["--samples", "5"]), 2).1;
+    assert!(said.contains("settings.samples is 5, and the folder was made with 6"), "{said}");
+    let said = output(&mut with_nothing(&["--temperature", "1"]), 2).1;
+    assert!(said.contains("sampling.temperature is 1.0, and the folder was made with 0.8"), "{said}");
     // What is there is not written over, and other settings do not go on with it.
     assert!(output(&mut eval(dir, &["--out", "whole"]), 2).1.contains("the folder is there already"));
     let said = output(&mut eval(dir, &["--out", "whole", "--resume", "--seed", "3"]), 2).1;
     assert!(said.contains("settings.seed is 3, and the folder was made with 0"), "{said}");
+}
+
+#[test]
+fn tasks_without_files_are_read_from_clones() {
+    let place = place();
+    let dir = place.path();
+    let head = git(&dir.join("r"), &["rev-parse", "HEAD"]).trim().to_owned();
+    // The work tree and later commits say nothing.
+    fs::write(dir.join("r/calc.py"), "later\n").unwrap();
+    git(&dir.join("r"), &["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qam", "second"]);
+    let mut task = tasks().remove(0);
+    (task.repo, task.base_commit) = ("o/r".into(), head);
+    task.files.clear();
+    fs::write(dir.join("bare.jsonl"), task.to_json().to_string()).unwrap();
+    let eval = |more: &[&str]| {
+        let mut command = program();
+        command.current_dir(dir).arg("eval").args(more);
+        command
+    };
+    let gold = ["--predictions", "gold", "--tasks", "bare.jsonl"];
+    let said = output(&mut eval(&gold), 1).1;
+    assert!(said.contains("o__r1-1: the task has no `files`") && said.contains("--repos DIR"), "{said}");
+    let said = output(eval(&gold).args(["--repos", "nowhere"]), 1).1;
+    assert!(said.contains("nowhere: there is no such folder"), "{said}");
+    let (json, said) = output(eval(&gold).args(["--repos", ".", "--candidates", "1", "--json"]), 0);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["numbers"]["patch.applied"]["interval"]["mean"], 1.0, "{json}");
+    assert!(said.contains("reading 1 task from the clones in ."), "{said}");
+
+    let model = ["--model", "m", "--samples", "2", "--max-new-tokens", "4", "--bm25-fallback", "--out", "run"];
+    let (table, _) = output(eval(&model).args(["--tasks", "bare.jsonl", "--repos", ".", "--top-files", "1"]), 0);
+    assert!(table.contains("files, BM25"), "{table}");
+    let location = fs::read_to_string(dir.join("run/loc.jsonl")).unwrap();
+    assert!(location.contains("calc.py") && !location.contains("test_calc.py"), "{location}");
+    assert_eq!(table, output(&mut eval(&["--out", "run", "--rerank-only"]), 0).0, "the clones are known as well");
+    let said = output(&mut eval(&["--out", "run", "--rerank-only", "--candidates", "1"]), 2).1;
+    assert!(said.contains("clones.candidates is 1, and the folder was made with 100"), "{said}");
+    assert!(output(&mut eval(&["--out", "other", "--resume"]), 2).1.contains("expected --"));
 }

@@ -4,6 +4,8 @@
 mod command;
 mod hops;
 mod numbers;
+#[cfg(target_os = "linux")]
+mod reproduction;
 mod resume;
 mod script;
 

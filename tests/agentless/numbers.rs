@@ -42,8 +42,11 @@ fn a_patch_half_right_is_neither() {
 fn tables_are_narrow_and_plain() {
     let summary = Summary::new(&records(&[GOLD, ""]));
     let c = compare(&records(&["", ""]), &records(&[GOLD, GOLD])).unwrap();
-    for text in [table::render(&summary), table::render_comparison(&c)] {
-        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
-        assert!(!text.contains('\u{1b}') && !text.contains("NaN"), "{text}");
+    for (width, most) in [(None, 80), (Some(60), 60), (Some(44), 44)] {
+        for text in [table::render(&summary, width), table::render_comparison(&c, width)] {
+            assert!(text.lines().all(|l| l.chars().count() <= most), "{text}");
+            assert!(!text.contains('\u{1b}') && !text.contains("NaN"), "{text}");
+            assert!(text.contains("100.0") && text.contains("patch"), "{text}");
+        }
     }
 }

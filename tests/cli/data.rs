@@ -172,6 +172,28 @@ fn a_shallow_clone_is_mined_with_a_warning() {
     assert!(warning.contains("is a shallow clone") && warning.contains("fetch --unshallow"), "{warning}");
 }
 
+#[cfg(feature = "git")]
+#[test]
+fn a_partial_clone_is_mined_with_a_warning_that_tells_what_to_do() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    if !repository(dir.path()) {
+        return;
+    }
+    let clone = dir.path().join("clone");
+    let url = format!("file://{}", dir.path().display());
+    let git = |args: &[&str]| assert!(Process::new("git").args(args).status().is_ok_and(|s| s.success()), "git {args:?}");
+    git(&["-C", arg(dir.path()), "config", "uploadpack.allowFilter", "true"]);
+    git(&["clone", "-q", "--filter=blob:none", &url, arg(&clone)]);
+    let mine = |status| stderr(program().args(["data", "mine", "--repo", arg(&clone)]), status);
+    let warning = mine(1);
+    assert!(warning.contains("is a partial clone, without the files of ") && warning.contains("needs files that the"), "{warning}");
+    let line = warning.lines().find(|l| l.contains("to have all of them: ")).expect("what to do");
+    let command: Vec<&str> = line.split_whitespace().skip_while(|w| *w != "git").skip(1).collect();
+    git(&[&command[..], &["-q"]].concat());
+    let after = mine(0);
+    assert!(!after.contains("warning"), "{after}");
+}
+
 /// What would be lost is refused before anything is done.
 #[test]
 fn split_does_not_touch_its_input_and_looks_at_its_folders_first() {

@@ -122,3 +122,22 @@ fn a_list_of_repositories_is_left_out() {
     assert_eq!(stdout(&mut with("swe-bench"), 0).lines().count(), 3);
     assert!(stderr(&mut with("no/such/file"), 1).contains("cannot read"));
 }
+
+#[test]
+fn repeated_changes_are_left_out_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let out = dir.path().join("t.jsonl");
+    let import = |more: &[&str]| {
+        let mut command = program();
+        command.args(["data", "import", "--force"]).arg(fixture("swe_bench.jsonl.gz")).args(more).arg("--out").arg(&out);
+        command
+    };
+    assert!(stderr(&mut import(&[]), 0).contains("3 tasks"), "the three rows make the same change");
+    let table = stderr(&mut import(&["--near-duplicates", "0.8"]), 0);
+    assert!(table.contains("makes the change of an earlier row again") && table.contains("1 task"), "{table}");
+    let stats = stdout(program().args(["data", "stats", "--json"]).arg(&out), 0);
+    let stats: Value = serde_json::from_str(&stats).expect("JSON");
+    let dropped = &stats["funnels"][0]["dropped"][0];
+    assert_eq!((&dropped["filter"], &dropped["count"]), (&Value::from("duplicate"), &Value::from(2)));
+    assert!(stderr(&mut import(&["--near-duplicates", "0"]), 2).contains("a number above 0 and at most 1"));
+}

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
+use sorft_native::agentless::reproduction::Says;
 use sorft_native::agentless::rerank::{Candidate, ORDERS, select};
 use sorft_native::agentless::run_tests::{Environments, Runner, Submission, evidence::gather};
 use sorft_native::data::Task;
@@ -153,8 +154,9 @@ fn evidence_of_tests_decides_between_candidates() {
     ];
     let texts: Vec<&str> = patches.iter().map(String::as_str).collect();
     let mut candidates: Vec<Candidate> = texts.iter().map(|t| Candidate { normalized: (*t).to_owned(), ..Candidate::default() }).collect();
-    let kept = gather(&runner, &task, &texts, &scripts.each_ref().map(String::as_str), &mut candidates).unwrap();
-    assert_eq!(kept, [0, 3], "the second says that nothing is wrong, the third says nothing");
+    let found = gather(&runner, &task, &texts, (&scripts.each_ref().map(String::as_str), 9), &mut candidates).unwrap();
+    assert_eq!(found.before, [Says::Reproduced, Says::Resolved, Says::Other, Says::Reproduced]);
+    assert_eq!(found.chosen.iter().map(|c| c.place).collect::<Vec<_>>(), [0, 3], "the second says that nothing is wrong");
     let failed: Vec<Option<usize>> = candidates.iter().map(|c| c.failed_regressions).collect();
     assert_eq!(failed, [Some(1), Some(0), None, Some(0), None]);
     let passed: BTreeMap<usize, Vec<bool>> =

@@ -1,8 +1,9 @@
-//! Evaluations as text: at most 76 characters wide, without colour or control characters, so that a pipe gets what a terminal shows.
+//! Evaluations as text, without colour or control characters; as wide as they are, or no wider than a terminal.
 
 use std::fmt::Write as _;
 
 use super::{Comparison, Interval, Summary};
+use crate::columns::{columns, wrap};
 
 /// A unit of localisation: what it is called, its name among the numbers, and the baselines' (label, name).
 struct Place {
@@ -30,20 +31,6 @@ pub(super) const PATCHES: [(&str, &str); 9] = [
     ("patch.candidates", "edit answers that are patches"),
 ];
 
-/// Rows in columns: the first column to the left, the others to the right, two blanks between them.
-fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> =
-        (0..count).map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).enumerate();
-        let line: Vec<String> = cells.map(|(c, (s, &w))| if c == 0 { format!("{s:<w$}") } else { format!("{s:>w$}") }).collect();
-        let _ = writeln!(out, "{}", line.join("  ").trim_end());
-    }
-    out
-}
-
 /// `65.2 [60.1, 70.3]`, in percent.
 pub(super) fn percent(i: &Interval) -> String {
     format!("{:.1} [{:.1}, {:.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
@@ -69,22 +56,23 @@ pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
     rows
 }
 
-/// The whole evaluation.
-pub fn render(summary: &Summary) -> String {
+/// The whole evaluation, for a terminal of that `width`, if it is one.
+pub fn render(summary: &Summary, width: Option<usize>) -> String {
     let count = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
-    let mut out = format!(
-        "{} of {}; percent, with 95 % intervals clustered by repository\n\n",
+    let head = format!(
+        "{} of {}; percent, with 95 % intervals clustered by repository",
         count(summary.tasks, "task", "tasks"),
         count(summary.repositories.len(), "repository", "repositories"),
     );
+    let mut out = wrap(&head, width.unwrap_or(usize::MAX)).join("\n") + "\n\n";
     let mut rows = vec![["localised", "any", "all", "named"].map(str::to_owned)];
     rows.extend(place_rows(summary));
-    out += &columns(&rows.iter().map(|r| r.to_vec()).collect::<Vec<_>>());
+    out += &columns(&rows.iter().map(|r| r.to_vec()).collect::<Vec<_>>(), width);
     let patches = PATCHES.iter().filter_map(|(name, label)| Some((summary.numbers.get(*name)?, label)));
     let rows: Vec<Vec<String>> = patches.map(|(mean, label)| vec![(*label).to_owned(), percent(&mean.interval)]).collect();
     out += "\n";
-    out += &columns(&[vec![vec!["patches".to_owned(), String::new()]], rows].concat());
-    if let Some(coverage) = coverage(summary) {
+    out += &columns(&[vec![vec!["patches".to_owned(), String::new()]], rows].concat(), width);
+    if let Some(coverage) = coverage(summary, width) {
         out += &format!("\n{coverage}");
     }
     if !summary.no_patch.is_empty() {
@@ -92,15 +80,19 @@ pub fn render(summary: &Summary) -> String {
         let mut reasons: Vec<(&String, &usize)> = summary.no_patch.iter().collect();
         reasons.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
         for (reason, n) in reasons.iter().take(6) {
-            let _ = writeln!(out, "{n:>6}  {}", cut(reason.lines().next().unwrap_or_default(), 68));
+            let _ = writeln!(
+                out,
+                "{n:>6}  {}",
+                cut(reason.lines().next().unwrap_or_default(), width.map_or(68, |w| w.saturating_sub(8).clamp(20, 68)))
+            );
         }
     }
-    out += &format!("\n{}", repositories(summary));
+    out += &format!("\n{}", repositories(summary, width));
     out
 }
 
 /// The curves at 1, 2, 4, ... samples, and at all.
-fn coverage(summary: &Summary) -> Option<String> {
+fn coverage(summary: &Summary, width: Option<usize>) -> Option<String> {
     let longest = summary.coverage.values().map(Vec::len).max().filter(|&n| n > 1)?;
     let mut ks: Vec<usize> = std::iter::successors(Some(1), |k| Some(k * 2)).take_while(|&k| k < longest).collect();
     ks.push(longest);
@@ -111,7 +103,7 @@ fn coverage(summary: &Summary) -> Option<String> {
         let cell = |k: &usize| curve.get(k - 1).map_or(String::new(), |i| format!("{:.1}", 100.0 * i.mean));
         rows.push(std::iter::once(name.clone()).chain(ks.iter().map(cell)).collect());
     }
-    Some(columns(&rows))
+    Some(columns(&rows, width))
 }
 
 /// The columns of the breakdown: number and heading.
@@ -124,7 +116,7 @@ pub(super) const BREAKDOWN: [(&str, &str); 6] = [
     ("resolved", "resolved"),
 ];
 
-fn repositories(summary: &Summary) -> String {
+fn repositories(summary: &Summary, width: Option<usize>) -> String {
     let shown: Vec<_> = BREAKDOWN.iter().filter(|(name, _)| summary.numbers.contains_key(*name)).collect();
     let head = ["by repository".to_owned(), "tasks".to_owned()].into_iter().chain(shown.iter().map(|(_, label)| (*label).to_owned()));
     let mut rows = vec![head.collect::<Vec<_>>()];
@@ -132,15 +124,15 @@ fn repositories(summary: &Summary) -> String {
         let cells = shown.iter().map(|(name, _)| of.numbers.get(*name).map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v)));
         rows.push([cut(repo, 24), of.tasks.to_string()].into_iter().chain(cells).collect());
     }
-    columns(&rows)
+    columns(&rows, width)
 }
 
 fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most { text.to_owned() } else { text.chars().take(most - 3).chain("...".chars()).collect() }
 }
 
-/// Two evaluations compared.
-pub fn render_comparison(c: &Comparison) -> String {
+/// Two evaluations compared, as [`render`] has it.
+pub fn render_comparison(c: &Comparison, width: Option<usize>) -> String {
     let mut rows = vec![["number", "A", "B", "B - A", "larger", "smaller"].map(str::to_owned).to_vec()];
     for (name, p) in &c.numbers {
         // Numbers of elements are counts, all others shares.
@@ -152,5 +144,6 @@ pub fn render_comparison(c: &Comparison) -> String {
         rows.push(vec![cut(name, 22), number(p.a), number(p.b), difference, p.larger.to_string(), p.smaller.to_string()]);
     }
     let unpaired = if c.unpaired > 0 { format!(" ({} only in one of them)", c.unpaired) } else { String::new() };
-    format!("{} tasks in both{unpaired}; shares in percent, 95 % intervals clustered by repository\n\n{}", c.tasks, columns(&rows))
+    let head = format!("{} tasks in both{unpaired}; shares in percent, 95 % intervals clustered by repository", c.tasks);
+    format!("{}\n\n{}", wrap(&head, width.unwrap_or(usize::MAX)).join("\n"), columns(&rows, width))
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agentless::sandbox::PATH;
 use crate::data::Task;
 use crate::{Error, Result};
 
@@ -111,6 +112,30 @@ impl Environments {
         }
     }
 
+    /// Refuses what is not there for any of the tasks: an interpreter, a folder to be seen. Else every run of tests would fail by it.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing, with its repository.
+    pub fn check(&self, tasks: &[Task]) -> Result<()> {
+        for task in tasks {
+            let Environment { python, read_only, .. } = self.of(task);
+            let at = |e: Error| e.at(format_args!("environment of {}", task.repo_name()));
+            let hint = "make it (a virtual environment with pytest), or name another in the file of environments: docs/run-tests.md";
+            // A bare name is looked for inside, on a path that may have other folders than the one out here.
+            let bare = python.components().count() == 1;
+            let found = |folder: &str| Path::new(folder).join(&python).is_file();
+            if !(if bare { PATH.split(':').any(found) } else { python.is_file() }) {
+                let place = if bare { format!(" on the path {PATH}") } else { String::new() };
+                return Err(at(Error::input(format!("there is no interpreter {}{place}", python.display())).hint(hint)));
+            }
+            if let Some(missing) = read_only.iter().find(|folder| !folder.exists()) {
+                return Err(at(Error::input(format!("`read_only` names {}, which is not there", missing.display())).hint(hint)));
+            }
+        }
+        Ok(())
+    }
+
     /// A program's path; a bare name is looked for on the sandbox's `PATH`.
     fn program(&self, path: &Path) -> PathBuf {
         if path.components().count() == 1 { path.to_owned() } else { self.folder.join(path) }
@@ -160,6 +185,13 @@ mod tests {
         let y = environments.of(&task("y", "o/m"));
         assert_eq!((y.python.to_str().unwrap(), y.memory >> 20), ("python3", 4096));
         assert!(y.read_only.is_empty() && y.command(&tests).ends_with(&tests));
+        let error = environments.check(&[task("y", "o/m"), task("x", "o/n")]).unwrap_err().to_string();
+        let there = std::path::Path::new("/usr/bin/python3").exists() || std::path::Path::new("/usr/local/bin/python3").exists();
+        let expected = if there { format!("environment of o/n: there is no interpreter {python}") } else { "environment of o/m".into() };
+        assert!(error.starts_with(&expected), "{error}");
+        std::fs::create_dir_all(folder.join("envs/n/bin")).unwrap();
+        std::fs::write(&python, "").unwrap();
+        assert!(environments.check(&[task("x", "o/n")]).is_ok());
         std::fs::write(&path, "[repo.x]\npyhton = 'p'\n").unwrap();
         assert!(Environments::read(&path).unwrap_err().to_string().contains("pyhton"));
     }

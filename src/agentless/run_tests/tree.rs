@@ -1,8 +1,9 @@
 //! A task's tree at its base commit, and patches on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::agentless::clones;
 use crate::agentless::sandbox::Workspace;
 use crate::data::Task;
 use crate::data::patch::Patch;
@@ -17,28 +18,20 @@ const EXECUTABLE: u32 = 0o100_755;
 /// The tree of a task's base commit: from a clone below `repos`, else from the task's own files where they are all that there is.
 pub(super) fn at_base(task: &Task, repos: &Path) -> Result<Workspace> {
     let workspace = Workspace::empty()?;
-    if let Some(clone) = clone_of(&task.repo, repos) {
+    if let Some(clone) = clones::find(&task.repo, repos) {
         check_out(&clone, &task.base_commit, &workspace)?;
         return Ok(workspace);
     }
     let paths = [&task.patch, &task.test_patch].into_iter().map(|text| Patch::parse(text)).collect::<Result<Vec<_>>>()?;
     let needed = paths.iter().flat_map(Patch::base_paths).chain(task.all_paths.iter().map(String::as_str));
     if let Some(missing) = needed.into_iter().find(|path| !task.files.contains_key(*path)) {
-        let address = format!("git clone --bare https://github.com/{} {}", task.repo, repos.join(task.repo.replace('/', "__")).display());
-        return Err(Error::input(format!("there is no clone of {} and the task does not hold {missing}", task.repo)).hint(address));
+        let message = format!("there is no clone of {} and the task does not hold {missing}", task.repo);
+        return Err(Error::input(message).hint(clones::command(&task.repo, repos)));
     }
     for (path, content) in &task.files {
         workspace.write(path, content)?;
     }
     Ok(workspace)
-}
-
-/// Where a repository's clone is: `owner__name`, `owner/name` or `name`, with or without `.git`.
-fn clone_of(repo: &str, repos: &Path) -> Option<PathBuf> {
-    let name = repo.rsplit('/').next().unwrap_or(repo);
-    let names = [repo.replace('/', "__"), repo.to_owned(), name.to_owned()];
-    let mut places = names.iter().flat_map(|n| [repos.join(n), repos.join(format!("{n}.git"))]);
-    places.find(|place| !repo.is_empty() && place.is_dir())
 }
 
 #[cfg(feature = "git")]
@@ -47,7 +40,7 @@ fn check_out(clone: &Path, commit: &str, workspace: &Workspace) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
 
     use crate::data::source::git::{Entry, snapshot};
-    snapshot(clone, commit, &mut |path, entry| match entry {
+    snapshot(clone, commit, &|_| true, &mut |path, entry| match entry {
         Entry::File(bytes, executable) => {
             workspace.write(path, bytes)?;
             if executable { workspace.make_executable(path) } else { Ok(()) }

@@ -83,7 +83,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 fn matmul(bench: &mut Bench) -> Result<()> {
     for (t, k, n) in [(1024, 576, 1536), (2048, 2048, 2048), (16, 576, 49152)] {
         let name = |pass: &str| format!("matmul {pass} {t}x{k}x{n}");
-        if !bench.wants(&name("")) && !bench.wants("matmul") {
+        if !bench.wants_group("matmul") {
             continue;
         }
         let flops = (2 * t * k * n) as f64;
@@ -97,7 +97,7 @@ fn matmul(bench: &mut Bench) -> Result<()> {
             bench.run(&name("dw"), "GFLOP/s", flops, &mut || gemm::tn_into(dy.data(), x.data(), &chunks, &mut w))?;
         }
     }
-    if bench.wants("matmul") {
+    if bench.wants_group("matmul") {
         // Larger than any cache, so that every call reads it from memory.
         let (k, n) = (2048, 65536);
         let x = random(&[1, k]);
@@ -110,7 +110,7 @@ fn matmul(bench: &mut Bench) -> Result<()> {
 
 fn elementwise(bench: &mut Bench) -> Result<()> {
     let (t, d, f) = (8192, 576, 1536);
-    if bench.wants("rmsnorm") {
+    if bench.wants_group("rmsnorm") {
         let (x, dy, w) = (random(&[t, d]), random(&[t, d]), random(&[d]));
         let bytes = (t * d * 4) as f64;
         bench.run("rmsnorm forward 8192x576", "GB/s", 2.0 * bytes, &mut || drop(rmsnorm::forward(&x, &w, 1e-5)))?;
@@ -120,13 +120,13 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
             drop(rmsnorm::backward(&dy, &x, &w, &rstd, std::slice::from_ref(&(0..t)), Some(&mut dw)));
         })?;
     }
-    if bench.wants("swiglu") {
+    if bench.wants_group("swiglu") {
         let (gate, up, dy) = (random(&[t, f]), random(&[t, f]), random(&[t, f]));
         let bytes = (t * f * 4) as f64;
         bench.run("swiglu forward 8192x1536", "GB/s", 3.0 * bytes, &mut || drop(swiglu::forward(&gate, &up)))?;
         bench.run("swiglu backward 8192x1536", "GB/s", 5.0 * bytes, &mut || drop(swiglu::backward(&dy, &gate, &up)))?;
     }
-    if bench.wants("adamw") {
+    if bench.wants_group("adamw") {
         let n = 16 << 20;
         let g = random(&[n]).into_vec();
         let (mut p, mut m, mut v) = (g.clone(), vec![0.0; n], vec![0.0; n]);
@@ -146,7 +146,7 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
 }
 
 fn attend(bench: &mut Bench) -> Result<()> {
-    if !bench.wants("attention") {
+    if !bench.wants_group("attention") {
         return Ok(());
     }
     let (t, heads) = (1024, Heads { num_heads: 9, num_kv_heads: 3, head_dim: 64 });
@@ -163,7 +163,7 @@ fn attend(bench: &mut Bench) -> Result<()> {
 }
 
 fn head(bench: &mut Bench) -> Result<()> {
-    if !bench.wants("token_logprob") {
+    if !bench.wants_group("token_logprob") {
         return Ok(());
     }
     let (r, d, v) = (512, 576, 49152);

@@ -26,7 +26,7 @@ pub(super) fn run(bench: &mut Bench, spec: &str, device: &Device) -> Result<()> 
     let prompt = ids[..PROMPT].to_vec();
     let mut failure = None;
     for (name, batch) in [("model decode alone", 1), ("model decode at batch 16", 16)] {
-        if !bench.wants(name) {
+        if !bench.wants_group(name) {
             continue;
         }
         let params = SamplingParams { n: batch, max_new_tokens: DECODED + 1, ignore_eos: true, ..Default::default() };
@@ -72,7 +72,7 @@ fn adamw(model: &Transformer) -> Result<AdamW> {
 fn grpo_step(bench: &mut Bench, model: &mut Transformer, random: &Philox) -> Result<()> {
     let (prompts, group, prompt_tokens, answer_tokens) = GRPO;
     let name = format!("model GRPO step {prompts}x{group}, {prompt_tokens}+{answer_tokens}");
-    if !bench.wants(&name) {
+    if !bench.wants_group(&name) {
         return Ok(());
     }
     let vocab = model.config().vocab_size as f64;
@@ -105,7 +105,7 @@ fn grpo_step(bench: &mut Bench, model: &mut Transformer, random: &Philox) -> Res
 
 /// Forward, backward and AdamW over all parameters, every token a target.
 fn train(bench: &mut Bench, model: &mut Transformer, ids: &[u32]) -> Result<()> {
-    if !bench.wants("model training step") {
+    if !bench.wants_group("model training step") {
         return Ok(());
     }
     let plan = Plan::for_trees(&[Tree::sequence(ids, &vec![true; ids.len()])]);

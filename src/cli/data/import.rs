@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::decontamination;
-use crate::cli::output::{json_line, say, table, to_stdout};
+use crate::cli::output::{json_line, say, table_for_stderr, to_stdout};
+use crate::data::near_duplicates;
 use crate::data::source::family::{self, Family};
 use crate::data::source::funnel::Funnel;
 use crate::data::source::swe_bench;
@@ -29,6 +30,10 @@ pub(super) struct Args {
     /// split, or `none`
     #[arg(long, value_name = "FILE", default_value = "none")]
     decontaminate: String,
+    /// Leave out tasks whose patch is at least this much like that of an earlier row (the Jaccard index of runs of five words, by min-hash);
+    /// 1 leaves out exact repeats alone [default: none is left out]
+    #[arg(long, value_name = "LIKENESS")]
+    near_duplicates: Option<f64>,
     /// Replace the file of --out if it is there
     #[arg(long)]
     force: bool,
@@ -78,6 +83,10 @@ pub(super) fn run(args: Args) -> Result<()> {
     })?;
     let mut tasks = imported.tasks;
     let contaminated = list.apply(&mut tasks);
+    let (again, nearly) = match args.near_duplicates {
+        Some(threshold) => near_duplicates::leave_out(&mut tasks, threshold)?,
+        None => (0, 0),
+    };
     let mut funnel = Funnel {
         from: args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         unit: "rows".to_owned(),
@@ -86,6 +95,8 @@ pub(super) fn run(args: Args) -> Result<()> {
     };
     funnel.drop("without_issue", "has no issue's text", imported.without_issue);
     funnel.drop("contaminated", "is from a repository of the list of --decontaminate", contaminated);
+    funnel.drop("duplicate", "makes the change of an earlier row again", again);
+    funnel.drop("near_duplicate", "makes nearly the change of an earlier row (--near-duplicates)", nearly);
     funnel.kept = tasks.len();
     if tasks.is_empty() {
         return Err(Error::input("every task is from a repository of the list of --decontaminate").at_file(&args.file));
@@ -113,7 +124,7 @@ pub(super) fn run(args: Args) -> Result<()> {
                 return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
             }
             if !funnel.dropped.is_empty() {
-                say!("{}", table(&funnel.rows()).trim_end());
+                say!("{}", table_for_stderr(&funnel.rows()).trim_end());
             }
             say!("{} tasks, {with_files} of them with contents", tasks.len());
             Ok(())

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::decontamination;
 use crate::cli::interrupt;
-use crate::cli::output::{json_line, say, table, to_stdout};
+use crate::cli::output::{json_line, plural, say, table_for_stderr, to_stdout};
 use crate::data::source::git::{MineOptions, MineReport, Skip, mine_to_file};
 use crate::data::source::issues::Issues;
 use crate::{Error, Result};
@@ -17,7 +17,8 @@ use crate::{Error, Result};
 ///
 /// Walks from HEAD along the first parents. Merges, bots, reverts, releases, changes of lock files, documentation or tests alone,
 /// additions alone, binary, huge and empty changes, and messages too short to say anything are skipped; a table on stderr says how many
-/// for which reason. A shallow clone is mined as far as it goes, with a warning.
+/// for which reason. A shallow clone is mined as far as it goes, and of a partial clone the commits whose files are here, with a warning.
+/// Nothing is fetched.
 ///
 /// With --out, what was interrupted goes on where it was when the same command is given again (FILE.partial and FILE.state.json hold it),
 /// and FILE.funnel.json keeps the table for `data stats`.
@@ -76,6 +77,10 @@ pub(super) struct Args {
     /// split, or `none`. Forks and other spellings count
     #[arg(long, value_name = "FILE", default_value = "swe-bench")]
     decontaminate: String,
+    /// Skip changes that are at least this much like one that was taken (the Jaccard index of runs of five words, by min-hash); with 1,
+    /// exact repeats alone
+    #[arg(long, value_name = "LIKENESS", default_value_t = MineOptions::default().near_duplicates)]
+    near_duplicates: f64,
     /// The key of all random choices
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -129,16 +134,27 @@ pub(super) fn run(args: Args) -> Result<()> {
             args.repo.display()
         );
     }
+    let left_out = report.skipped.get(&Skip::LeftOut).copied().unwrap_or(0);
+    if left_out > 0 {
+        say!(
+            "warning: {} is a partial clone, without the files of {}\n  to have all of them: git -C {} fetch --refetch --no-filter",
+            args.repo.display(),
+            plural(left_out as u64, "commit"),
+            args.repo.display()
+        );
+    }
     let summary = summary(&report);
     let funnel = report.funnel(args.all_parents);
     if !args.json {
-        say!("{}", table(&funnel.rows()).trim_end());
+        say!("{}", table_for_stderr(&funnel.rows()).trim_end());
     }
     if report.taken == 0 {
         if args.json {
             say!("{summary}");
         }
-        let hint = if report.skipped.get(&Skip::Merge) > Some(&0) && !args.all_parents {
+        let hint = if left_out > 0 {
+            "the files of its history are not here: fetch them, as said above"
+        } else if report.skipped.get(&Skip::Merge) > Some(&0) && !args.all_parents {
             "most of this history may be in merged branches: try --all-parents, or --keep merges"
         } else {
             "see the table above for what was skipped, and data mine --help for the limits"
@@ -184,6 +200,7 @@ fn options(args: &Args) -> Result<MineOptions> {
         require_issue: requires(Require::Issue),
         issues: args.issues.as_deref().map(Issues::read).transpose()?.unwrap_or_default(),
         decontamination: decontamination(&args.decontaminate)?,
+        near_duplicates: args.near_duplicates,
         seed: args.seed,
     })
 }

@@ -13,6 +13,20 @@ pub(crate) enum Folder {
     Temporary(tempfile::TempDir),
 }
 
+/// What a folder's `settings.json` says, for a command that goes on with it; none where there is no such file.
+///
+/// # Errors
+///
+/// A file that cannot be read, or was not written by such a command.
+pub(super) fn recorded<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Option<T>> {
+    let path = dir.join("settings.json");
+    let text = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|e| Error::io("read", &path, e))?,
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|e| Error::input(format!("not the settings of a run: {e}")).at_file(&path))
+}
+
 impl Folder {
     /// Makes the folder, or opens it where `goes_on`; then its settings must be `settings`.
     ///

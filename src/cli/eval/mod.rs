@@ -3,6 +3,7 @@
 mod folder;
 mod progress;
 mod settings;
+mod tasks;
 mod tests;
 
 use std::collections::BTreeMap;
@@ -14,45 +15,42 @@ pub(crate) use self::folder::Folder;
 pub(crate) use self::progress::Reporter;
 use super::common::DeviceArgs;
 use super::interrupt;
-use super::output::{json_line, plural, say, to_stdout};
+use super::output::{json_line, plural, say, to_stdout, width};
 use crate::agentless::evaluate::{Record, compare, patch_records, table};
 use crate::agentless::generator::Local;
+use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, run};
 use crate::data::Task;
-use crate::data::source::swe_bench;
 use crate::model::dialogue::Dialogue;
 use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
 pub(crate) use settings::PipelineArgs;
+use tasks::{TaskArgs, Tasks};
 use tests::TestArgs;
 
 /// Localise and repair tasks whose fix is known, and measure hits, patches and coverage beside BM25
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A Hugging Face folder, a .gguf file, or a hub id owner/name
-    #[arg(long, value_name = "MODEL", required_unless_present_any = ["predictions", "compare"])]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["predictions", "compare", "resume", "rerank_only"])]
     model: Option<String>,
     /// A PEFT LoRA folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Tasks with SWE-bench's fields and `files`, as JSON lines (.gz too)
-    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
-    tasks: Option<PathBuf>,
-    /// Take the first N tasks only
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[command(flatten)]
+    tasks: TaskArgs,
     /// Where everything sampled, predictions, numbers and eval.html go [default: nothing is kept]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with what --out holds
+    /// Go on with what --out holds, with the options that it was begun with
     #[arg(long, requires = "out")]
     resume: bool,
-    /// Rank and measure what --out holds again, without sampling
+    /// Rank and measure what --out holds again, without sampling, with the options that it was begun with
     #[arg(long, requires = "out", conflicts_with = "resume")]
     rerank_only: bool,
     #[command(flatten)]
@@ -60,7 +58,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume", "rerank_only"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "resume", "rerank_only", "pipeline", "samples",
+        "localisations", "temperature", "seed", "reproduction_tests"])]
     predictions: Option<String>,
     /// The paired difference between two evaluations of the same tasks
     #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]
@@ -71,61 +70,58 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> Result<()> {
+pub(crate) fn run(mut args: Args) -> Result<()> {
     if let Some(dirs) = &args.compare {
         return show_comparison(&args, &dirs[0], &dirs[1]);
     }
+    if let Some(dir) = args.out.clone().filter(|_| args.resume || args.rerank_only) {
+        args.fill(&dir)?;
+    }
     args.pipeline.check()?;
-    let tasks = read_tasks(&args)?;
     match &args.predictions {
-        Some(what) => measure(&args, &tasks, what),
-        None => evaluate(&args, &tasks),
-    }
-}
-
-fn read_tasks(args: &Args) -> Result<Vec<Task>> {
-    let path = args.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
-    let mut tasks = swe_bench::read(path)?;
-    tasks.truncate(args.limit.unwrap_or(usize::MAX));
-    if tasks.is_empty() {
-        return Err(Error::usage("--limit takes a number of at least 1"));
-    }
-    match tasks.iter().find(|t| t.files.is_empty()) {
-        Some(task) => Err(Error::input("the task has no `files`: nothing can be shown or patched")
-            .at(&task.instance_id)
-            .at_file(path)
-            .hint("`data mine` writes tasks with the contents of their files")),
-        None => Ok(tasks),
+        Some(what) => measure(&args, what),
+        None => evaluate(&args, &args.tasks.read(args.pipeline.whole_tree(), &|_| Ok(BTreeMap::new()))?),
     }
 }
 
 /// The pipeline with a model.
-fn evaluate(args: &Args, tasks: &[Task]) -> Result<()> {
-    let name = args.model.as_deref().unwrap_or_default();
+fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
+    let tasks = &all.judged;
+    let name = args.model.as_deref().ok_or_else(|| Error::usage("expected --model"))?;
     if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
         return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
     }
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
-    let described = args.describe(&settings);
+    let reproductions = args.tests.reproductions(&settings)?;
+    let described = args.describe(&settings, all);
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
     interrupt::listen()?;
-    let runs = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
     let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
-    let products = run::sample(folder.path(), tasks, &settings, &local, !args.rerank_only, &mut |p| reporter.tell(p));
-    let products = products.map_err(|e| match args.out.is_some() && e.exit_code() == 130 {
+    let goes_on = |e: Error| match args.out.is_some() && e.exit_code() == 130 {
         true => e.hint("what was sampled is stored; the same command with --resume goes on"),
         false => e,
-    })?;
-    let mut ranked = run::rank(tasks, &products, &|_, _| Tests::default())?;
-    let evidence = runs.evidence(tasks, &ranked)?;
-    if !evidence.is_empty() {
-        let of = |id: &str, i: usize| evidence.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
-        ranked = run::rank(tasks, &products, &of)?;
+    };
+    let (dir, may_sample) = (folder.path(), !args.rerank_only);
+    let products = run::sample(dir, all.asked(), &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
+    let mut ranked = run::rank(tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
+    let (asked, most) = reproductions;
+    // One patch alone needs no tests to be chosen.
+    let open: Vec<&Task> = all.asked().iter().zip(&ranked).filter(|(_, r)| asked > 0 && r.order.len() > 1).map(|(t, _)| t).collect();
+    let scripts = run::reproductions(dir, &open, asked, &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
+    let scripts = open.iter().map(|t| t.instance_id.clone()).zip(scripts).collect();
+    let evidence = runs.evidence(tasks, &ranked, &scripts, most)?;
+    if asked > 0 {
+        files::write(&dir.join("reproductions.jsonl"), &evidence.reproductions)?;
+    }
+    if !evidence.tests.is_empty() {
+        let of = |id: &str, i: usize| evidence.tests.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
+        ranked = run::rank(tasks, &products, settings.pipeline, &of)?;
     }
     let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
@@ -146,12 +142,16 @@ pub(crate) fn load(files: &ModelFiles, adapter: Option<&Path>, device: &DeviceAr
 }
 
 /// Given predictions.
-fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
-    let patches: BTreeMap<String, String> = match what {
-        "gold" => tasks.iter().map(|t| (t.instance_id.clone(), t.patch.clone())).collect(),
-        "empty" => BTreeMap::new(),
-        file => files::read_predictions(Path::new(file))?.into_iter().map(|p| (p.instance_id, p.model_patch)).collect(),
+fn measure(args: &Args, what: &str) -> Result<()> {
+    let read = |tasks: &[Task]| -> Result<BTreeMap<String, String>> {
+        Ok(match what {
+            "gold" => tasks.iter().map(|t| (t.instance_id.clone(), t.patch.clone())).collect(),
+            "empty" => BTreeMap::new(),
+            file => files::read_predictions(Path::new(file))?.into_iter().map(|p| (p.instance_id, p.model_patch)).collect(),
+        })
     };
+    let all = args.tasks.read(args.pipeline.whole_tree(), &read)?;
+    let (tasks, patches) = (&all.judged, read(&all.judged)?);
     let there = tasks.iter().filter(|t| patches.contains_key(&t.instance_id)).count();
     if what != "empty" && there < tasks.len() {
         say!("warning: {what} has no prediction for {} of {}", tasks.len() - there, plural(tasks.len() as u64, "task"));
@@ -159,10 +159,11 @@ fn measure(args: &Args, tasks: &[Task], what: &str) -> Result<()> {
     if patches.len() > there {
         say!("warning: {} of {what} are about none of the tasks", plural((patches.len() - there) as u64, "prediction"));
     }
-    let described = json!({"predictions": what, "tasks": args.tasks, "limit": args.limit});
+    let mut described = json!({"predictions": what});
+    merge(&mut described, args.tasks.describe(&all));
     let folder = Folder::open(args.out.as_deref(), false, &described)?;
     interrupt::listen()?;
-    let runs = args.tests.open(tasks, args.out.as_deref())?;
+    let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
     let records = patch_records(tasks, &patches, &resolved)?;
@@ -184,7 +185,7 @@ fn show(args: &Args, folder: &Folder, records: &[Record], described: &Value) -> 
     }
     match args.json {
         true => json_line(&serde_json::to_value(&summary).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
-        false => to_stdout(|out| write!(out, "{}", table::render(&summary))),
+        false => to_stdout(|out| write!(out, "{}", table::render(&summary, width()))),
     }
 }
 
@@ -192,16 +193,46 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
     let comparison = compare(&run::read_records(a)?, &run::read_records(b)?)?;
     match args.json {
         true => json_line(&serde_json::to_value(&comparison).map_err(|e| Error::input(format!("cannot write JSON: {e}")))?),
-        false => to_stdout(|out| write!(out, "A {}\nB {}\n{}", a.display(), b.display(), table::render_comparison(&comparison))),
+        false => to_stdout(|out| write!(out, "A {}\nB {}\n{}", a.display(), b.display(), table::render_comparison(&comparison, width()))),
     }
 }
 
+/// What `settings.json` of a run by a model says.
+#[derive(serde::Deserialize)]
+struct Recorded {
+    model: Option<String>,
+    adapter: Option<PathBuf>,
+    #[serde(flatten)]
+    tasks: tasks::Recorded,
+    sampling: Option<settings::Recorded>,
+    settings: Option<Settings>,
+}
+
 impl Args {
+    /// Fills in what the folder's run was begun with, where nothing else is given; what is given and differs is refused later.
+    fn fill(&mut self, dir: &Path) -> Result<()> {
+        let Some(recorded) = folder::recorded::<Recorded>(dir)? else { return Ok(()) };
+        self.model = self.model.take().or(recorded.model);
+        self.adapter = self.adapter.take().or(recorded.adapter);
+        self.tasks.fill(recorded.tasks);
+        if let (Some(settings), Some(sampling)) = (recorded.settings, recorded.sampling) {
+            self.pipeline = self.pipeline.over(&settings, &sampling);
+        }
+        Ok(())
+    }
+
     /// Everything that the samples are a function of, as `settings.json` has it.
-    fn describe(&self, settings: &crate::agentless::pipeline::Settings) -> Value {
-        json!({
-            "model": self.model, "adapter": self.adapter, "tasks": self.tasks, "limit": self.limit,
-            "sampling": self.pipeline.describe(), "settings": settings,
-        })
+    fn describe(&self, settings: &Settings, tasks: &Tasks) -> Value {
+        let mut out = json!({"model": self.model, "adapter": self.adapter});
+        merge(&mut out, self.tasks.describe(tasks));
+        merge(&mut out, json!({"sampling": self.pipeline.describe(), "settings": settings}));
+        out
+    }
+}
+
+/// Adds the fields of an object to another's.
+fn merge(to: &mut Value, from: Value) {
+    if let (Value::Object(to), Value::Object(from)) = (to, from) {
+        to.extend(from);
     }
 }

@@ -10,48 +10,48 @@ use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::{Error, Result};
 
-/// How the pipeline works and samples.
-#[derive(clap::Args)]
+/// How the pipeline works and samples. What is not given is what a run that goes on was begun with, else the default.
+#[derive(Clone, clap::Args)]
 pub(crate) struct PipelineArgs {
-    /// sorft: files, functions, lines, edits. mini: files, then edits of whole files (Agentless Mini)
-    #[arg(long, value_enum, default_value = "sorft", help_heading = "Pipeline")]
-    pipeline: PipelineName,
-    /// Candidate patches a task
-    #[arg(long, default_value_t = 4, value_name = "N", help_heading = "Pipeline")]
-    samples: usize,
+    /// sorft: files, functions, lines, edits. mini: files, then edits of whole files (Agentless Mini) [default: sorft]
+    #[arg(long, value_enum, help_heading = "Pipeline")]
+    pipeline: Option<PipelineName>,
+    /// Candidate patches a task [default: 4]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    samples: Option<usize>,
     /// Answers a task in each localisation hop [default: as --samples, at most 4]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     localisations: Option<usize>,
-    /// 0 is greedy: one answer a hop, nothing shuffled
-    #[arg(long, default_value_t = 0.8, value_name = "T", help_heading = "Pipeline")]
-    temperature: f32,
-    /// All randomness follows from it
-    #[arg(long, default_value_t = 0, value_name = "S", help_heading = "Pipeline")]
-    seed: u64,
+    /// 0 is greedy: one answer a hop, nothing shuffled [default: 0.8]
+    #[arg(long, value_name = "T", help_heading = "Pipeline")]
+    temperature: Option<f32>,
+    /// All randomness follows from it [default: 0]
+    #[arg(long, value_name = "S", help_heading = "Pipeline")]
+    seed: Option<u64>,
     /// The longest prompt [default: what the model's context leaves, at most 16384]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     max_prompt_tokens: Option<usize>,
-    /// The longest answer
-    #[arg(long, default_value_t = 1024, value_name = "N", help_heading = "Pipeline")]
-    max_new_tokens: usize,
-    /// Tokens of the issue that are kept before anything else is cut
-    #[arg(long, default_value_t = 256, value_name = "N", help_heading = "Pipeline")]
-    min_issue_tokens: usize,
-    /// How many files the merged localisation has
-    #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Pipeline")]
-    top_files: usize,
-    /// Paths to choose from: files (whose contents the task has) or tree (all_paths)
-    #[arg(long, value_enum, default_value = "files", value_name = "WHICH", help_heading = "Pipeline")]
-    universe: UniverseName,
-    /// sorft: the order of paths in file prompts: alphabetical, shuffled, lexical, lexical_paths or fused
-    #[arg(long, default_value = "alphabetical", value_name = "ORDER", help_heading = "Pipeline")]
-    order: String,
-    /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words
-    #[arg(long, default_value = "paths", value_name = "LIST", help_heading = "Pipeline")]
-    evidence: String,
-    /// sorft: lines shown around what localisation names
-    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Pipeline")]
-    context_lines: usize,
+    /// The longest answer [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    max_new_tokens: Option<usize>,
+    /// Tokens of the issue that are kept before anything else is cut [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    min_issue_tokens: Option<usize>,
+    /// How many files the merged localisation has [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    top_files: Option<usize>,
+    /// Paths to choose from: files (whose contents the task has) or tree (all_paths) [default: files]
+    #[arg(long, value_enum, value_name = "WHICH", help_heading = "Pipeline")]
+    universe: Option<UniverseName>,
+    /// sorft: the order of paths in file prompts: alphabetical, shuffled, lexical, lexical_paths or fused [default: alphabetical]
+    #[arg(long, value_name = "ORDER", help_heading = "Pipeline")]
+    order: Option<String>,
+    /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words [default: paths]
+    #[arg(long, value_name = "LIST", help_heading = "Pipeline")]
+    evidence: Option<String>,
+    /// sorft: lines shown around what localisation names [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    context_lines: Option<usize>,
     /// Where no answer names a file, go on with the best matches by BM25
     #[arg(long, help_heading = "Pipeline")]
     bm25_fallback: bool,
@@ -75,6 +75,14 @@ enum UniverseName {
     Tree,
 }
 
+/// How a run samples, as `settings.json` has it.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) struct Recorded {
+    chat: bool,
+    temperature: f32,
+    max_new_tokens: usize,
+}
+
 /// Prompts longer than this cost more than they tell, unless they are asked for.
 const USUAL_PROMPT: usize = 16_384;
 
@@ -82,17 +90,17 @@ impl PipelineArgs {
     /// Refuses what means nothing.
     pub(crate) fn check(&self) -> Result<()> {
         let counts = [
-            ("--samples", Some(self.samples)),
+            ("--samples", self.samples),
             ("--localisations", self.localisations),
             ("--max-prompt-tokens", self.max_prompt_tokens),
-            ("--max-new-tokens", Some(self.max_new_tokens)),
-            ("--top-files", Some(self.top_files)),
+            ("--max-new-tokens", self.max_new_tokens),
+            ("--top-files", self.top_files),
             ("--max-batch", Some(self.max_batch)),
         ];
         if let Some((flag, _)) = counts.iter().find(|(_, value)| *value == Some(0)) {
             return Err(Error::usage(format!("{flag} takes a number of at least 1")));
         }
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+        if !(self.temperature() >= 0.0 && self.temperature().is_finite()) {
             return Err(Error::usage("--temperature takes a number of at least 0"));
         }
         Ok(())
@@ -103,26 +111,70 @@ impl PipelineArgs {
         !self.no_chat
     }
 
+    /// Whether localisation chooses from all paths of a tree.
+    pub(crate) fn whole_tree(&self) -> bool {
+        self.universe == Some(UniverseName::Tree)
+    }
+
+    fn temperature(&self) -> f32 {
+        self.temperature.unwrap_or(0.8)
+    }
+
+    fn max_new_tokens(&self) -> usize {
+        self.max_new_tokens.unwrap_or(1024)
+    }
+
+    /// The options, with those of a run that was begun with `settings` and `sampling` where none are given.
+    pub(crate) fn over(&self, settings: &Settings, sampling: &Recorded) -> Self {
+        let pipeline = match settings.pipeline {
+            Pipeline::Sorft => PipelineName::Sorft,
+            Pipeline::Mini => PipelineName::Mini,
+        };
+        let universe = match settings.universe {
+            Universe::Files => UniverseName::Files,
+            Universe::Tree => UniverseName::Tree,
+        };
+        Self {
+            pipeline: self.pipeline.or(Some(pipeline)),
+            samples: self.samples.or(Some(settings.samples)),
+            localisations: self.localisations.or(Some(settings.localisations)),
+            temperature: self.temperature.or(Some(sampling.temperature)),
+            seed: self.seed.or(Some(settings.seed)),
+            max_prompt_tokens: self.max_prompt_tokens.or(Some(settings.max_prompt_tokens)),
+            max_new_tokens: self.max_new_tokens.or(Some(sampling.max_new_tokens)),
+            min_issue_tokens: self.min_issue_tokens.or(Some(settings.min_issue_tokens)),
+            top_files: self.top_files.or(Some(settings.top_files)),
+            universe: self.universe.or(Some(universe)),
+            order: self.order.clone().or_else(|| Some(serde_json::to_value(settings.order).ok()?.as_str()?.to_owned())),
+            evidence: self.evidence.clone().or_else(|| Some(settings.evidence.clone())),
+            context_lines: self.context_lines.or(Some(settings.context_lines)),
+            bm25_fallback: self.bm25_fallback || settings.fallback,
+            no_chat: self.no_chat || !sampling.chat,
+            max_batch: self.max_batch,
+        }
+    }
+
     /// How answers are sampled.
     pub(crate) fn sampling(&self) -> Sampling {
-        Sampling { temperature: self.temperature, max_new_tokens: self.max_new_tokens, seed: self.seed, max_batch: self.max_batch }
+        let seed = self.seed.unwrap_or(0);
+        Sampling { temperature: self.temperature(), max_new_tokens: self.max_new_tokens(), seed, max_batch: self.max_batch }
     }
 
     /// What answers are a function of beside the pipeline's settings.
     pub(crate) fn describe(&self) -> Value {
         // As it was typed: the shortest digits of an f32 are not those of the f64 next to it.
-        let temperature: f64 = self.temperature.to_string().parse().unwrap_or_default();
-        json!({"chat": self.chat(), "temperature": temperature, "max_new_tokens": self.max_new_tokens})
+        let temperature: f64 = self.temperature().to_string().parse().unwrap_or_default();
+        json!({"chat": self.chat(), "temperature": temperature, "max_new_tokens": self.max_new_tokens()})
     }
 
     /// The pipeline's settings, with a model's limits in them. Greedy answers are all the same: there is one a hop.
     pub(crate) fn resolve(&self, files: &ModelFiles, dialogue: &Dialogue<'_>) -> Result<Settings> {
-        let greedy = self.temperature == 0.0;
+        let (greedy, samples) = (self.temperature() == 0.0, self.samples.unwrap_or(4));
         let context = files.config.max_position_embeddings;
-        let around = dialogue.overhead(true)? + self.max_new_tokens;
+        let around = dialogue.overhead(true)? + self.max_new_tokens();
         let room = context.checked_sub(around).filter(|&room| room > 0).ok_or_else(|| {
             let message =
-                format!("--max-new-tokens {} leaves no room for a prompt in the model's context of {context}", self.max_new_tokens);
+                format!("--max-new-tokens {} leaves no room for a prompt in the model's context of {context}", self.max_new_tokens());
             Error::usage(message)
         })?;
         if self.max_prompt_tokens.is_some_and(|wanted| wanted > room) {
@@ -131,24 +183,21 @@ impl PipelineArgs {
         }
         Ok(Settings {
             pipeline: match self.pipeline {
-                PipelineName::Sorft => Pipeline::Sorft,
-                PipelineName::Mini => Pipeline::Mini,
+                None | Some(PipelineName::Sorft) => Pipeline::Sorft,
+                Some(PipelineName::Mini) => Pipeline::Mini,
             },
-            samples: if greedy { 1 } else { self.samples },
-            localisations: if greedy { 1 } else { self.localisations.unwrap_or(self.samples.min(4)) },
+            samples: if greedy { 1 } else { samples },
+            localisations: if greedy { 1 } else { self.localisations.unwrap_or(samples.min(4)) },
             greedy,
             max_prompt_tokens: self.max_prompt_tokens.unwrap_or(room.min(USUAL_PROMPT)),
-            min_issue_tokens: self.min_issue_tokens,
-            top_files: self.top_files,
-            universe: match self.universe {
-                UniverseName::Files => Universe::Files,
-                UniverseName::Tree => Universe::Tree,
-            },
-            order: self.order.parse()?,
-            evidence: self.evidence.parse::<Evidence>()?.to_string(),
-            context_lines: self.context_lines,
+            min_issue_tokens: self.min_issue_tokens.unwrap_or(256),
+            top_files: self.top_files.unwrap_or(3),
+            universe: if self.whole_tree() { Universe::Tree } else { Universe::Files },
+            order: self.order.as_deref().unwrap_or("alphabetical").parse()?,
+            evidence: self.evidence.as_deref().unwrap_or("paths").parse::<Evidence>()?.to_string(),
+            context_lines: self.context_lines.unwrap_or(10),
             fallback: self.bm25_fallback,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
         })
     }
 }

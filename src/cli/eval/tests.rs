@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{Ranked, Tests};
+use crate::agentless::reproduction::{self, ChosenRecord};
 use crate::agentless::rerank::Candidate;
 use crate::agentless::run_tests::{Environments, Runner, Submission, evidence};
 use crate::agentless::sandbox::{Limits, Sandbox};
@@ -18,15 +20,18 @@ pub(crate) struct TestArgs {
     /// Run the tests of the tasks, confined: they rank candidates, and %resolved says which patches make FAIL_TO_PASS and PASS_TO_PASS pass
     #[arg(long, requires = "repos")]
     run_tests: bool,
-    /// The folder of clones that tests are run on (see `run-tests`)
-    #[arg(long, value_name = "DIR", requires = "run_tests")]
-    repos: Option<PathBuf>,
     /// What the tests need (environments.toml, or its folder)
     #[arg(long, value_name = "FILE", requires = "run_tests")]
     environments: Option<PathBuf>,
     /// How many tasks' tests run at one time
     #[arg(long, default_value_t = 1, value_name = "N", requires = "run_tests")]
     workers: usize,
+    /// Ask the model for N scripts a task that show whether its issue is there: those that do so before any patch rank candidates too
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "run_tests")]
+    reproduction_tests: usize,
+    /// How many of these rank: the ones that most answers agree in [default: 1; with --pipeline mini, 30]
+    #[arg(long, value_name = "K", requires = "reproduction_tests")]
+    top_tests: Option<usize>,
 }
 
 /// What runs tests, if any are to be run.
@@ -35,11 +40,33 @@ pub(super) struct TestRuns {
     workers: usize,
 }
 
+/// What tests say of a run's candidates.
+#[derive(Default)]
+pub(super) struct Evidence {
+    /// By the task's name and the sample's number.
+    pub tests: BTreeMap<(String, usize), Tests>,
+    /// The reproduction tests, where any were asked for.
+    pub reproductions: Vec<reproduction::Record>,
+}
+
+/// A task's scripts, one an answer.
+pub(super) type Scripts = BTreeMap<String, Vec<Option<String>>>;
+
 impl TestArgs {
+    /// How many reproduction tests are asked for, and how many rank.
+    pub(super) fn reproductions(&self, settings: &Settings) -> Result<(usize, usize)> {
+        let most = self.top_tests.unwrap_or_else(|| reproduction::usual_number(settings.pipeline));
+        if most == 0 {
+            return Err(Error::usage("--top-tests takes a number of at least 1"));
+        }
+        // Greedy answers are all the same.
+        Ok((if settings.greedy { self.reproduction_tests.min(1) } else { self.reproduction_tests }, most))
+    }
+
     /// Sets up the confinement, before anything is sampled: where it cannot be had, or a task has no tests to run, nothing is begun.
-    pub(super) fn open(&self, tasks: &[Task], out: Option<&Path>) -> Result<TestRuns> {
+    pub(super) fn open(&self, tasks: &[Task], repos: Option<&Path>, out: Option<&Path>) -> Result<TestRuns> {
         let none = TestRuns { runner: None, workers: self.workers };
-        let Some(repos) = self.repos.as_deref().filter(|_| self.run_tests) else { return Ok(none) };
+        let Some(repos) = repos.filter(|_| self.run_tests) else { return Ok(none) };
         if self.workers == 0 {
             return Err(Error::usage("--workers takes a number of at least 1"));
         }
@@ -48,6 +75,7 @@ impl TestArgs {
             return Err(Error::input("the task has no FAIL_TO_PASS").at(&task.instance_id).hint(hint));
         }
         let environments = self.environments.as_deref().map(Environments::read).transpose()?.unwrap_or_default();
+        environments.check(tasks)?;
         let sandbox = Sandbox::new(Limits::default(), Vec::new())?;
         let runner = Runner::new(sandbox, repos, environments, out.map(|dir| dir.join("verdicts")).as_deref());
         Ok(TestRuns { runner: Some(runner), workers: self.workers })
@@ -55,24 +83,19 @@ impl TestArgs {
 }
 
 impl TestRuns {
-    /// What the regression tests say of every task's different patches, by the task's name and the sample's number; nothing for tasks
-    /// whose environment names no regression tests.
-    pub(super) fn evidence(&self, tasks: &[Task], ranked: &[Ranked]) -> Result<BTreeMap<(String, usize), Tests>> {
-        let Some(runner) = &self.runner else { return Ok(BTreeMap::new()) };
-        let found = on_workers(self.workers, tasks.len(), |t| -> Result<Vec<(usize, Tests)>> {
-            let (task, ranked) = (&tasks[t], &ranked[t]);
-            if ranked.order.len() < 2 || !runner.has_regression_tests(task) {
-                return Ok(Vec::new());
-            }
-            let patches: Vec<&str> = ranked.order.iter().map(|&i| ranked.built[i].patch.as_str()).collect();
-            let mut candidates = vec![Candidate::default(); patches.len()];
-            evidence::gather(runner, task, &patches, &[], &mut candidates).map_err(|e| e.at(&task.instance_id))?;
-            let tests = candidates.into_iter().map(|c| Tests { failed_regressions: c.failed_regressions, reproductions: c.reproductions });
-            Ok(ranked.order.iter().copied().zip(tests).collect())
+    /// What regression tests, and the at most `most` best of a task's `scripts`, say of every task's different patches. Nothing for tasks
+    /// that have neither, or no two patches to choose from.
+    pub(super) fn evidence(&self, tasks: &[Task], ranked: &[Ranked], scripts: &Scripts, most: usize) -> Result<Evidence> {
+        let Some(runner) = &self.runner else { return Ok(Evidence::default()) };
+        let found = on_workers(self.workers, tasks.len(), |t| {
+            let of_task = scripts.get(&tasks[t].instance_id).map_or(&[] as &[_], Vec::as_slice);
+            one_task(runner, &tasks[t], &ranked[t], of_task, most).map_err(|e| e.at(&tasks[t].instance_id))
         })?;
-        let mut out = BTreeMap::new();
+        let mut out = Evidence::default();
         for (task, found) in tasks.iter().zip(found) {
-            out.extend(found?.into_iter().map(|(i, tests)| ((task.instance_id.clone(), i), tests)));
+            let (tests, record) = found?;
+            out.tests.extend(tests.into_iter().map(|(i, tests)| ((task.instance_id.clone(), i), tests)));
+            out.reproductions.extend(record);
         }
         Ok(out)
     }
@@ -96,6 +119,46 @@ impl TestRuns {
         let resolved = verdicts.into_iter().map(|v| v.unwrap_or(false));
         Ok((tasks.iter().map(|t| t.instance_id.clone()).zip(resolved).collect(), failed))
     }
+}
+
+/// What tests say of a task's candidates, by the sample's number, and its reproduction tests.
+fn one_task(
+    runner: &Runner,
+    task: &Task,
+    ranked: &Ranked,
+    answers: &[Option<String>],
+    most: usize,
+) -> Result<(Vec<(usize, Tests)>, Option<reproduction::Record>)> {
+    let places: Vec<usize> = (0..answers.len()).filter(|&i| answers[i].is_some()).collect();
+    let scripts: Vec<&str> = answers.iter().flatten().map(String::as_str).collect();
+    if ranked.order.len() < 2 || (scripts.is_empty() && !runner.has_regression_tests(task)) {
+        return Ok((Vec::new(), None));
+    }
+    let patches: Vec<&str> = ranked.order.iter().map(|&i| ranked.built[i].patch.as_str()).collect();
+    let mut candidates = vec![Candidate::default(); patches.len()];
+    let found = evidence::gather(runner, task, &patches, (&scripts, most), &mut candidates)?;
+    let mut tests = Vec::new();
+    for (&first, candidate) in ranked.order.iter().zip(candidates) {
+        // What holds of a patch holds of every sample that has it: each has its vote.
+        let same = (0..ranked.built.len()).filter(|&i| ranked.built[i].normalized == ranked.built[first].normalized);
+        let known = Tests { failed_regressions: candidate.failed_regressions, reproductions: candidate.reproductions };
+        tests.extend(same.map(|i| (i, known.clone())));
+    }
+    tests.sort_by_key(|(i, _)| *i);
+    let passes = |t: usize| {
+        let passing = tests.iter().filter(|(_, known)| known.reproductions.as_ref().is_some_and(|r| r[t]));
+        passing.map(|(i, _)| *i).collect()
+    };
+    let chosen = found.chosen.iter().enumerate();
+    let mut record = reproduction::Record {
+        instance_id: task.instance_id.clone(),
+        answers: vec![None; answers.len()],
+        chosen: chosen.map(|(t, c)| ChosenRecord { answer: places[c.place], votes: c.votes, passes: passes(t) }).collect(),
+    };
+    for ((place, script), says) in places.iter().zip(&scripts).zip(found.before) {
+        record.answers[*place] = Some(((*script).to_owned(), says));
+    }
+    Ok((tests, (!answers.is_empty()).then_some(record)))
 }
 
 /// The command's end where some tests could not be run, after the numbers are shown.

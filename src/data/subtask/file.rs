@@ -284,7 +284,7 @@ impl FileSubtask {
             let listed = (gold.len() - gold_missing).max(1);
             let Some((paths, room)) = most_paths(&order, listed, needed, &|paths| room(paths, 0, false))? else {
                 let message = format!("{max} tokens do not hold a prompt of its {listed} gold paths and {needed} tokens of the issue");
-                return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
+                return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens: max_prompt_tokens"));
             };
             chosen = (paths, 0, false);
             left = Some(room);

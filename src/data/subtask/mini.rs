@@ -85,7 +85,7 @@ pub fn prompt(
     }
     if fits == 0 {
         let message = format!("{max_tokens} tokens do not hold a prompt of one path and {needed} tokens of the issue");
-        return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens"));
+        return Err(Error::input(message).at(&task.instance_id).hint("allow a prompt more tokens: max_prompt_tokens"));
     }
     let candidates = kept(fits);
     let (text, _) = fill_issue(&issue, max_tokens, left, &|part, cut| render(part, cut, &candidates), count_tokens)?;

@@ -11,6 +11,7 @@ pub mod line;
 mod localised;
 pub mod mini;
 pub mod repair;
+pub mod reproduction;
 mod shown;
 pub mod tree;
 pub mod view;

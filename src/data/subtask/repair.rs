@@ -171,7 +171,7 @@ impl RepairSubtask {
                 self.options.max_tokens,
                 shown.len()
             );
-            Error::input(message).hint("allow a prompt more tokens")
+            Error::input(message).hint("allow a prompt more tokens: max_prompt_tokens")
         })?;
         // The order in which files are tried must not be that in which they are shown: what is cut would then always be the end.
         let mut others: Vec<&String> = paths.iter().copied().filter(|p| !gold.contains_key(*p)).collect();

@@ -178,7 +178,7 @@ impl View {
         if left < least || nothing {
             let what = if nothing { "any of the code" } else { "the code that must be shown" };
             let message = format!("{max} tokens do not hold {what} and {least} tokens of the issue");
-            return Err(Error::input(message).hint("allow a prompt more tokens"));
+            return Err(Error::input(message).hint("allow a prompt more tokens: max_prompt_tokens"));
         }
         let render = |issue: &str, cut: bool| self.render(material, &choice.units, &fitting.shown, issue, cut);
         let (text, issue_len) = fill_issue(&material.issue, max, left, &render, count)?;

@@ -302,6 +302,7 @@ impl Config {
                 .at("lora.rank")
                 .hint("leave out `lora.rank` or `adapter`"));
         }
+        check_subtasks(&r)?;
         check_critics(&stages, rank > 0 || adapter.is_some())?;
         Ok(Self {
             model: optional("model").ok_or_else(|| missing("model", "model = \"path/to/model\""))?,
@@ -343,6 +344,17 @@ impl Config {
             resolved: resolved(&top, &given.stages),
         })
     }
+}
+
+/// Refuses a `subtask` that `subtasks` would silently go over. (The default may stand beside them: a resolved configuration has both.)
+fn check_subtasks(r: &Reader<'_>) -> Result<()> {
+    let (one, several) = (r.text("subtask"), r.texts("subtasks"));
+    if several.is_empty() || one == SUBTASKS[0] || several.contains(&one) {
+        return Ok(());
+    }
+    Err(Error::input(format!("`{one}` is not among the subtasks [{}], which alone would be asked", several.join(", ")))
+        .at("subtask")
+        .hint("leave out `subtask` or `subtasks`"))
 }
 
 /// Refuses a critic that does not go with what is trained.

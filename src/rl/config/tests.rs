@@ -122,3 +122,12 @@ fn ppo_has_defaults_of_its_own_which_are_written_out() {
     assert_eq!((single.stages[0].schedule.peak, single.stages[0].batch_prompts), (5e-7, 64));
     assert_eq!(Config::parse(&single.resolved, Path::new("/elsewhere/config.toml")).unwrap(), single);
 }
+
+#[test]
+fn a_subtask_that_a_mixture_goes_over_is_refused() {
+    let mixed = |one: &str| format!("{MINIMAL}subtasks = [\"line\", \"edit\"]\nsubtask = \"{one}\"\n");
+    assert!(refused(&mixed("function")).contains("`function` is not among the subtasks [line, edit]"));
+    for allowed in ["line", "file"] {
+        assert_eq!(parse(&mixed(allowed)).unwrap().subtasks, ["line", "edit"], "{allowed}: as a resolved configuration has it");
+    }
+}

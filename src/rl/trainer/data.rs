@@ -143,26 +143,59 @@ fn questions(
 ) -> Result<Vec<Item>> {
     let dialogue = Dialogue::new(files, config.prompt.chat)?;
     let context = files.config.max_position_embeddings;
-    let mut items = Vec::new();
+    let mixed = config.subtasks.len() > 1;
+    let (mut items, mut cut, mut left_out) = (Vec::new(), Tally::default(), Tally::default());
+    let mut first = None;
     for &name in &config.subtasks {
         let room = prompt_room(&dialogue, max_prompt, reward::has_system(name))?;
         let subtask = reward::subtask(name, &config.prompt, room, config.seed, score, config.reward_beta)?;
-        let mixed = config.subtasks.len() > 1;
-        let place = if mixed { format!("{place}, {name}") } else { place.to_owned() };
-        let mut made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(|e| e.at(&place))?;
-        if made.cut > 0 {
-            on_event(Event::Note(format!("{place}: {} of {} prompts were cut to {max_prompt} tokens", made.cut, made.items.len())));
-        }
-        if let Some((id, why)) = made.left_out.first() {
-            let n = made.left_out.len();
-            on_event(Event::Warning(format!("{place}: {n} of {} tasks are left out; the first, {id}: {why}", tasks.len())));
-        }
+        let of = |e: Error| if mixed { e.at(format_args!("{place}, {name}")) } else { e.at(place) };
+        let mut made = make_items(tasks, &*subtask, &dialogue, max_prompt, context).map_err(of)?;
+        cut.add(name, made.cut);
+        left_out.add(name, made.left_out.len());
+        first = first.or(made.left_out.into_iter().next().map(|(id, why)| (name, id, why)));
         if mixed {
             made.items.iter_mut().for_each(|item| item.subtask = name);
         }
         items.extend(made.items);
     }
+    let by_subtask = |tally: &Tally| if mixed { format!(" ({tally})") } else { String::new() };
+    if cut.sum() > 0 {
+        let (n, all, by) = (cut.sum(), items.len(), by_subtask(&cut));
+        on_event(Event::Note(format!("{place}: {n} of {all} prompts were cut to the {max_prompt} tokens of max_prompt_tokens{by}")));
+    }
+    if let Some((name, id, why)) = first {
+        let (n, by) = (left_out.sum(), by_subtask(&left_out));
+        let (all, what, of) = match mixed {
+            true => (items.len() + n, "questions", format!(", {name}")),
+            false => (tasks.len(), "tasks", String::new()),
+        };
+        on_event(Event::Warning(format!("{place}: {n} of {all} {what} are left out{by}; the first, {id}{of}: {why}")));
+    }
     Ok(items)
+}
+
+/// Counts by subtask, in the order in which they came.
+#[derive(Default)]
+struct Tally(Vec<(&'static str, usize)>);
+
+impl Tally {
+    fn add(&mut self, name: &'static str, n: usize) {
+        if n > 0 {
+            self.0.push((name, n));
+        }
+    }
+
+    fn sum(&self) -> usize {
+        self.0.iter().map(|(_, n)| n).sum()
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts: Vec<String> = self.0.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        f.write_str(&parts.join(", "))
+    }
 }
 
 /// The tokens that the chat template leaves of a prompt's.

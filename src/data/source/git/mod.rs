@@ -15,7 +15,7 @@ mod scan;
 mod skip;
 mod snapshot;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -30,8 +30,8 @@ use super::decontaminate::Decontamination;
 use super::funnel::Funnel;
 use super::issues::Issues;
 use crate::data::Task;
+use crate::data::near_duplicates::{Repeat, Seen, Sketch, THRESHOLD};
 use crate::data::paths::{Role, role};
-use crate::data::random::hash;
 use crate::{Error, Result};
 
 /// Which commits are taken and what goes into their tasks.
@@ -73,6 +73,8 @@ pub struct MineOptions {
     pub issues: Issues,
     /// Repositories that are not mined.
     pub decontamination: Decontamination,
+    /// From which likeness on a change is a near duplicate of one that was taken ([`Seen::new`]).
+    pub near_duplicates: f64,
     /// The key of the random choice of files beside the gold ones.
     pub seed: u64,
 }
@@ -98,6 +100,7 @@ impl Default for MineOptions {
             require_issue: false,
             issues: Issues::default(),
             decontamination: Decontamination::default(),
+            near_duplicates: THRESHOLD,
             seed: 0,
         }
     }
@@ -172,7 +175,7 @@ pub fn mine(path: &Path, options: &MineOptions, progress: &mut dyn FnMut(usize, 
     Ok((tasks, mining.report))
 }
 
-/// A walk under way. Memory does not grow with the history, but for the hashes of the patches taken and the names of the commits seen.
+/// A walk under way. Memory does not grow with the history, but for the sketches of the patches taken and the names of the commits seen.
 struct Mining<'a> {
     path: PathBuf,
     options: &'a MineOptions,
@@ -182,8 +185,8 @@ struct Mining<'a> {
     walk: Walk,
     /// The commits scanned and not yet built, and behind them those of [`HISTORY`].
     window: VecDeque<Scanned>,
-    /// Hashes of the patches taken.
-    seen: HashSet<u64>,
+    /// The patches taken.
+    seen: Seen,
     report: MineReport,
 }
 
@@ -198,7 +201,7 @@ impl<'a> Mining<'a> {
         let report = MineReport { repo, head: repository.head()?, shallow: repository.is_shallow(), ..MineReport::default() };
         let walk = repository.walk(options.all_parents)?;
         let pool = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
-        let (window, seen) = (VecDeque::new(), HashSet::new());
+        let (window, seen) = (VecDeque::new(), Seen::new(options.near_duplicates)?);
         Ok(Self { path: path.to_owned(), options, repository, pool, walk, window, seen, report })
     }
 
@@ -214,7 +217,8 @@ impl<'a> Mining<'a> {
         let built: Vec<_> = self.pool.install(|| {
             let one = |i: usize| {
                 let history = &window[i + 1..window.len().min(i + 1 + HISTORY)];
-                with_repository(path, |r| build(r, &window[i], history, repo, options))
+                let built = with_repository(path, |r| r.unless_left_out(|| build(r, &window[i], history, repo, options)))?;
+                Ok(built.unwrap_or(Err(Skip::LeftOut)).map(|task| (Sketch::of(&task.patch), task)))
             };
             (0..n).into_par_iter().map(one).collect::<Result<_>>()
         })?;
@@ -224,13 +228,14 @@ impl<'a> Mining<'a> {
                 break;
             }
             self.report.commits += 1;
-            let skip = match built {
-                Ok(task) if self.seen.insert(fingerprint(&task.patch)) => {
+            let skip = match built.map(|(sketch, task)| (self.seen.keep(&sketch), task)) {
+                Ok((Ok(()), task)) => {
                     self.report.taken += 1;
                     tasks.push(task);
                     continue;
                 }
-                Ok(_) => Skip::Duplicate,
+                Ok((Err(Repeat::Exact), _)) => Skip::Duplicate,
+                Ok((Err(Repeat::Near), _)) => Skip::NearDuplicate,
                 Err(skip) => skip,
             };
             *self.report.skipped.entry(skip).or_default() += 1;
@@ -272,27 +277,6 @@ fn with_repository<T>(path: &Path, work: impl FnOnce(&Repository) -> Result<T>) 
         };
         work(open.insert(repository))
     })
-}
-
-/// A hash of what a patch does, wherever it does it: the names of its files without folders and its changed lines, white space aside.
-/// A backport, a cherry-pick, or the same fix in a copy of a file are near duplicates.
-fn fingerprint(patch: &str) -> u64 {
-    let mut text = String::new();
-    for line in patch.lines() {
-        let name = line.strip_prefix("+++ ").or_else(|| line.strip_prefix("--- ")).map(|name| name.rsplit('/').next().unwrap_or(name));
-        let changed = line.starts_with(['+', '-']).then_some(line);
-        let Some(part) = name.or(changed) else { continue };
-        let mut words = part[usize::from(name.is_none())..].split_whitespace().peekable();
-        if words.peek().is_some() {
-            text.push_str(if name.is_some() { "file" } else { &line[..1] });
-            words.for_each(|w| {
-                text.push(' ');
-                text.push_str(w);
-            });
-            text.push('\n');
-        }
-    }
-    hash(text.as_bytes())
 }
 
 /// An error of the library that reads the repository, with its causes.

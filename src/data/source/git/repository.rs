@@ -2,7 +2,7 @@
 //!
 //! The repository is opened in isolation: no configuration of the user or the system has a say in what is mined.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,10 @@ pub(super) struct Repository {
     path: PathBuf,
     border: HashSet<ObjectId>,
     listings: RefCell<Listings>,
+    /// True for a partial clone: blobs, and trees, may be left out on purpose.
+    partial: bool,
+    /// Whether such a one was asked for.
+    left_out: Cell<bool>,
 }
 
 /// Entries of a tree, with their names.
@@ -74,7 +78,21 @@ impl Repository {
         let failed = |e: &dyn std::error::Error| git_error(path, "read the border of the shallow clone", e);
         let border = repo.shallow_commits().map_err(|e| failed(&e))?;
         let border = border.map(|c| c.iter().copied().collect()).unwrap_or_default();
-        Ok(Self { repo, path: path.to_owned(), border, listings: RefCell::default() })
+        let partial = is_partial(&repo);
+        if partial {
+            // What was not there a moment ago is not looked for again on the disk, each time.
+            repo.objects.refresh_never();
+        }
+        Ok(Self { repo, path: path.to_owned(), border, listings: RefCell::default(), partial, left_out: Cell::new(false) })
+    }
+
+    /// What `work` gives; none where it fails because a partial clone left out an object that it asked for.
+    pub(super) fn unless_left_out<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        self.left_out.set(false);
+        match work() {
+            Err(_) if self.left_out.get() => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     pub(super) fn is_shallow(&self) -> bool {
@@ -109,15 +127,18 @@ impl Repository {
     }
 
     /// A missing or damaged object, and what to do about it.
-    fn object_error(&self, what: &str, error: &dyn std::error::Error) -> Error {
-        let hint =
-            "objects are missing or damaged: if this is a partial clone, fetch the rest (git fetch --refetch --filter=); see also git fsck";
-        git_error(&self.path, what, error).hint(hint)
+    fn object_error(&self, id: ObjectId, what: &str, error: &dyn std::error::Error) -> Error {
+        if self.partial && !self.repo.has_object(id) {
+            self.left_out.set(true);
+            return git_error(&self.path, what, error)
+                .hint("a partial clone leaves objects out; to have them all: git fetch --refetch --no-filter");
+        }
+        git_error(&self.path, what, error).hint("objects are missing or damaged: see git fsck, or clone anew")
     }
 
     pub(super) fn commit(&self, id: ObjectId) -> Result<Commit> {
         let what = format!("read commit {id}");
-        let failed = |e: &dyn std::error::Error| self.object_error(&what, e);
+        let failed = |e: &dyn std::error::Error| self.object_error(id, &what, e);
         let commit = self.repo.find_commit(id).map_err(|e| failed(&e))?;
         let author = commit.author().map_err(|e| failed(&e))?;
         let time = commit.time().map_err(|e| failed(&e))?;
@@ -136,7 +157,7 @@ impl Repository {
 
     /// A commit's tree.
     pub(super) fn tree_of(&self, id: ObjectId) -> Result<ObjectId> {
-        let failed = |e: &dyn std::error::Error| self.object_error(&format!("read commit {id}"), e);
+        let failed = |e: &dyn std::error::Error| self.object_error(id, &format!("read commit {id}"), e);
         let commit = self.repo.find_commit(id).map_err(|e| failed(&e))?;
         Ok(commit.tree_id().map_err(|e| failed(&e))?.detach())
     }
@@ -186,7 +207,7 @@ impl Repository {
     /// The entries of two trees that are not the same in both. Both are in git's order, so equal ones meet; names are copied for those
     /// alone that differ.
     fn differing(&self, old: Option<ObjectId>, new: Option<ObjectId>) -> Result<(Entries, Entries)> {
-        let failed = |id: ObjectId, e: &dyn std::error::Error| self.object_error(&format!("read tree {id}"), e);
+        let failed = |id: ObjectId, e: &dyn std::error::Error| self.object_error(id, &format!("read tree {id}"), e);
         let find = |id: Option<ObjectId>| id.map(|id| self.repo.find_tree(id).map_err(|e| failed(id, &e))).transpose();
         let (old_tree, new_tree) = (find(old)?, find(new)?);
         let old_entries = match &old_tree {
@@ -235,8 +256,8 @@ impl Repository {
             return Ok(known.clone());
         }
         let what = format!("read tree {id}");
-        let tree = self.repo.find_tree(id).map_err(|e| self.object_error(&what, &e))?;
-        let decoded = tree.decode().map_err(|e| self.object_error(&what, &e))?;
+        let tree = self.repo.find_tree(id).map_err(|e| self.object_error(id, &what, &e))?;
+        let decoded = tree.decode().map_err(|e| self.object_error(id, &what, &e))?;
         let mut out = Vec::new();
         // git's order of a tree's entries is the alphabetical one of the paths below them.
         for (name, blob) in decoded.entries.iter().map(named) {
@@ -261,15 +282,22 @@ impl Repository {
 
     /// A blob's size, without its content.
     pub(super) fn size(&self, blob: &Blob) -> Result<usize> {
-        let header = self.repo.find_header(blob.id).map_err(|e| self.object_error(&format!("read blob {}", blob.id), &e))?;
+        let header = self.repo.find_header(blob.id).map_err(|e| self.object_error(blob.id, &format!("read blob {}", blob.id), &e))?;
         Ok(usize::try_from(header.size()).unwrap_or(usize::MAX))
     }
 
     /// A blob's content.
     pub(super) fn content(&self, blob: &Blob) -> Result<Vec<u8>> {
-        let mut object = self.repo.find_blob(blob.id).map_err(|e| self.object_error(&format!("read blob {}", blob.id), &e))?;
+        let mut object = self.repo.find_blob(blob.id).map_err(|e| self.object_error(blob.id, &format!("read blob {}", blob.id), &e))?;
         Ok(object.take_data())
     }
+}
+
+/// True where a remote promises the objects that are not here, as `git clone --filter` leaves it.
+fn is_partial(repo: &gix::Repository) -> bool {
+    let config = repo.config_snapshot();
+    let promises = |name: &str| config.boolean(&*format!("remote.{name}.promisor")) == Some(true);
+    config.string("extensions.partialClone").is_some() || repo.remote_names().iter().any(|name| promises(&name.to_string()))
 }
 
 /// An entry's name and what it is. A name that is not UTF-8 gets a replacement character, by which a commit that changes it is skipped.

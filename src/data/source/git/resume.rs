@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MineOptions, MineReport, Mining, Skip};
 use crate::data::Task;
+use crate::data::near_duplicates::Sketch;
 use crate::data::random::hash;
 use crate::data::source::funnel::beside;
 use crate::data::source::swe_bench::{prepare_with, refuse_existing};
@@ -32,8 +33,12 @@ struct State {
     skipped: BTreeMap<String, usize>,
     /// How long the part of the file is that these commits gave.
     bytes: u64,
-    /// Hashes of the patches taken.
-    patches: Vec<u64>,
+}
+
+/// What is asked of a task that was taken.
+#[derive(Deserialize)]
+struct Taken {
+    patch: String,
 }
 
 /// The files beside `out` that an interrupted mining leaves.
@@ -68,7 +73,7 @@ pub fn mine_to_file(
     file.set_len(state.as_ref().map_or(0, |s| s.bytes)).map_err(failed)?;
     file.seek(SeekFrom::End(0)).map_err(failed)?;
     if let Some(state) = state {
-        go_on(&mut mining, &state)?;
+        go_on(&mut mining, &state, &files.tasks)?;
     }
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     let mut saved = mining.report.commits;
@@ -114,23 +119,30 @@ fn read_state(path: &Path, options: &str, head: &str, force: bool) -> Result<Opt
     }
 }
 
-/// Brings a fresh walk to where the state stands: its commits are walked over without being looked at.
-fn go_on(mining: &mut Mining<'_>, state: &State) -> Result<()> {
+/// Brings a fresh walk to where the state stands: its commits are walked over without being looked at, and the patches taken are those of
+/// the file of tasks.
+fn go_on(mining: &mut Mining<'_>, state: &State, tasks: &Path) -> Result<()> {
     for _ in 0..state.commits {
         mining.walk.next(&mining.repository)?;
     }
     mining.report.commits = state.commits;
     mining.report.taken = state.taken;
     mining.report.skipped = Skip::ALL.into_iter().filter_map(|s| Some((s, *state.skipped.get(s.describe().0)?))).collect();
-    mining.seen = state.patches.iter().copied().collect();
+    let failed = |e| Error::io("read", tasks, e);
+    let lines = BufReader::with_capacity(1 << 20, File::open(tasks).map_err(failed)?).lines();
+    for (i, line) in lines.enumerate() {
+        let hint = "--force begins anew";
+        let taken: Taken =
+            serde_json::from_str(&line.map_err(failed)?).map_err(|e| Error::input(e.to_string()).at_line(tasks, i + 1).hint(hint))?;
+        // What was taken repeats nothing.
+        let _ = mining.seen.keep(&Sketch::of(&taken.patch));
+    }
     Ok(())
 }
 
 /// Makes what was written durable, then the state that speaks of it.
 fn save(mining: &Mining<'_>, options: &str, file: &mut File, files: &Files) -> io::Result<()> {
     file.sync_data()?;
-    let mut patches: Vec<u64> = mining.seen.iter().copied().collect();
-    patches.sort_unstable();
     let report = &mining.report;
     let state = State {
         options: options.to_owned(),
@@ -139,7 +151,6 @@ fn save(mining: &Mining<'_>, options: &str, file: &mut File, files: &Files) -> i
         taken: report.taken,
         skipped: report.skipped.iter().map(|(skip, n)| (skip.describe().0.to_owned(), *n)).collect(),
         bytes: file.metadata()?.len(),
-        patches,
     };
     let folder = files.state.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::Builder::new().prefix(".state-").tempfile_in(folder)?;

@@ -44,7 +44,10 @@ pub(super) fn scan(repository: &Repository, commit: Commit, options: &MineOption
     };
     let base = repository.tree_of(*parent)?;
     scanned.base = Some(base);
-    let changes = repository.diff(base, scanned.commit.tree, HUGE)?;
+    let Some(changes) = repository.unless_left_out(|| repository.diff(base, scanned.commit.tree, HUGE))? else {
+        scanned.verdict = scanned.verdict.and(Err(Skip::LeftOut));
+        return Ok(scanned);
+    };
     let sources = || changes.iter().filter(|c| c.old.is_some() && options.is_source(&c.path)).map(|c| c.path.clone());
     if sources().take(TOGETHER + 1).count() <= TOGETHER {
         scanned.together = sources().collect();

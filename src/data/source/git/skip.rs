@@ -9,6 +9,8 @@ pub enum Skip {
     Merge,
     /// The parent is beyond the border of a shallow clone.
     Shallow,
+    /// A partial clone left out a file or folder that its task would show.
+    LeftOut,
     /// Written by a bot.
     Bot,
     /// The message is not UTF-8.
@@ -53,14 +55,17 @@ pub enum Skip {
     NoChoice,
     /// The same change as that of a commit taken before (a cherry-pick).
     Duplicate,
+    /// Nearly the change of a commit taken before ([`crate::data::near_duplicates`]).
+    NearDuplicate,
 }
 
 impl Skip {
     /// All reasons, in the order in which they are asked.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Root,
         Self::Merge,
         Self::Shallow,
+        Self::LeftOut,
         Self::Bot,
         Self::MessageEncoding,
         Self::Revert,
@@ -83,6 +88,7 @@ impl Skip {
         Self::ManyLines,
         Self::NoChoice,
         Self::Duplicate,
+        Self::NearDuplicate,
     ];
 
     /// The reason's name in JSON, and in words.
@@ -91,6 +97,7 @@ impl Skip {
             Self::Root => ("root", "has no parent"),
             Self::Merge => ("merge", "is a merge"),
             Self::Shallow => ("shallow", "has its parent beyond the border of the shallow clone"),
+            Self::LeftOut => ("left_out", "needs files that the partial clone does not have"),
             Self::Bot => ("bot", "was written by a bot"),
             Self::MessageEncoding => ("message_encoding", "has a message that is not UTF-8"),
             Self::Revert => ("revert", "reverts another commit"),
@@ -113,6 +120,7 @@ impl Skip {
             Self::ManyLines => ("many_lines", "changes too many lines (--max-lines)"),
             Self::NoChoice => ("no_choice", "leaves no other source file to choose from"),
             Self::Duplicate => ("duplicate", "makes the change of another commit again"),
+            Self::NearDuplicate => ("near_duplicate", "makes nearly the change of another commit (--near-duplicates)"),
         }
     }
 }

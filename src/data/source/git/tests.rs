@@ -178,7 +178,7 @@ fn what_is_no_fix_is_skipped_and_counted() {
         .filter(|s| !matches!(s, Skip::Merge | Skip::Shallow | Skip::MessageEncoding | Skip::Huge | Skip::NotAFix | Skip::NoIssue))
         .map(|s| (s, 1))
         .collect();
-    for other in [Skip::NoLines, Skip::NoChoice, Skip::Duplicate] {
+    for other in [Skip::LeftOut, Skip::NoLines, Skip::NoChoice, Skip::Duplicate, Skip::NearDuplicate] {
         expected.remove(&other);
     }
     assert_eq!(report.skipped, expected);
@@ -335,14 +335,53 @@ fn related_files_are_shown() {
 }
 
 #[test]
-fn near_duplicates_are_one() {
-    let patch =
-        |path: &str, line: &str| format!("diff --git a/{path} b/{path}\nindex 1..2\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-x\n{line}\n");
-    let first = fingerprint(&patch("old/place/a.py", "+y  =  1"));
-    assert_eq!(first, fingerprint(&patch("new/a.py", "+    y = 1\n+\n z")));
-    assert_ne!(first, fingerprint(&patch("new/b.py", "+y = 1")));
-    assert_ne!(first, fingerprint(&patch("new/a.py", "+y = 2")));
-    assert_ne!(first, fingerprint(&patch("new/a.py", "-y = 1")));
+fn changes_that_are_nearly_made_again_are_counted() {
+    let Some(mut f) = Fixture::new() else { return };
+    let long = |changed: usize| (0..50).map(|i| format!("name{i} = f(x{})\n", if i == changed { 99 } else { i })).collect::<String>();
+    f.commit("The very first commit of all", SOURCES);
+    f.commit("Make b what it has to be in the end", &[("src/b.py", &long(50))]);
+    f.commit("Another folder has a b as well, before", &[("lib/b.py", SOURCES[1].1)]);
+    f.commit("Make the other b nearly the same thing", &[("lib/b.py", &long(20))]);
+    let (tasks, report) = f.mine();
+    assert_eq!((tasks.len(), report.skipped[&Skip::NearDuplicate]), (1, 1));
+    assert!(tasks[0].patch.contains("+++ b/lib/b.py"), "the newest one is kept");
+    let options = MineOptions { near_duplicates: 1.0, ..MineOptions::default() };
+    let (tasks, report) = mine(f.path(), &options, &mut |_, _| {}).unwrap();
+    assert_eq!((tasks.len(), report.skipped.get(&Skip::NearDuplicate)), (2, None));
+    let options = MineOptions { near_duplicates: 0.0, ..MineOptions::default() };
+    assert!(mine(f.path(), &options, &mut |_, _| {}).unwrap_err().to_string().contains("above 0 and at most 1"));
+}
+
+#[test]
+fn a_partial_clone_gives_the_tasks_whose_files_it_has() {
+    let Some(mut f) = Fixture::new() else { return };
+    f.commit("The very first commit of all", SOURCES);
+    f.commit("Set x to what it has to be here", &[("src/b.py", "x = 5\ny = 2\n")]);
+    f.commit("Change the tests and nothing else", &[("tests/test_b.py", "import b\n")]);
+    f.commit("Make c return what it has to return", &[("src/deep/c.rs", "fn c() -> u8 { 1 }\n")]);
+    let (whole, report) = f.mine();
+    assert_eq!((whole.len(), report.skipped.get(&Skip::LeftOut)), (2, None));
+    f.git(&["config", "uploadpack.allowFilter", "true"]);
+    let url = format!("file://{}", f.path().display());
+    let mine_clone = |path: &Path| mine(path, &MineOptions { name: Some("o/r".to_owned()), ..MineOptions::default() }, &mut |_, _| {});
+    for (filter, more) in [("blob:none", "--bare"), ("tree:0", "--bare"), ("blob:none", "--no-checkout"), ("blob:none", "--single-branch")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let clone = dir.path().join("clone");
+        f.git(&["clone", "-q", "--filter", filter, more, &url, clone.to_str().unwrap()]);
+        let (tasks, report) = mine_clone(&clone).unwrap();
+        let left_out = report.skipped[&Skip::LeftOut];
+        assert!(tasks.is_empty() && (2..=3).contains(&left_out), "{filter} {more}: {left_out}");
+        assert!(report.funnel(false).adds_up());
+        f.git(&["-C", clone.to_str().unwrap(), "fetch", "-q", "--refetch", "--no-filter"]);
+        let (tasks, report) = mine_clone(&clone).unwrap();
+        assert_eq!((tasks, report.skipped.get(&Skip::LeftOut)), (whole.clone(), None), "{filter} {more}: as the warning says");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let clone = dir.path().join("clone");
+    f.git(&["clone", "-q", "--filter", "blob:limit=15", "--bare", &url, clone.to_str().unwrap()]);
+    let (tasks, report) = mine_clone(&clone).unwrap();
+    assert!(tasks.is_empty() && report.skipped[&Skip::LeftOut] == 2, "a file to choose from is left out");
 }
 
 #[test]
@@ -364,6 +403,13 @@ fn long_history(f: &Fixture, n: usize) {
         text.push_str(&format!("commit refs/heads/main\nauthor {who}committer {who}data {}\n{message}\n", message.len()));
         let content = format!("x = {i}\ny = {}\n", i * i);
         let path = format!("src/d{}/f{}.py", i % 3, i % 7);
+        // Now and then a long file is added, and then made nearly what the one before was made.
+        let long: String = (0..50).map(|k| format!("name{k} = f(x{k}, {})\n", if k == 7 { i } else { k })).collect();
+        let (path, content) = match i % 40 {
+            19 => (format!("src/g{}/long.py", i / 40), content),
+            39 => (format!("src/g{}/long.py", i / 40), long),
+            _ => (path, content),
+        };
         text.push_str(&format!("M 100644 inline {path}\ndata {}\n{content}\n", content.len()));
     }
     let mut child = f.command(&["fast-import", "--quiet"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -379,6 +425,7 @@ fn what_was_interrupted_goes_on_and_ends_with_the_same_bytes() {
     let (whole, cut) = (f.path().join("whole.jsonl"), f.path().join("cut.jsonl"));
     let report = mine_to_file(f.path(), &options, &whole, false, &mut |_, _| Ok(())).unwrap();
     assert!(report.taken > 500 && report.commits == 700, "{report:?}");
+    assert_eq!(report.skipped[&Skip::NearDuplicate], 16, "of 17");
     let funnel = report.funnel(false);
     assert!(funnel.adds_up() && funnel.seen == 700 && funnel.kept == report.taken);
     for stop in [100, 300, 600] {
