@@ -55,7 +55,8 @@ fn block(rows: &[Vec<String>], widths: &[usize], range: std::ops::Range<usize>) 
     out
 }
 
-/// A text in lines of at most `width` characters, broken at blanks; lines after the first are indented by two blanks more.
+/// A text in lines of at most `width` characters, broken at blanks, and before a point where a word is longer than a line; lines after
+/// the first are indented by two blanks more.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     if chars(text) <= width {
         return vec![text.to_owned()];
@@ -65,18 +66,29 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut line = " ".repeat(indent);
     let mut empty = true;
     for word in text.split_whitespace() {
-        if !empty && chars(&line) + 1 + chars(word) > width {
-            lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
-            empty = true;
+        let pieces = if indent + chars(word) > width { at_points(word) } else { vec![word] };
+        for (i, piece) in pieces.into_iter().enumerate() {
+            let gap = usize::from(i == 0);
+            if !empty && chars(&line) + gap + chars(piece) > width {
+                lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
+                empty = true;
+            }
+            if !empty && gap == 1 {
+                line.push(' ');
+            }
+            line.push_str(piece);
+            empty = false;
         }
-        if !empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        empty = false;
     }
     lines.push(line);
     lines
+}
+
+/// `a.b.c` as `a`, `.b`, `.c`.
+fn at_points(word: &str) -> Vec<&str> {
+    let cuts: Vec<usize> = std::iter::once(0).chain(word.match_indices('.').map(|(i, _)| i).filter(|&i| i > 0)).collect();
+    let ends = cuts[1..].iter().copied().chain([word.len()]);
+    cuts.iter().zip(ends).map(|(&begin, end)| &word[begin..end]).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +116,14 @@ mod tests {
                         localised                   all\n  files, BM25  66.6 [0.0, 90.0]\n";
         assert_eq!(columns(&wide, Some(34)), expected);
         let long = rows(&[&["commits", "100"], &["  - changes hundreds of files", "-1"]]);
-        assert_eq!(columns(&long, Some(26)), "commits                100\n  - changes hundreds of\n    files               -1\n");
+        assert_eq!(columns(&long, Some(26)), "commits                100\n  - changes hundreds\n    of files            -1\n");
+    }
+
+    #[test]
+    fn words_longer_than_a_line_are_cut_at_points() {
+        assert_eq!(wrap("patch.function.answers", 16), ["patch.function", "  .answers"]);
+        assert_eq!(wrap("of patch.function.answers", 18), ["of patch.function", "  .answers"]);
+        assert_eq!(wrap("a.b", 2), ["a", "  .b"]);
     }
 
     proptest! {

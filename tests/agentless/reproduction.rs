@@ -84,7 +84,7 @@ fn tests_that_the_model_wrote_decide() {
     let task = set_up(dir);
     answer_beforehand(dir, task);
     let run_tests = ["--run-tests", "--repos", ".", "--environments", "environments.toml"];
-    let resolved = |json: &Value| json["numbers"]["resolved"]["interval"]["mean"].clone();
+    let resolved = |json: &Value| json["numbers"]["resolved"]["mean"].clone();
     let (json, handed_in) = eval(dir, &run_tests);
     assert!(handed_in["model_patch"].as_str().unwrap().contains("+    return a * b"), "the majority decides: {handed_in}");
     assert_eq!(resolved(&json), 0.0);

@@ -20,7 +20,7 @@ fn errors_name_the_field_and_what_was_expected() {
     let many = json!(vec!["a"; 17]);
     for (more, field, message) in [
         (json!({"temperature": "hot"}), "temperature", "temperature: expected a number, found the text \"hot\""),
-        (json!({"temperature": -1}), "temperature", "temperature: expected a number of at least 0"),
+        (json!({"temperature": -1}), "temperature", "temperature: expected 0 for the likeliest token, or a number of at least 0.000001"),
         (json!({"top_p": 0}), "top_p", "top_p: expected a number above 0 and up to 1"),
         (json!({"min_p": 2}), "min_p", "min_p: expected a number from 0 to 1"),
         (json!({"top_k": -1}), "top_k", "top_k: expected a whole number from 0"),
