@@ -223,3 +223,17 @@ fn tasks_without_files_are_read_from_clones() {
     assert!(said.contains("clones.candidates is 1, and the folder was made with 100"), "{said}");
     assert!(output(&mut eval(&["--out", "other", "--resume"]), 2).1.contains("expected --"));
 }
+
+#[test]
+fn a_task_that_cannot_be_judged_is_said_before_anything_is_sampled() {
+    let place = place();
+    let dir = place.path();
+    let mut task = tasks().remove(0);
+    task.patch = task.patch.replace("\n-", "\n-another ");
+    fs::write(dir.join("unfit.jsonl"), task.to_json().to_string()).unwrap();
+    for more in [&["--model", "m", "--out", "run"][..], &["--predictions", "empty", "--out", "run"]] {
+        let said = output(program().current_dir(dir).args(["eval", "--tasks", "unfit.jsonl"]).args(more), 1).1;
+        assert!(said.contains(&task.instance_id) && said.contains("not what the patch expects"), "{said}");
+        assert!(!dir.join("run/samples.jsonl").exists());
+    }
+}

@@ -113,6 +113,15 @@ impl Record {
     }
 }
 
+/// That every task can be judged, before anything is sampled for it.
+///
+/// # Errors
+///
+/// A task whose gold patch does not parse or does not fit its files.
+pub fn check_gold(tasks: &[Task]) -> Result<()> {
+    tasks.par_iter().try_for_each(|task| Judge::new(task).map(drop))
+}
+
 /// The records of a pipeline's run. `resolved` says of a task whether the patch that is handed in makes its tests pass, where that is known.
 ///
 /// # Errors

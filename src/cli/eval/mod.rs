@@ -16,7 +16,7 @@ pub(crate) use self::progress::Reporter;
 use super::common::DeviceArgs;
 use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout, width};
-use crate::agentless::evaluate::{Record, compare, patch_records, table};
+use crate::agentless::evaluate::{Record, check_gold, compare, patch_records, table};
 use crate::agentless::generator::Local;
 use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{MODEL_NAME, Tests};
@@ -91,6 +91,7 @@ fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
         return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
     }
+    check_gold(tasks)?;
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
@@ -152,6 +153,7 @@ fn measure(args: &Args, what: &str) -> Result<()> {
     };
     let all = args.tasks.read(args.pipeline.whole_tree(), &read)?;
     let (tasks, patches) = (&all.judged, read(&all.judged)?);
+    check_gold(tasks)?;
     let there = tasks.iter().filter(|t| patches.contains_key(&t.instance_id)).count();
     if what != "empty" && there < tasks.len() {
         say!("warning: {what} has no prediction for {} of {}", tasks.len() - there, plural(tasks.len() as u64, "task"));
@@ -223,7 +225,7 @@ impl Args {
 
     /// Everything that the samples are a function of, as `settings.json` has it.
     fn describe(&self, settings: &Settings, tasks: &Tasks) -> Value {
-        let mut out = json!({"model": self.model, "adapter": self.adapter});
+        let mut out = json!({"model": self.model, "adapter": self.adapter.as_deref().map(Path::to_string_lossy)});
         merge(&mut out, self.tasks.describe(tasks));
         merge(&mut out, json!({"sampling": self.pipeline.describe(), "settings": settings}));
         out

@@ -84,16 +84,18 @@ impl TestArgs {
 
 impl TestRuns {
     /// What regression tests, and the at most `most` best of a task's `scripts`, say of every task's different patches. Nothing for tasks
-    /// that have neither, or no two patches to choose from.
+    /// that have neither, or no two patches to choose from, or whose tests cannot be run, which is said aloud.
     pub(super) fn evidence(&self, tasks: &[Task], ranked: &[Ranked], scripts: &Scripts, most: usize) -> Result<Evidence> {
         let Some(runner) = &self.runner else { return Ok(Evidence::default()) };
         let found = on_workers(self.workers, tasks.len(), |t| {
             let of_task = scripts.get(&tasks[t].instance_id).map_or(&[] as &[_], Vec::as_slice);
-            one_task(runner, &tasks[t], &ranked[t], of_task, most).map_err(|e| e.at(&tasks[t].instance_id))
+            one_task(runner, &tasks[t], &ranked[t], of_task, most).unwrap_or_else(|e| {
+                say!("warning: {}: its candidates are ranked without tests, since these cannot be run: {e}", tasks[t].instance_id);
+                (Vec::new(), None)
+            })
         })?;
         let mut out = Evidence::default();
-        for (task, found) in tasks.iter().zip(found) {
-            let (tests, record) = found?;
+        for (task, (tests, record)) in tasks.iter().zip(found) {
             out.tests.extend(tests.into_iter().map(|(i, tests)| ((task.instance_id.clone(), i), tests)));
             out.reproductions.extend(record);
         }

@@ -83,9 +83,9 @@ pub struct FileOptions {
     /// How many files an answer is to name; 0 leaves it to the model. The prompt asks for so many, and a gold answer that names fewer
     /// goes on with the best lexical matches, as a retriever's list would.
     pub answers: usize,
-    /// Above 0, `answers` is the most: gold answers go on only as far as there are candidates that score at least this part of the best
-    /// one. One file is named where the evidence is clear, more where it is not. In a ranked order a line `--` stands behind these
-    /// candidates.
+    /// Above 0, `answers` is the most: gold answers name, beside the gold files, the candidates that score at least this part of the
+    /// best one, in the prompt's order. One file is named where the evidence is clear, more where it is not. In a ranked order a line
+    /// `--` stands behind these candidates.
     pub close: f64,
     /// The key of shuffled orders, and of which paths go where a list does not fit.
     pub seed: u64,
@@ -339,17 +339,22 @@ impl FileSubtask {
         close.min(self.options.answers).max(1)
     }
 
-    /// The gold answer, with the best lexical matches behind it where it names too few files.
+    /// The gold answer, filled up with the best lexical matches: behind it up to `answers`; or, with `close`, with the close ones
+    /// and all in the prompt's order, so that what is asked of a model can be told from the prompt wherever the gold files are close.
     fn filled_answer(&self, task: &Task, material: &Material<'_>, paths: &[usize]) -> Result<String> {
-        let listed: Vec<String> = paths.iter().map(|&i| material.candidates[i].clone()).collect();
-        let mut named: Vec<String> = gold_answer(task, &listed)?.lines().map(str::to_owned).collect();
-        if named.len() < self.options.answers {
-            let missing = self.close(material, paths).saturating_sub(named.len());
-            let mut ranked = paths.to_vec();
-            ranked.sort_by(|&a, &b| material.scores[b].total_cmp(&material.scores[a]));
-            let others = ranked.into_iter().map(|i| material.candidates[i].clone()).filter(|path| !named.contains(path));
-            let others: Vec<String> = others.take(missing).collect();
-            named.extend(others);
+        let path = |i: usize| material.candidates[i].as_str();
+        let listed: Vec<String> = paths.iter().map(|&i| path(i).to_owned()).collect();
+        let gold = gold_answer(task, &listed)?;
+        let mut named: Vec<&str> = gold.lines().collect();
+        let mut ranked = paths.to_vec();
+        ranked.sort_by(|&a, &b| material.scores[b].total_cmp(&material.scores[a]));
+        if self.options.close > 0.0 {
+            ranked.truncate(self.close(material, paths));
+        }
+        let others: Vec<&str> = ranked.into_iter().map(path).filter(|path| !named.contains(path)).collect();
+        named.extend(others.into_iter().take(self.options.answers.saturating_sub(gold.lines().count())));
+        if self.options.close > 0.0 {
+            named = paths.iter().map(|&i| path(i)).filter(|path| named.contains(path)).collect();
         }
         Ok(named.join("\n"))
     }
