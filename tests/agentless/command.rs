@@ -229,7 +229,7 @@ fn a_task_that_cannot_be_judged_is_said_before_anything_is_sampled() {
     let place = place();
     let dir = place.path();
     let mut task = tasks().remove(0);
-    task.patch = task.patch.replace("\n-", "\n-another ");
+    task.patch = task.patch.replace("\n-    ", "\n-    another ");
     fs::write(dir.join("unfit.jsonl"), task.to_json().to_string()).unwrap();
     for more in [&["--model", "m", "--out", "run"][..], &["--predictions", "empty", "--out", "run"]] {
         let said = output(program().current_dir(dir).args(["eval", "--tasks", "unfit.jsonl"]).args(more), 1).1;

@@ -48,6 +48,9 @@ struct RecordedClones {
     whole_repository: bool,
 }
 
+/// The patches that are to be judged, by task.
+pub(super) type PatchesOf<'a> = dyn Fn(&[Task]) -> Result<BTreeMap<String, String>> + 'a;
+
 /// The tasks as they are asked, and as answers are judged.
 pub(super) struct Tasks {
     /// With the files that a patch changes.
@@ -80,7 +83,7 @@ impl TaskArgs {
     }
 
     /// The tasks of the file; those without files get them from a clone, `tree` all of them. `patches` are to be judged, by task.
-    pub(super) fn read(&self, tree: bool, patches: &dyn Fn(&[Task]) -> Result<BTreeMap<String, String>>) -> Result<Tasks> {
+    pub(super) fn read(&self, tree: bool, patches: &PatchesOf<'_>) -> Result<Tasks> {
         let path = self.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
         if self.candidates == Some(0) {
             return Err(Error::usage("--candidates takes a number of at least 1"));

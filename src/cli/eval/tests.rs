@@ -49,6 +49,9 @@ pub(super) struct Evidence {
     pub reproductions: Vec<reproduction::Record>,
 }
 
+/// What tests say of a task's candidates, by the sample's number, and its reproduction tests.
+type OfTask = (Vec<(usize, Tests)>, Option<reproduction::Record>);
+
 /// A task's scripts, one an answer.
 pub(super) type Scripts = BTreeMap<String, Vec<Option<String>>>;
 
@@ -123,14 +126,8 @@ impl TestRuns {
     }
 }
 
-/// What tests say of a task's candidates, by the sample's number, and its reproduction tests.
-fn one_task(
-    runner: &Runner,
-    task: &Task,
-    ranked: &Ranked,
-    answers: &[Option<String>],
-    most: usize,
-) -> Result<(Vec<(usize, Tests)>, Option<reproduction::Record>)> {
+/// Runs what there is of a task's tests.
+fn one_task(runner: &Runner, task: &Task, ranked: &Ranked, answers: &[Option<String>], most: usize) -> Result<OfTask> {
     let places: Vec<usize> = (0..answers.len()).filter(|&i| answers[i].is_some()).collect();
     let scripts: Vec<&str> = answers.iter().flatten().map(String::as_str).collect();
     if ranked.order.len() < 2 || (scripts.is_empty() && !runner.has_regression_tests(task)) {
