@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::answer_text;
 use super::budget::{clean_issue, fill_issue, longest_beginning};
 use super::evidence::{Evidence, Note};
-use super::tree::{forms, shown_paths};
+use super::tree::{CLOSE_MARK, forms, shown_paths};
 use crate::data::Task;
 use crate::data::lexical::{self, Field, Ranking};
 use crate::data::metrics::SetScore;
@@ -85,7 +85,7 @@ pub struct FileOptions {
     pub answers: usize,
     /// Above 0, `answers` is the most: gold answers name, beside the gold files, the candidates that score at least this part of the
     /// best one, in the prompt's order. One file is named where the evidence is clear, more where it is not. In a ranked order a line
-    /// `--` stands behind these candidates.
+    /// `--` stands behind these candidates, and at the end of an answer.
     pub close: f64,
     /// The key of shuffled orders, and of which paths go where a list does not fit.
     pub seed: u64,
@@ -339,12 +339,22 @@ impl FileSubtask {
         close.min(self.options.answers).max(1)
     }
 
+    /// Whether a line stands behind the close candidates of a prompt, and so behind those of an answer: to go on or to end is then to copy
+    /// the line that comes next.
+    fn marks_close(&self) -> bool {
+        let ranked = matches!(self.options.order, Order::Lexical | Order::LexicalPaths | Order::Fused);
+        ranked && self.options.answers > 0 && self.options.close > 0.0
+    }
+
     /// The gold answer, filled up with the best lexical matches: behind it up to `answers`; or, with `close`, with the close ones
     /// and all in the prompt's order, so that what is asked of a model can be told from the prompt wherever the gold files are close.
     fn filled_answer(&self, task: &Task, material: &Material<'_>, paths: &[usize]) -> Result<String> {
         let path = |i: usize| material.candidates[i].as_str();
         let listed: Vec<String> = paths.iter().map(|&i| path(i).to_owned()).collect();
         let gold = gold_answer(task, &listed)?;
+        if self.options.answers == 0 {
+            return Ok(gold);
+        }
         let mut named: Vec<&str> = gold.lines().collect();
         let mut ranked = paths.to_vec();
         ranked.sort_by(|&a, &b| material.scores[b].total_cmp(&material.scores[a]));
@@ -356,13 +366,14 @@ impl FileSubtask {
         if self.options.close > 0.0 {
             named = paths.iter().map(|&i| path(i)).filter(|path| named.contains(path)).collect();
         }
+        named.extend(self.marks_close().then_some(CLOSE_MARK));
         Ok(named.join("\n"))
     }
 
     fn render(&self, material: &Material<'_>, shown: &Shown<'_>) -> Result<String> {
         let (answers, at_most) = (self.options.answers, self.options.answers > 0 && self.options.close > 0.0);
-        let ranked = matches!(self.options.order, Order::Lexical | Order::LexicalPaths | Order::Fused);
-        let close = if at_most && ranked { self.close(material, shown.paths) } else { 0 };
+        let mark = self.marks_close();
+        let close = if mark { self.close(material, shown.paths) } else { 0 };
         let candidates: Vec<minijinja::Value> = (1..)
             .zip(shown.paths)
             .map(|(place, &i)| {
@@ -370,7 +381,9 @@ impl FileSubtask {
                 context! { path => material.candidates[i].as_str(), note, last_close => place == close }
             })
             .collect();
-        let values = context! { repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers, answers_at_most => at_most };
+        let values = context! {
+            repo => material.repo, issue => shown.issue, issue_cut => shown.cut, candidates, answers, answers_at_most => at_most, mark
+        };
         self.env.get_template("file").and_then(|t| t.render(values)).map_err(template_error)
     }
 }
@@ -440,7 +453,7 @@ pub struct FileAnswer {
 pub fn parse_answer(completion: &str, universe: &BTreeSet<String>) -> FileAnswer {
     let mut answer = FileAnswer::default();
     let mut seen = BTreeSet::new();
-    for line in answer_text(completion).lines() {
+    for line in answer_text(completion).lines().filter(|line| line.trim() != CLOSE_MARK) {
         let forms = forms(line);
         let known = forms.iter().find(|f| universe.contains(**f));
         let Some(path) = known.or(forms.last()).filter(|p| !p.is_empty()) else { continue };

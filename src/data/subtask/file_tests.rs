@@ -96,6 +96,8 @@ fn an_answer_goes_on_as_far_as_candidates_score_close_to_the_best() {
     let places = [1.0, between, part(2) * 0.99].map(|close| listed(close).unwrap().text.lines().position(|l| l == "--").unwrap());
     assert_eq!(places.map(|p| p - places[0]), [0, 1, 2], "the line behind those that are close");
     let prompt = listed(between).unwrap();
+    assert!(prompt.text.ends_with("one a line, and then a line --.") && prompt.answer.ends_with("\n--"), "{}", prompt.answer);
+    assert_eq!(parse_answer(&prompt.answer, &prompt.candidates.iter().cloned().collect()).paths.len(), prompt.answer.lines().count() - 1);
     assert_eq!(universe(&gold, Some(&prompt.text)), prompt.candidates.into_iter().collect());
 }
 
