@@ -83,7 +83,8 @@ fn adapters_that_mean_something_else_are_refused() {
     let mut more = specs();
     more.push(TensorSpec::new("base_model.model.lm_head.lora_A.weight", &[4, 64]));
     save(dir.path(), &more);
-    assert!(refusal().contains("tensor `base_model.model.lm_head.lora_A.weight` is not a LoRA matrix"));
+    let said = refusal();
+    assert!(said.contains("adapter_model.safetensors: tensor `base_model.model.lm_head.lora_A.weight` is not a LoRA matrix"), "{said}");
     fs::remove_file(dir.path().join("adapter_model.safetensors")).unwrap();
     assert!(refusal().contains("there is no adapter_model.safetensors"));
 }

@@ -75,7 +75,8 @@ pub fn load_peft(dir: &Path) -> Result<(LoraConfig, Vec<AdapterTensor>)> {
     }
     let source = Safetensors::open(&weights_path)?;
     let names = source.names();
-    let lora = from_peft(&read_json(&config_path)?, &names).map_err(|e| e.at_file(&config_path))?;
+    let targets = targets(&names).map_err(|e| e.at_file(&weights_path))?;
+    let lora = from_peft(&read_json(&config_path)?, targets).map_err(|e| e.at_file(&config_path))?;
     check_tensors(&lora, &source).map_err(|e| e.at_file(&weights_path))?;
     let read = |name: String| {
         let shape = source.shape(&name).unwrap_or_default();
@@ -112,9 +113,8 @@ fn to_peft(lora: &LoraConfig, base_model: &str) -> Value {
     })
 }
 
-/// The settings in `adapter_config.json`. Which modules have an adapter is told by the tensors' names where the file says it by an
-/// expression.
-fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
+/// The settings in `adapter_config.json`. `targets`: the modules whose tensors there are; they tell where the file has an expression.
+fn from_peft(config: &Value, targets: Vec<String>) -> Result<LoraConfig> {
     let refuse = |field: &str, message: String| Error::input(message).at(field);
     let get = |field: &str| config.get(field).filter(|v| !v.is_null());
     match get("peft_type").and_then(Value::as_str) {
@@ -160,7 +160,6 @@ fn from_peft(config: &Value, names: &[String]) -> Result<LoraConfig> {
     let rank = rank.ok_or_else(|| refuse("r", "expected a whole number from 1 to 65536".to_owned()))?;
     let alpha = get("lora_alpha").and_then(Value::as_f64).map(|a| a as f32).filter(|a| a.is_finite());
     let alpha = alpha.ok_or_else(|| refuse("lora_alpha", "expected a number".to_owned()))?;
-    let targets = targets(names)?;
     // Where the targets are an expression, the tensors alone tell. A listed one may name its part of the block as well.
     if let Some(listed) = get("target_modules").and_then(Value::as_array) {
         let is_listed = |t: &String| listed.iter().filter_map(Value::as_str).any(|l| l.rsplit('.').next() == Some(t));
