@@ -10,7 +10,7 @@ use crate::model::weights::{self, AdapterTensor, ModelFiles, TensorSpec};
 use crate::rl::config::{Config, SUBTASKS, Stage};
 use crate::rl::dataset::Item;
 use crate::rl::evaluate::{Evaluation, evaluate};
-use crate::rl::memory::{self, MemoryPlan};
+use crate::rl::memory::{self, MemoryPlan, Place, Planned, Size};
 use crate::rl::trainer::{Event, Examples, Hooks, Inputs, Trainer};
 use crate::rl::{report, run_log};
 use crate::tensor::Device;
@@ -36,9 +36,9 @@ pub(crate) struct Args {
     /// Go on with the run in --out from its last checkpoint
     #[arg(long, requires = "out")]
     resume: bool,
-    /// Print how much memory the run takes, and stop
-    #[arg(long)]
-    plan: bool,
+    /// Print how much memory the run takes, and stop; =SIZE (24GiB): on a GPU with so much, and by which settings it would fit there
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, value_parser = size)]
+    plan: Option<Option<u64>>,
     #[command(flatten)]
     pub(super) device: DeviceArgs,
 }
@@ -56,7 +56,7 @@ impl Args {
         if self.config.is_none() && self.set.is_empty() {
             return Err(Error::usage("expected a configuration").hint("give CONFIG.toml, or --set key=value, or --resume --out DIR"));
         }
-        if out.exists() && !self.plan {
+        if out.exists() && self.plan.is_none() {
             let hint = match out.join("config.toml").exists() {
                 true => "go on with the run in it by --resume --out, or choose another folder",
                 false => "choose a folder that is not there yet: a run makes its own",
@@ -78,14 +78,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let examples = Examples::load(&config, &files, &mut |event| console.show(event))?;
     let adapter = config.adapter.as_deref().map(weights::load_peft).transpose()?;
     let lora = adapter.as_ref().map(|(lora, _)| lora).or(config.lora.as_ref());
-    let plan = MemoryPlan::new(&config, &files.config, lora, &examples);
-    if args.plan {
+    let run = Planned { place: place(&device, &files), config: &config, model: &files.config, lora, examples: &examples };
+    let free = match &device {
+        Device::Cpu => memory::available(),
+        Device::Cuda(gpu) => gpu.free_bytes()?,
+    };
+    if let Some(size) = args.plan {
         console.bar.finish_and_clear();
-        return to_stdout(|out| write!(out, "{plan}"));
+        return match size {
+            Some(size) => show_plan(&Planned { place: on_gpu(&files), ..run }, Some(size)),
+            None => show_plan(&run, free),
+        };
     }
-    if let Some(free) = memory::available() {
-        plan.check(free)?;
-    }
+    free.map_or(Ok(()), |free| run.check(free))?;
     let model = load_model(&config, &files, adapter, &device)?;
     if !args.resume {
         // Only now: a run that could not begin leaves no folder behind.
@@ -107,6 +112,48 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let report = report::write(&out)?;
     say!("{}\n{}", result.display(), report.display());
     Ok(())
+}
+
+/// Where a run's numbers lie.
+fn place(device: &Device, files: &ModelFiles) -> Place {
+    match device {
+        Device::Cpu => Place::Cpu,
+        Device::Cuda(_) => on_gpu(files),
+    }
+}
+
+fn on_gpu(files: &ModelFiles) -> Place {
+    Place::Gpu { exact: files.weights.names().iter().all(|name| files.weights.is_bf16(name)) }
+}
+
+/// The table, and whether the run fits into what is there.
+fn show_plan(run: &Planned<'_>, available: Option<u64>) -> Result<()> {
+    let plan = MemoryPlan::new(run);
+    let fits = available.map(|available| match plan.total <= available {
+        true => format!("it fits into {}", Size(available)),
+        false => format!("it does not fit into {}; {}", Size(available), run.advice(available)),
+    });
+    to_stdout(|out| {
+        write!(out, "{plan}")?;
+        fits.iter().try_for_each(|line| writeln!(out, "{line}"))
+    })
+}
+
+/// Bytes of `24GiB`, `24G`, `24GB`, `900MiB` or `24` (GiB).
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "g" | "gib" => f64::from(1 << 30),
+        "gb" => 1e9,
+        "m" | "mib" => f64::from(1 << 20),
+        "mb" => 1e6,
+        _ => return Err("expected a size like 24GiB, 24GB or 900MiB".into()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 => Ok((number * unit) as u64),
+        _ => Err("expected a size like 24GiB, 24GB or 900MiB".into()),
+    }
 }
 
 pub(super) fn load_model(

@@ -10,6 +10,7 @@ mod tiny;
 
 mod block;
 mod commands;
+mod memory;
 
 mod step;
 

@@ -8,7 +8,7 @@ use sorft_native::model::lora::LoraConfig;
 use sorft_native::rl::config::Config;
 use sorft_native::rl::dataset::{Dataset, Item, Sequence};
 use sorft_native::rl::evaluate::Evaluation;
-use sorft_native::rl::memory::MemoryPlan;
+use sorft_native::rl::memory::{MemoryPlan, Place, Planned};
 use sorft_native::rl::reward::{Question, Reward};
 use sorft_native::rl::trainer::{Event, Examples, Hooks, Inputs, Trainer};
 use sorft_native::tensor::cpu::aligned::mapped_bytes;
@@ -128,7 +128,9 @@ fn plan_and_peak(settings: &str, data: Dataset, lora: Option<LoraConfig>) -> (u6
     let before = HELD.load(Ordering::Relaxed) + mapped_bytes();
     let data = vec![Arc::new(data)];
     let examples = Examples { stages: data.clone(), heldout: Vec::new() };
-    let plan = MemoryPlan::new(&config, &shape(), lora.as_ref(), &examples).total;
+    let model = shape();
+    let run = Planned { place: Place::Cpu, config: &config, model: &model, lora: lora.as_ref(), examples: &examples };
+    let plan = MemoryPlan::new(&run).total;
     let mut model = tiny::model(shape(), 3);
     if let Some(lora) = lora {
         model.add_lora(&lora, 1).expect("an adapter");

@@ -96,9 +96,20 @@ fn a_run_leaves_its_folder_and_refuses_what_the_contract_refuses() {
 #[test]
 fn the_plan_is_printed_and_nothing_is_written() {
     let w = Workplace::new();
-    let out = Command::cargo_bin("sorft-native").unwrap().current_dir(w.dir.path()).args(["train", "run.toml", "--plan"]).output().unwrap();
-    let text = String::from_utf8(out.stdout).unwrap();
-    assert!(out.status.success() && text.contains("activations") && text.contains("total"), "{text}");
+    let plan = |option: &str| {
+        let mut command = Command::cargo_bin("sorft-native").unwrap();
+        let out = command.current_dir(w.dir.path()).args(["train", "run.toml", option]).output().unwrap();
+        let text = String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap();
+        (out.status.success(), text)
+    };
+    let (right, text) = plan("--plan");
+    assert!(right && text.contains("activations") && text.contains("total"), "{text}");
+    let (right, text) = plan("--plan=24GiB");
+    assert!(right && text.contains("bf16 with an f32 master") && text.contains("it fits into 24.00 GiB"), "{text}");
+    let (right, text) = plan("--plan=0.1MiB");
+    assert!(right && text.contains("it does not fit into 0.1 MiB"), "{text}");
+    let (right, text) = plan("--plan=much");
+    assert!(!right && text.contains("expected a size like 24GiB"), "{text}");
     assert!(!w.path("runs").exists());
 }
 

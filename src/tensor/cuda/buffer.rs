@@ -67,7 +67,7 @@ impl Buffer {
     /// If the device is out of memory.
     pub fn uninit(gpu: &Arc<Gpu>, dtype: DType, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(dtype.size()).ok_or_else(|| Error::device(format!("a buffer of {len} {dtype} cannot be addressed")))?;
-        let address = gpu.backend().alloc(bytes.max(1), dtype.size())?;
+        let address = gpu.alloc(bytes.max(1), dtype.size())?;
         Ok(Self { gpu: gpu.clone(), address, len, dtype })
     }
 
@@ -237,7 +237,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.gpu.backend().free(self.address);
+        self.gpu.free(self.address, self.bytes().max(1));
     }
 }
 

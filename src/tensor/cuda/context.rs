@@ -323,6 +323,13 @@ impl Backend for Context {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("running what was queued", e))
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.bind()?;
+        // What the pool keeps of freed buffers is free as well, to this process; before the first step there is none.
+        let (free, _total) = result::mem_get_info().map_err(|e| self.failed("asking for free memory", e))?;
+        Ok(Some(free as u64))
+    }
+
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], _signature: &str) -> Result<()> {
         self.bind()?;
         let function = self.function(kernel)?;

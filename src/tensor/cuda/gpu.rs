@@ -8,6 +8,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,10 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
     /// Copies memory of the device to other memory of the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+    /// Bytes of memory that are free; `None` where there is no bound.
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// Queues a kernel. `arguments[i]` points to the value of argument i, whose kind `signature` spells (`launch.rs`).
     ///
@@ -57,6 +62,9 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
 pub struct Gpu {
     info: GpuInfo,
     backend: Box<dyn Backend>,
+    /// Bytes that buffers hold, and the most that they held at a time.
+    held: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 impl Gpu {
@@ -66,7 +74,7 @@ impl Gpu {
     /// If there is no driver, the driver is too old, there is no such device, or its compute capability is below 8.0.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let context = Context::open(ordinal)?;
-        Ok(Arc::new(Self { info: context.info().clone(), backend: Box::new(context) }))
+        Ok(Self::new(context.info().clone(), Box::new(context)))
     }
 
     /// Opens an emulator that runs the kernels on the CPU, slowly, and checks every memory access they make.
@@ -88,7 +96,11 @@ impl Gpu {
             clock_khz: 1_000_000,
             shared_bytes_per_block: 227 * 1024,
         };
-        Ok(Arc::new(Self { info, backend: Box::new(emulator) }))
+        Ok(Self::new(info, Box::new(emulator)))
+    }
+
+    fn new(info: GpuInfo, backend: Box<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self { info, backend, held: AtomicUsize::new(0), peak: AtomicUsize::new(0) })
     }
 
     /// Opens the emulator that `SORFT_EMULATOR` names: a library that the tests have built. So the commands themselves, with `--device
@@ -107,6 +119,40 @@ impl Gpu {
     /// What the device is.
     pub fn info(&self) -> &GpuInfo {
         &self.info
+    }
+
+    /// Bytes of device memory that are free, for this process and others; `None` on the emulator.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn free_bytes(&self) -> Result<Option<u64>> {
+        self.backend.free_bytes()
+    }
+
+    /// The most bytes that buffers held at a time, since the last [`Gpu::reset_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that buffers hold now; the peak is counted anew from here.
+    pub fn reset_peak(&self) -> usize {
+        let held = self.held.load(Ordering::Relaxed);
+        self.peak.store(held, Ordering::Relaxed);
+        held
+    }
+
+    /// [`Backend::alloc`], counted.
+    pub(super) fn alloc(&self, bytes: usize, grain: usize) -> Result<u64> {
+        let address = self.backend.alloc(bytes, grain)?;
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(held, Ordering::Relaxed);
+        Ok(address)
+    }
+
+    /// [`Backend::free`], counted.
+    pub(super) fn free(&self, address: u64, bytes: usize) {
+        self.backend.free(address);
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Waits until everything queued so far has been done.

@@ -1,17 +1,44 @@
-//! How much memory a run will take, from its settings and the longest example, before the first step.
+//! How much memory a run will take, from its settings and the longest example, before the first step: on the processor (`cpu.rs`), on a GPU
+//! (`gpu.rs`), and by which settings it would take less (`fit.rs`).
 
-use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::LoraConfig;
-use crate::rl::config::{Algorithm, Config, CriticKind, Reference, Stage};
+use crate::rl::config::{Config, Reference, Stage};
 use crate::rl::dataset::Dataset;
 use crate::rl::trainer::Examples;
-use crate::tensor::ops::token_logprob::KEPT_LOGITS;
-use crate::tensor::plan::{TILE, VOCAB_CHUNK};
+use crate::tensor::plan::TILE;
 use std::fmt;
 
-/// Bytes of a number.
-const F32: u64 = 4;
+mod cpu;
+mod fit;
+mod gpu;
+
+/// Where a run's numbers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the machine's memory, all of them f32.
+    Cpu,
+    /// In a GPU's: weights and activations bf16, with an f32 master of what is trained.
+    Gpu {
+        /// Whether bf16 holds the model's weights as they are read; where not, their f32 are kept beside.
+        exact: bool,
+    },
+}
+
+/// A run that is to be planned.
+#[derive(Clone, Copy)]
+pub struct Planned<'a> {
+    /// Where its numbers lie.
+    pub place: Place,
+    /// Its settings.
+    pub config: &'a Config,
+    /// The model's shape.
+    pub model: &'a ModelConfig,
+    /// The adapter that is trained, fresh or loaded.
+    pub lora: Option<&'a LoraConfig>,
+    /// What it is trained on.
+    pub examples: &'a Examples,
+}
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +56,7 @@ pub struct Row {
 /// The memory that a run takes at its fullest moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The parts. Activations and the KV cache never stand at the same time; both are listed, the larger one counts.
+    /// The parts. Activations and what sampling takes never stand at the same time; both are listed, the larger one counts.
     pub rows: Vec<Row>,
     /// The sum.
     pub total: u64,
@@ -43,49 +70,30 @@ struct Largest {
 }
 
 impl MemoryPlan {
-    /// The plan of a run. `lora` is the adapter that is trained, fresh or loaded.
-    pub fn new(config: &Config, model: &ModelConfig, lora: Option<&LoraConfig>, examples: &Examples) -> Self {
+    /// The plan of a run.
+    pub fn new(run: &Planned<'_>) -> Self {
+        let &Planned { place, config, model, lora, examples } = run;
         let base = base_numbers(model);
         let trained = lora.map_or(base, |l| adapter_numbers(model, l));
-        let mut rows = vec![
-            row("weights", base + lora.map_or(0, |_| trained), format!("{base} numbers, f32"), "model"),
-            row("gradients", trained, format!("{trained} trained numbers"), "lora.rank"),
-            row("AdamW's moments", 2 * trained, "two for each trained number".into(), "lora.rank"),
-        ];
-        if lora.is_none() && config.stages.iter().any(|s| s.algorithm.samples() && (s.kl_measure || s.kl_coef > 0.0)) {
-            let because = "a frozen copy of all weights, for the KL".to_owned();
-            rows.push(row("reference policy", base, because, "kl.measure"));
-            if config.stages.iter().filter(|s| s.kl_reference == Reference::Base).count() > 0 && config.stages.len() > 1 {
-                rows.push(row(
-                    "reference policy of another stage",
-                    base,
-                    "kl.reference = \"base\" in one, \"start\" in another".into(),
-                    "kl.reference",
-                ));
-            }
-        }
-        if config.stages.iter().any(|s| s.algorithm == Algorithm::Ppo && s.critic.kind != CriticKind::Trunk) {
-            let because = format!("{trained} numbers of its own, their gradients and moments");
-            rows.push(row("critic", 4 * trained, because, "critic.kind"));
-        }
-        let fixed: u64 = rows.iter().map(|r| r.bytes).sum();
-        let activations = config.stages.iter().zip(&examples.stages).map(|(s, d)| activations(model, s, d)).max_by_key(|r| r.bytes);
-        let cache = config.stages.iter().zip(&examples.stages).filter_map(|(s, d)| kv_cache(model, config, s, d)).max_by_key(|r| r.bytes);
-        let working = activations.iter().chain(&cache).map(|r| r.bytes).max().unwrap_or(0);
-        rows.extend(activations);
-        rows.extend(cache);
-        Self { rows, total: fixed + working }
-    }
-
-    /// An error if the run cannot fit into `available` bytes, saying what to change.
-    pub fn check(&self, available: u64) -> Result<()> {
-        if self.total <= available {
-            return Ok(());
-        }
-        let largest = self.rows.iter().filter(|r| r.setting != "model").max_by_key(|r| r.bytes);
-        let advice = largest.map_or(String::new(), |r| format!("; {} take {}: change {}", r.what, Size(r.bytes), r.setting));
-        Err(Error::input(format!("the run needs {} of memory and {} are free", Size(self.total), Size(available)))
-            .hint(format!("`train --plan` prints the table{advice}")))
+        let numbers = Numbers { base, trained, lora: lora.is_some() };
+        let mut rows = match place {
+            Place::Cpu => cpu::kept(config, &numbers),
+            Place::Gpu { exact } => gpu::kept(config, &numbers, exact),
+        };
+        let kept: u64 = rows.iter().map(|r| r.bytes).sum();
+        let stages = || config.stages.iter().zip(&examples.stages);
+        let training = stages().map(|(s, d)| match place {
+            Place::Cpu => cpu::activations(model, s, d),
+            Place::Gpu { .. } => gpu::activations(model, s, d, !numbers.lora),
+        });
+        let sampling = stages().filter_map(|(s, d)| match place {
+            Place::Cpu => cpu::kv_cache(model, config, s, d),
+            Place::Gpu { .. } => gpu::sampling(model, config, s, d),
+        });
+        let working: Vec<Row> = training.max_by_key(|r| r.bytes).into_iter().chain(sampling.max_by_key(|r| r.bytes)).collect();
+        let larger = working.iter().map(|r| r.bytes).max().unwrap_or(0);
+        rows.extend(working);
+        Self { rows, total: kept + larger }
     }
 }
 
@@ -97,15 +105,36 @@ impl fmt::Display for MemoryPlan {
         }
         writeln!(
             f,
-            "{:width$}  {:>10}  activations and KV cache never stand together: the larger counts",
+            "{:width$}  {:>10}  training and sampling never stand together: the larger counts",
             "total",
             Size(self.total).to_string()
         )
     }
 }
 
+/// What a run's numbers are counted by.
+struct Numbers {
+    /// Of the model.
+    base: u64,
+    /// Of what is trained.
+    trained: u64,
+    /// Whether that is an adapter.
+    lora: bool,
+}
+
+impl Numbers {
+    /// The stages with a frozen copy of all weights to measure the KL against. One copy at a time, but where some stage measures against the
+    /// model as it was loaded: that copy stays.
+    fn references(&self, config: &Config) -> Vec<usize> {
+        let measures = |s: &Stage| s.algorithm.samples() && (s.kl_measure || s.kl_coef > 0.0);
+        let stages = (0..config.stages.len()).filter(|&i| !self.lora && measures(&config.stages[i]));
+        let most = if config.stages.iter().any(|s| s.kl_reference == Reference::Base) { 2 } else { 1 };
+        stages.take(most).collect()
+    }
+}
+
 /// Bytes for people.
-struct Size(u64);
+pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,8 +143,8 @@ impl fmt::Display for Size {
     }
 }
 
-fn row(what: &'static str, numbers: u64, because: String, setting: &'static str) -> Row {
-    Row { what, bytes: numbers * F32, because, setting }
+fn row(what: &'static str, bytes: u64, because: String, setting: &'static str) -> Row {
+    Row { what, bytes, because, setting }
 }
 
 /// Numbers of the base model.
@@ -164,41 +193,20 @@ fn largest(stage: &Stage, dataset: &Dataset) -> Largest {
     Largest { tokens: trees * tree.tokens, segments: trees * tree.segments, targets: trees * tree.targets }
 }
 
-/// Activations that a backward pass keeps: what `model::block` saves of a block, and what one block's backward pass works on.
-fn activations(c: &ModelConfig, stage: &Stage, dataset: &Dataset) -> Row {
-    let (d, ffn, q, kv) = widths(c);
-    let Largest { tokens, segments, targets } = largest(stage, dataset);
-    let raw = if c.qk_norm { q + kv } else { 0 };
-    // The block's input, the middle of the residual stream, q, attention's output, gate, up, softmax states; keys and values in pages.
-    let pages = (tokens + segments * TILE) * 2 * kv;
-    let block = tokens * (2 * d + 2 * q + 2 * ffn + raw + 2 * c.num_heads + 2) + pages;
-    let working = tokens * (3 * ffn + 4 * d + 2 * q);
-    let kept = if stage.activation_checkpointing { c.num_layers * tokens * d + block } else { c.num_layers * block };
-    // The head keeps few logits, and works on one chunk of the vocabulary where there are many.
-    let logits = if targets * c.vocab_size <= KEPT_LOGITS { targets * c.vocab_size } else { targets * VOCAB_CHUNK.min(c.vocab_size) };
-    let numbers = kept + working + logits + targets * 2 * d;
-    let how = if stage.activation_checkpointing { ", recomputed block by block" } else { "" };
-    row(
-        "activations",
-        numbers as u64,
-        format!("{tokens} tokens in the largest micro-batch, {} blocks{how}", c.num_layers),
-        "microbatch_tokens or activation_checkpointing",
-    )
-}
-
-/// Keys and values of the answers that are sampled together, their prompts shared.
-fn kv_cache(c: &ModelConfig, config: &Config, stage: &Stage, dataset: &Dataset) -> Option<Row> {
+/// How many answers are sampled together, on how many prompts, and the longest prompt.
+fn sampled_together(config: &Config, stage: &Stage, dataset: &Dataset) -> Option<(usize, usize, usize)> {
     let Dataset::Items(items) = dataset else { return None };
     if !stage.algorithm.samples() {
         return None;
     }
-    let (_, _, _, kv) = widths(c);
     let answers = config.rollout_batch.min(stage.batch_prompts * stage.group_size);
     let prompts = answers.div_ceil(stage.group_size).min(stage.batch_prompts) + 1;
-    let longest = items.iter().map(|i| i.prompt.len()).max().unwrap_or(0);
-    let positions = prompts * longest.next_multiple_of(TILE) + answers * (stage.max_new_tokens + 2 * TILE);
-    let because = format!("{answers} answers of {} tokens on {prompts} prompts of {longest}", stage.max_new_tokens);
-    Some(row("KV cache", (positions * 2 * kv * c.num_layers) as u64, because, "rollout_batch"))
+    Some((answers, prompts, items.iter().map(|i| i.prompt.len()).max().unwrap_or(0)))
+}
+
+/// Positions of the cache that they take.
+fn positions(stage: &Stage, (answers, prompts, longest): (usize, usize, usize)) -> usize {
+    prompts * longest.next_multiple_of(TILE) + answers * (stage.max_new_tokens + 2 * TILE)
 }
 
 /// Bytes of memory that are free on this machine and allowed to this process, where the system says so.
@@ -258,12 +266,23 @@ mod tests {
         let config = Config::parse(text, Path::new("a.toml")).unwrap();
         let lines = vec![Sequence { ids: vec![1; 100], targets: vec![true; 100] }];
         let examples = Examples { stages: vec![Arc::new(Dataset::Sequences(lines))], heldout: Vec::new() };
-        let plan = MemoryPlan::new(&config, &smollm2(), None, &examples);
+        let model = smollm2();
+        let run = Planned { place: Place::Cpu, config: &config, model: &model, lora: None, examples: &examples };
+        let plan = MemoryPlan::new(&run);
         assert!(plan.to_string().contains("200 tokens in the largest micro-batch"), "{plan}");
         let weights = 134_515_008 * 16;
         assert!(plan.total > weights && plan.total < weights + (400 << 20), "{plan}");
-        let e = plan.check(1 << 30).unwrap_err().to_string();
-        assert!(e.starts_with("the run needs 2.") && e.contains("AdamW's moments take 1.00 GiB: change lora.rank"), "{e}");
-        assert!(plan.check(plan.total).is_ok());
+        assert!(run.check(plan.total).is_ok());
+        let e = run.check(plan.total - 1).unwrap_err().to_string();
+        assert!(e.starts_with("the run needs 2.") && e.contains("activation_checkpointing = true"), "{e}");
+        let e = run.check(1 << 30).unwrap_err().to_string();
+        assert!(e.contains("lora.rank = 16"), "{e}");
+        for (free, expected) in [(1 << 30, &["lora.rank = 16"][..]), (650 << 20, &["lora.rank = 16", "activation_checkpointing = true"])] {
+            let (changes, fits) = run.settings_that_fit(free).unwrap();
+            assert!(fits.total <= free && changes == expected, "{changes:?}");
+        }
+        assert!(run.check(1 << 20).unwrap_err().to_string().contains("a smaller model"));
+        let gpu = MemoryPlan::new(&Planned { place: Place::Gpu { exact: true }, ..run });
+        assert!(gpu.total > 134_515_008 * 18 && gpu.total < 134_515_008 * 18 + (200 << 20), "{gpu}");
     }
 }
