@@ -18,7 +18,7 @@ fn import_writes_tasks_in_one_form() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let out = dir.path().join("out.jsonl.gz");
     let import = ["data", "import", arg(&tasks), "--out", arg(&out), "--json"];
-    assert_eq!(stdout(program().args(import), 0), "{\"tasks\":5,\"with_files\":5,\"only_adding\":0}\n");
+    assert_eq!(stdout(program().args(import), 0), "{\"tasks\":5,\"with_files\":5,\"only_adding\":0,\"dropped\":{}}\n");
     assert!(stderr(program().args(import), 2).contains("is there already"));
     stdout(program().args(import).arg("--force"), 0);
     assert_golden("import.out.jsonl", &stdout(program().args(["data", "import", arg(&out)]), 0));

@@ -139,5 +139,10 @@ fn repeated_changes_are_left_out_where_that_is_asked_for() {
     let stats: Value = serde_json::from_str(&stats).expect("JSON");
     let dropped = &stats["funnels"][0]["dropped"][0];
     assert_eq!((&dropped["filter"], &dropped["count"]), (&Value::from("duplicate"), &Value::from(2)));
+    let json: Value = serde_json::from_str(&stdout(&mut import(&["--near-duplicates", "0.8", "--json"]), 0)).expect("JSON");
+    assert_eq!((&json["tasks"], &json["dropped"]["duplicate"]), (&Value::from(1), &Value::from(2)));
+    let mut to_stdout = program();
+    to_stdout.args(["data", "import", "--near-duplicates", "0.8"]).arg(fixture("swe_bench.jsonl.gz"));
+    assert!(stderr(&mut to_stdout, 0).contains("makes the change of an earlier row again"), "a pipe is told as well");
     assert!(stderr(&mut import(&["--near-duplicates", "0"]), 2).contains("a number above 0 and at most 1"));
 }

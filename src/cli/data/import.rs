@@ -1,5 +1,6 @@
 //! `data import`: task files of others into this project's form.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -121,14 +122,25 @@ pub(super) fn run(args: Args) -> Result<()> {
             funnel.write(out)?;
             let with_files = tasks.iter().filter(|t| !t.files.is_empty()).count();
             if args.json {
-                return json_line(&json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find }));
+                let dropped: BTreeMap<&str, usize> = funnel.dropped.iter().map(|d| (d.filter.as_str(), d.count)).collect();
+                return json_line(
+                    &json!({ "tasks": tasks.len(), "with_files": with_files, "only_adding": nothing_to_find, "dropped": dropped }),
+                );
             }
-            if !funnel.dropped.is_empty() {
-                say!("{}", table_for_stderr(&funnel.rows()).trim_end());
-            }
+            say_dropped(&funnel);
             say!("{} tasks, {with_files} of them with contents", tasks.len());
             Ok(())
         }
-        None => to_stdout(|out| swe_bench::write_lines(out, &tasks)),
+        None => {
+            say_dropped(&funnel);
+            to_stdout(|out| swe_bench::write_lines(out, &tasks))
+        }
+    }
+}
+
+/// What the filters dropped, if any did.
+fn say_dropped(funnel: &Funnel) {
+    if !funnel.dropped.is_empty() {
+        say!("{}", table_for_stderr(&funnel.rows()).trim_end());
     }
 }
