@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::data::Task;
 use crate::data::lexical::{self, Ranking};
-use crate::data::patch::Patch;
+use crate::data::patch::{FileChange, Patch};
 use crate::data::paths::{Role, role};
 use crate::{Error, Result};
 
@@ -54,7 +54,8 @@ pub struct AtCommit {
 ///
 /// # Errors
 ///
-/// There is no clone; it lacks the commit or objects of it; a patch that does not parse; no source there.
+/// There is no clone; it lacks the commit or objects of it; a gold patch that does not parse, or that changes as text what is none; no
+/// source there.
 pub fn at_commit(task: &Task, repos: &Path, most: Option<usize>, patch: &str) -> Result<AtCommit> {
     let at = |e: Error| e.at(&task.instance_id);
     let Some(clone) = find(&task.repo, repos) else {
@@ -63,10 +64,19 @@ pub fn at_commit(task: &Task, repos: &Path, most: Option<usize>, patch: &str) ->
     };
     let mut needed: BTreeSet<String> = BTreeSet::new();
     // A patch to be judged may be any text: one that is no patch needs no files.
-    let patches = [Patch::parse(&task.patch).map_err(at)?, Patch::parse(patch).unwrap_or_default()];
-    needed.extend(patches.iter().flat_map(Patch::base_paths).map(str::to_owned));
-    let mut texts = read(&clone, &task.base_commit, &needed).map_err(at)?;
-    let sources: Vec<String> = texts.keys().filter(|path| role(path) == Role::Source).cloned().collect();
+    let given = Patch::parse(patch).unwrap_or_default();
+    let gold = Patch::parse(&task.patch).map_err(at)?;
+    let changes = || gold.files.iter().chain(&given.files);
+    // What a patch adds is looked for as well: one that adds a file that is there does not apply.
+    needed.extend(changes().flat_map(|change| [&change.old_path, &change.new_path]).flatten().cloned());
+    let (mut texts, no_text) = read(&clone, &task.base_commit, &needed).map_err(at)?;
+    let unfit = |change: &&FileChange| !change.binary && change.old_path.as_ref().is_some_and(|path| no_text.contains_key(path));
+    if let Some(path) = gold.files.iter().find(unfit).and_then(|change| change.old_path.as_ref()) {
+        let message = format!("{path} is {} at the base commit: no answer can be judged by it", no_text[path]);
+        return Err(at(Error::input(message)).at_file(&clone).hint("leave the task out"));
+    }
+    let sources = texts.iter().filter(|(path, text)| role(path) == Role::Source && text.len() <= LARGEST);
+    let sources: Vec<String> = sources.map(|(path, _)| path.clone()).collect();
     if sources.is_empty() {
         return Err(at(Error::input(format!("commit {} has no source file of a known language", task.base_commit)).at_file(&clone)));
     }
@@ -88,27 +98,31 @@ pub fn at_commit(task: &Task, repos: &Path, most: Option<usize>, patch: &str) ->
     Ok(AtCommit { asked, judged })
 }
 
-/// The texts of a commit's sources, and of what else is `needed`.
+/// The texts of a commit's sources and of what else is `needed`; and what those needed are that are no text.
+type Texts = (BTreeMap<String, String>, BTreeMap<String, &'static str>);
+
 #[cfg(feature = "git")]
-fn read(clone: &Path, commit: &str, needed: &BTreeSet<String>) -> Result<BTreeMap<String, String>> {
+fn read(clone: &Path, commit: &str, needed: &BTreeSet<String>) -> Result<Texts> {
     use crate::data::source::git::{Entry, snapshot};
-    let mut texts = BTreeMap::new();
+    let (mut texts, mut no_text) = (BTreeMap::new(), BTreeMap::new());
     let wanted = |path: &str| role(path) == Role::Source || needed.contains(path);
     snapshot(clone, commit, &wanted, &mut |path, entry| {
-        if let Entry::File(bytes, _) = entry
-            && (bytes.len() <= LARGEST || needed.contains(path))
-            && let Ok(text) = std::str::from_utf8(bytes)
-            && !text.contains('\0')
-        {
-            texts.insert(path.to_owned(), text.to_owned());
+        let text = match entry {
+            Entry::File(bytes, _) if bytes.len() > LARGEST && !needed.contains(path) => Err("too large"),
+            Entry::File(bytes, _) => std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).ok_or("no UTF-8 text"),
+            Entry::Link(_) => Err("a symbolic link"),
+        };
+        match text {
+            Ok(text) => drop(texts.insert(path.to_owned(), text.to_owned())),
+            Err(why) => drop(no_text.insert(path.to_owned(), why)),
         }
         Ok(())
     })?;
-    Ok(texts)
+    Ok((texts, no_text))
 }
 
 #[cfg(not(feature = "git"))]
-fn read(clone: &Path, _commit: &str, _needed: &BTreeSet<String>) -> Result<BTreeMap<String, String>> {
+fn read(clone: &Path, _commit: &str, _needed: &BTreeSet<String>) -> Result<Texts> {
     Err(Error::input("this program was built without git").at_file(clone).hint("build it with the feature `git`"))
 }
 
@@ -163,8 +177,36 @@ mod tests {
         let best = at_commit(&task, dir.path(), Some(1), &GOLD.replace("zoo", "other")).unwrap();
         assert_eq!((keys(&best.asked), keys(&best.judged)), ("parser.py".into(), "other.py parser.py setup.cfg zoo.py".into()));
         assert_eq!(best.asked.all_paths, all.asked.all_paths);
+        // A patch that adds what is there, and one that copies.
+        let adding = "--- /dev/null\n+++ b/other.py\n@@ -0,0 +1 @@\n+y\n";
+        assert!(at_commit(&task, dir.path(), Some(1), adding).unwrap().judged.files.contains_key("other.py"));
+        let copying = "diff --git a/other.py b/new.py\nsimilarity index 100%\ncopy from other.py\ncopy to new.py\n";
+        assert!(at_commit(&task, dir.path(), Some(1), copying).unwrap().judged.files.contains_key("other.py"));
         let other = Task { patch: GOLD.replace("zoo", "other"), ..task.clone() };
         assert_eq!(at_commit(&other, dir.path(), Some(1), "no patch").unwrap().asked.files, best.asked.files, "gold says nothing");
+    }
+
+    #[test]
+    fn gold_says_nothing_of_what_is_asked() {
+        let Some((dir, task)) = place() else { return };
+        let clone = dir.path().join("o__r");
+        let long = format!("x = 1\n{}", "# filler\n".repeat(LARGEST / 9 + 1));
+        std::fs::write(clone.join("zoo.py"), &long).unwrap();
+        let git = |args: &[&str]| {
+            let out = Command::new("git").arg("-C").arg(&clone).args(["-c", "user.name=a", "-c", "user.email=a@b.c"]).args(args).output();
+            String::from_utf8(out.unwrap().stdout).unwrap()
+        };
+        git(&["commit", "-qam", "third"]);
+        let task = Task { base_commit: git(&["rev-parse", "HEAD"]).trim().to_owned(), ..task };
+        let at = at_commit(&task, dir.path(), None, "").unwrap();
+        assert_eq!(at.asked.all_paths, ["other.py", "parser.py"], "a file that is too large is, gold or not");
+        assert!(!at.asked.files.contains_key("zoo.py") && at.judged.files["zoo.py"] == long);
+        let task = Task { patch: GOLD.replace("zoo", "bin"), ..task };
+        let said = at_commit(&task, dir.path(), None, "").unwrap_err().to_string();
+        assert!(said.contains("bin.py is no UTF-8 text at the base commit") && said.contains("leave the task out"), "{said}");
+        let given = GOLD.replace("zoo", "bin");
+        let task = Task { patch: GOLD.replace("zoo", "other"), ..task };
+        assert!(at_commit(&task, dir.path(), None, &given).is_ok(), "a patch that is judged may name anything");
     }
 
     #[test]

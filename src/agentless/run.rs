@@ -80,19 +80,19 @@ pub fn rank(
     pairs.par_iter().map(one).collect()
 }
 
-/// Judges the run and writes its files. `resolved` says of tasks whose tests were run whether the patch handed in makes them pass.
+/// Judges the run and writes its files. `tasks` and `asked` as in [`run_records`]; `resolved` says of tasks whose tests were run whether the patch handed in makes them pass.
 ///
 /// # Errors
 ///
 /// A task whose gold patch does not fit its files; the system's.
 pub fn finish(
     dir: &Path,
-    tasks: &[Task],
+    (tasks, asked): (&[Task], &[Task]),
     products: &[Product],
     ranked: &[Ranked],
     resolved: &BTreeMap<String, bool>,
 ) -> Result<Vec<Record>> {
-    let found = run_records(tasks, products, ranked, resolved)?;
+    let found = run_records((tasks, asked), products, ranked, resolved)?;
     records::write(dir, tasks, products, ranked)?;
     Ok(found)
 }

@@ -116,7 +116,7 @@ fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
     let settings = Settings { fallback: true, ..args.pipeline.resolve(&files, &dialogue)? };
     let described = json!({"model": args.model, "adapter": args.adapter.as_deref().map(Path::to_string_lossy), "issue": digest(issue), "candidates": args.candidates,
         "sampling": args.pipeline.describe(), "settings": settings});
-    let folder = Folder::open(args.out.as_deref(), args.resume, &described)?;
+    let folder = Folder::open(args.out.as_deref(), args.resume, &described, &[])?;
     interrupt::listen()?;
     let model = load(&files, args.adapter.as_deref(), &args.device)?;
     let mut reporter = Reporter::new(1);

@@ -9,7 +9,7 @@ use crate::script::{GOLD, tasks};
 fn records(patches: &[&str]) -> Vec<sorft_native::agentless::evaluate::Record> {
     let tasks = tasks();
     let of: BTreeMap<String, String> = tasks.iter().zip(patches).map(|(t, p)| (t.instance_id.clone(), (*p).to_owned())).collect();
-    patch_records(&tasks, &of, &BTreeMap::new()).unwrap()
+    patch_records((&tasks, &tasks), &of, &BTreeMap::new()).unwrap()
 }
 
 #[test]

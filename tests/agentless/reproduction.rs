@@ -98,10 +98,55 @@ fn tests_that_the_model_wrote_decide() {
     assert_eq!((record.chosen.len(), record.chosen[0].answer, record.chosen[0].votes), (1, 1, 2));
     assert_eq!(record.chosen[0].passes, [3, 4], "every sample of the patch");
 
-    // As Agentless Mini: all that reproduce the issue count, and 3 patches with one test go over 2 with one.
-    let (json, handed_in) = eval(dir, &[&run_tests[..], &["--reproduction-tests", "4"]].concat());
+    // As Agentless Mini: all that reproduce the issue count, and 3 patches with one test go over 2 with one. Scripts are asked for as before.
+    let (json, handed_in) = eval(dir, &[&run_tests[..], &["--top-tests", "30"]].concat());
     assert!(handed_in["model_patch"].as_str().unwrap().contains("+    return a * b"), "{handed_in}");
     assert_eq!(resolved(&json), 0.0);
     let record: Record = serde_json::from_str(&fs::read_to_string(dir.join("run/reproductions.jsonl")).unwrap()).unwrap();
     assert_eq!(record.chosen.iter().map(|c| (c.votes, c.passes.len())).collect::<Vec<_>>(), [(2, 2), (1, 3)]);
+
+    // The folder knows the tests as well; fewer of them may be asked for.
+    let again = |more: &[&str]| {
+        let (json, _) = output(program().current_dir(dir).args(["eval", "--out", "run", "--json"]).args(more), 0);
+        serde_json::from_str::<Value>(&json).unwrap()
+    };
+    assert_eq!(again(&["--resume"]), json);
+    assert_eq!(again(&["--rerank-only"]), json);
+    assert_eq!(resolved(&again(&["--rerank-only", "--top-tests", "1"])), 1.0);
+    assert_eq!(resolved(&again(&["--resume"])), 1.0, "as it was ranked last");
+    again(&["--rerank-only", "--reproduction-tests", "0"]);
+    assert!(!dir.join("run/reproductions.jsonl").exists(), "no record of what did not rank");
+}
+
+#[test]
+fn tests_of_given_patches_go_on_where_they_were_stopped() {
+    if Sandbox::with_helper(Limits::default(), Vec::new(), Path::new(env!("CARGO_BIN_EXE_sorft-native"))).is_err() {
+        return;
+    }
+    let place = place();
+    let dir = place.path();
+    set_up(dir);
+    let eval = |more: &[&str], status: i32| output(program().current_dir(dir).arg("eval").args(more), status);
+    let gold = ["--predictions", "gold", "--tasks", "tests.jsonl", "--run-tests", "--repos", ".", "--out", "gold"];
+    // Tests that cannot be run at all leave no folder.
+    let said = eval(&[&gold[..], &["--environments", "nowhere"]].concat(), 1).1;
+    assert!(said.contains("nowhere") && !dir.join("gold").exists(), "{said}");
+    let gold = [&gold[..], &["--environments", "environments.toml"]].concat();
+    let (table, _) = eval(&gold, 0);
+    assert!(eval(&gold, 2).1.contains("go on with it by --resume"));
+    assert_eq!(eval(&["--out", "gold", "--resume"], 0).0, table);
+    assert_eq!(eval(&[&gold[..], &["--resume"]].concat(), 0).0, table);
+    assert!(eval(&["--out", "gold", "--resume", "--model", "m"], 2).1.contains("predictions"));
+
+    for (more, needs) in [
+        (&["--run-tests"][..], "--repos DIR"),
+        (&["--environments", "environments.toml"], "--run-tests"),
+        (&["--workers", "2"], "--run-tests"),
+        (&["--candidates", "5"], "--repos DIR"),
+        (&["--top-files", "5"], "cannot be used with"),
+        (&["--run-tests", "--repos", ".", "--workers", "0"], "at least 1"),
+    ] {
+        let said = eval(&[&["--predictions", "gold", "--tasks", "tests.jsonl"], more].concat(), 2).1;
+        assert!(said.contains(needs), "{more:?}: {said}");
+    }
 }

@@ -108,7 +108,7 @@ pub fn run_all(
 ) -> Result<(Vec<Product>, Vec<Ranked>)> {
     let products = run::sample(dir, tasks, settings, script, may_sample, &mut |_| ())?;
     let ranked = run::rank(tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
-    let records = run::finish(dir, tasks, &products, &ranked, &BTreeMap::new())?;
+    let records = run::finish(dir, (tasks, tasks), &products, &ranked, &BTreeMap::new())?;
     run::write_numbers(dir, &records, "settings")?;
     Ok((products, ranked))
 }

@@ -138,6 +138,27 @@ fn tests_that_do_not_end_resolve_nothing() {
 }
 
 #[test]
+fn regression_tests_that_do_not_run_are_an_error_and_those_that_a_patch_stops_have_failed() {
+    let Some(sandbox) = sandbox_with(quick(), Vec::new()) else { return };
+    let task = Task::from_json(task("a")).unwrap();
+    let gathered = |program: &str, seconds: &str| {
+        let dir = set_up(&[], program);
+        let path = dir.path().join("environments.toml");
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace("seconds = 5", seconds)).unwrap();
+        let runner = Runner::new(sandbox.clone(), dir.path(), Environments::read(dir.path()).unwrap(), None);
+        let mut candidates = vec![Candidate::default(); 2];
+        let patches = [diff("source.py", "one", "one two"), diff("source.py", "one", "one endless")];
+        let found = gather(&runner, &task, &patches.each_ref().map(String::as_str), (&[], 1), &mut candidates);
+        found.map(|_| candidates.into_iter().map(|c| c.failed_regressions).collect::<Vec<_>>())
+    };
+    let said = |program: &str| gathered(program, "seconds = 2").unwrap_err().to_string();
+    assert!(said("echo nothing\n").contains("no test was run: nothing"));
+    assert!(said("sleep 1000\n").contains("on the base commit the tests were stopped: their time was up"));
+    let endless = format!("if grep -q endless source.py; then sleep 1000; fi\n{PROGRAM}");
+    assert_eq!(gathered(&endless, "seconds = 2").unwrap(), [Some(0), Some(1)]);
+}
+
+#[test]
 fn evidence_of_tests_decides_between_candidates() {
     let Some(sandbox) = sandbox_with(quick(), Vec::new()) else { return };
     let dir = set_up(&[], PROGRAM);
@@ -163,6 +184,30 @@ fn evidence_of_tests_decides_between_candidates() {
         candidates.iter().enumerate().filter_map(|(i, c)| Some((i, c.reproductions.clone()?))).collect();
     assert_eq!(passed, BTreeMap::from([(0, vec![true; 2]), (1, vec![false; 2]), (3, vec![true; 2])]));
     assert_eq!(select(&candidates, &ORDERS), Some(3));
+
+    // What a runner with a folder has found it does not find again: with results that were changed there, others come out.
+    let out = dir.path().join("verdicts");
+    let Some(sandbox) = sandbox_with(quick(), Vec::new()) else { return };
+    let kept = Runner::new(sandbox, dir.path(), Environments::read(dir.path()).unwrap(), Some(&out));
+    let again = || {
+        let mut candidates = vec![Candidate::default(); texts.len()];
+        let found = gather(&kept, &task, &texts, (&scripts.each_ref().map(String::as_str), 9), &mut candidates).unwrap();
+        (found, candidates.into_iter().map(|c| (c.failed_regressions, c.reproductions)).collect::<Vec<_>>())
+    };
+    let first = again();
+    let expected: Vec<_> = candidates.iter().map(|c| (c.failed_regressions, c.reproductions.clone())).collect();
+    assert_eq!(first, (found, expected));
+    let mut changed = 0;
+    for folder in std::fs::read_dir(out.join("a")).unwrap() {
+        let path = folder.unwrap().path().join("regressions.json");
+        if let Ok(text) = std::fs::read_to_string(&path) {
+            std::fs::write(&path, text.replace("tests/test_old.py::old", "tests/test_old.py::another")).unwrap();
+            changed += usize::from(text.contains("::old"));
+        }
+    }
+    assert_eq!((changed, again()), (3, first.clone()), "the same name on all sides");
+    std::fs::write(dir.path().join("environments.toml"), "").unwrap();
+    assert_eq!(again(), first, "nothing was run");
     // A patch without tests does not touch the base commit's results.
     assert!(runner.report(&task, Submission::Nothing).is_err());
 }

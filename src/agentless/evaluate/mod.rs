@@ -93,7 +93,8 @@ impl Record {
         self.no_patch.clone_from(&score.reason);
     }
 
-    /// BM25's hits where it names as many files and functions as the model did (at least one).
+    /// BM25's hits where it names as many files and functions as the model did (at least one). `task` is as a model is asked: the files that
+    /// only a patch brought in are not among those to choose from.
     fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, usize)) {
         self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1), false));
         // Definitions and contents of some files alone would rank these for being known.
@@ -122,17 +123,26 @@ pub fn check_gold(tasks: &[Task]) -> Result<()> {
     tasks.par_iter().try_for_each(|task| Judge::new(task).map(drop))
 }
 
-/// The records of a pipeline's run. `resolved` says of a task whether the patch that is handed in makes its tests pass, where that is known.
+/// The records of a pipeline's run: `asked` are the tasks as the model was asked, `tasks` as answers are judged (with all files that patches
+/// change). `resolved` says of a task whether the patch that is handed in makes its tests pass, where that is known.
 ///
 /// # Errors
 ///
 /// A task whose gold patch does not parse or does not fit its files.
-pub fn run_records(tasks: &[Task], products: &[Product], ranked: &[Ranked], resolved: &BTreeMap<String, bool>) -> Result<Vec<Record>> {
-    let all: Vec<_> = tasks.iter().zip(products).zip(ranked).collect();
-    all.par_iter().map(|((task, product), ranked)| run_record(task, product, ranked, resolved.get(&task.instance_id).copied())).collect()
+pub fn run_records(
+    (tasks, asked): (&[Task], &[Task]),
+    products: &[Product],
+    ranked: &[Ranked],
+    resolved: &BTreeMap<String, bool>,
+) -> Result<Vec<Record>> {
+    let all: Vec<_> = tasks.iter().zip(asked).zip(products.iter().zip(ranked)).collect();
+    let one = |((task, asked), (product, ranked)): &((&Task, &Task), (&Product, &Ranked))| {
+        run_record((task, asked), product, ranked, resolved.get(&task.instance_id).copied())
+    };
+    all.par_iter().map(one).collect()
 }
 
-fn run_record(task: &Task, product: &Product, ranked: &Ranked, resolved: Option<bool>) -> Result<Record> {
+fn run_record((task, asked): (&Task, &Task), product: &Product, ranked: &Ranked, resolved: Option<bool>) -> Result<Record> {
     let judge = Judge::new(task)?;
     let mut record = Record::new(task);
     let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
@@ -169,7 +179,7 @@ fn run_record(task: &Task, product: &Product, ranked: &Ranked, resolved: Option<
         record.put("resolved", flag(resolved));
     }
     let functions = product.functions.as_ref().map_or(best.functions.answers, |hop| hop.merged.len());
-    record.put_baselines(task, &judge, &product.universe, (merged.len(), functions));
+    record.put_baselines(asked, &judge, &product.universe, (merged.len(), functions));
     Ok(record)
 }
 
@@ -181,13 +191,17 @@ pub fn why_none(product: &Product, ranked: &Ranked) -> String {
     counts.into_iter().max_by_key(|(_, n)| *n).map_or_else(|| "no candidate".to_owned(), |(reason, _)| reason)
 }
 
-/// The records of given patches, by task (an empty text for none).
+/// The records of given patches, by task (an empty text for none); `asked` as in [`run_records`].
 ///
 /// # Errors
 ///
 /// As [`run_records`].
-pub fn patch_records(tasks: &[Task], patches: &BTreeMap<String, String>, resolved: &BTreeMap<String, bool>) -> Result<Vec<Record>> {
-    let record = |task: &Task| -> Result<Record> {
+pub fn patch_records(
+    (tasks, asked): (&[Task], &[Task]),
+    patches: &BTreeMap<String, String>,
+    resolved: &BTreeMap<String, bool>,
+) -> Result<Vec<Record>> {
+    let record = |(task, asked): (&Task, &Task)| -> Result<Record> {
         let judge = Judge::new(task)?;
         let mut record = Record::new(task);
         let score = judge.patch(patches.get(&task.instance_id).map_or("", String::as_str));
@@ -195,8 +209,8 @@ pub fn patch_records(tasks: &[Task], patches: &BTreeMap<String, String>, resolve
         if let Some(resolved) = resolved.get(&task.instance_id) {
             record.put("resolved", f64::from(u8::from(*resolved)));
         }
-        record.put_baselines(task, &judge, &task.file_paths(), (score.files.answers, score.functions.answers));
+        record.put_baselines(asked, &judge, &asked.file_paths(), (score.files.answers, score.functions.answers));
         Ok(record)
     };
-    tasks.par_iter().map(record).collect()
+    tasks.par_iter().zip(asked).map(record).collect()
 }

@@ -156,14 +156,33 @@ impl Runner {
         self.tests(&workspace, environment, &tests).map(Ok)
     }
 
-    /// The environment of a task.
     /// Whether the task's environment names tests that should go on passing.
     pub fn has_regression_tests(&self, task: &Task) -> bool {
         !self.environment(task).tests.is_empty()
     }
 
+    /// The environment of a task.
     pub(super) fn environment(&self, task: &Task) -> Environment {
         self.environments.of(task)
+    }
+
+    /// What `make` finds of a task with a patch, kept below `out` in a file `name`.json beside the patch's report; what is there already is
+    /// not made again.
+    pub(super) fn kept<T: Serialize + DeserializeOwned>(
+        &self,
+        (task, patch, environment): (&Task, &str, &Environment),
+        name: &str,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let (folder, name) = (self.folder(task, patch, environment), format!("{name}.json"));
+        if let Some(found) = known(folder.as_deref(), &name, &task.instance_id) {
+            return Ok(found);
+        }
+        let made = make()?;
+        if let Some(folder) = folder {
+            keep(&folder, &[(&name, &named(&task.instance_id, &made))])?;
+        }
+        Ok(made)
     }
 
     /// The tree at the base commit, with the environment's own files.
@@ -193,9 +212,15 @@ impl Runner {
 
 /// What decides over a report: the task's parts that a run reads, the patch, the environment.
 fn key(task: &Task, patch: &str, environment: &Environment) -> String {
+    // Paths need not be UTF-8.
+    let environment = serde_json::to_value(environment).unwrap_or_else(|_| format!("{environment:?}").into());
     let parts = json!([task.base_commit, task.test_patch, task.fail_to_pass, task.pass_to_pass, patch, environment, task.files]);
-    let digest = Sha256::digest(parts.to_string().as_bytes());
-    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+    digest(&parts.to_string())
+}
+
+/// A short name for a text.
+pub(super) fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// A name for a folder: the instance's, without what would lead elsewhere.
@@ -205,7 +230,7 @@ fn file_name(instance: &str) -> String {
     if name.starts_with('.') { format!("_{name}") } else { name }
 }
 
-fn note(why: Stopped) -> String {
+pub(super) fn note(why: Stopped) -> String {
     match why {
         Stopped::Time => "the tests were stopped: their time was up".to_owned(),
         Stopped::Memory => "the tests were stopped: they used too much memory".to_owned(),
@@ -234,7 +259,7 @@ fn keep(folder: &Path, files: &[(&str, &str)]) -> Result<()> {
 }
 
 /// The error of tests that did not start: the last lines of what was printed instead of results.
-fn no_test_ran(output: &str) -> Error {
+pub(super) fn no_test_ran(output: &str) -> Error {
     let mut last: Vec<&str> = output.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
     last.reverse();
     Error::input(format!("no test was run: {}", last.join(" | ")))

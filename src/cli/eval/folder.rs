@@ -28,12 +28,12 @@ pub(super) fn recorded<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Opt
 }
 
 impl Folder {
-    /// Makes the folder, or opens it where `goes_on`; then its settings must be `settings`.
+    /// Makes the folder, or opens it where `goes_on`; then its settings must be `settings`, but for the `free` fields, which are put down anew.
     ///
     /// # Errors
     ///
     /// A folder that is there already; other settings, with the first that differs.
-    pub(crate) fn open(out: Option<&Path>, goes_on: bool, settings: &Value) -> Result<Self> {
+    pub(crate) fn open(out: Option<&Path>, goes_on: bool, settings: &Value, free: &[&str]) -> Result<Self> {
         let Some(dir) = out else {
             let failed = |e| Error::io("make a folder in", &std::env::temp_dir(), e);
             return tempfile::Builder::new().prefix("eval-").tempdir().map(Self::Temporary).map_err(failed);
@@ -47,11 +47,18 @@ impl Folder {
         if path.is_file() {
             let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
             let before: Value = serde_json::from_slice(&text).map_err(|e| Error::input(e.to_string()).at_file(&path))?;
-            if let Some((name, was, is)) = difference("", &before, settings) {
+            let fixed = |value: &Value| {
+                let mut value = value.clone();
+                free.iter().for_each(|name| drop(value.as_object_mut().and_then(|fields| fields.remove(*name))));
+                value
+            };
+            if let Some((name, was, is)) = difference("", &fixed(&before), &fixed(settings)) {
                 let message = format!("{name} is {is}, and the folder was made with {was}");
                 return Err(Error::usage(message).at_file(&path).hint("give the options that the run was begun with, or another --out"));
             }
-            return Ok(Self::Kept(dir.to_owned()));
+            if before == *settings {
+                return Ok(Self::Kept(dir.to_owned()));
+            }
         }
         std::fs::create_dir_all(dir).map_err(|e| Error::io("make", dir, e))?;
         let mut text = serde_json::to_vec_pretty(settings).map_err(|e| Error::input(e.to_string()))?;

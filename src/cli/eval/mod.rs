@@ -20,8 +20,9 @@ use crate::agentless::evaluate::{Record, check_gold, compare, patch_records, tab
 use crate::agentless::generator::Local;
 use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{MODEL_NAME, Tests};
-use crate::agentless::{files, run};
+use crate::agentless::{files, reproduction, run};
 use crate::data::Task;
+use crate::data::subtask::file::Universe;
 use crate::model::dialogue::Dialogue;
 use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
@@ -58,8 +59,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "resume", "rerank_only", "pipeline", "samples",
-        "localisations", "temperature", "seed", "reproduction_tests"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "rerank_only", "pipeline", "samples",
+        "localisations", "temperature", "seed", "max_prompt_tokens", "max_new_tokens", "min_issue_tokens", "top_files", "order", "evidence",
+        "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
     predictions: Option<String>,
     /// The paired difference between two evaluations of the same tasks
     #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]
@@ -78,6 +80,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         args.fill(&dir)?;
     }
     args.pipeline.check()?;
+    args.tests.check(args.tasks.repos.as_deref())?;
     match &args.predictions {
         Some(what) => measure(&args, what),
         None => evaluate(&args, &args.tasks.read(args.pipeline.whole_tree(), &|_| Ok(BTreeMap::new()))?),
@@ -95,11 +98,11 @@ fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     let files = weights::open(name)?;
     let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
     let settings = args.pipeline.resolve(&files, &dialogue)?;
-    let reproductions = args.tests.reproductions(&settings)?;
     let described = args.describe(&settings, all);
-    let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described)?;
-    interrupt::listen()?;
+    // Before the folder: a run that could not begin leaves none behind.
     let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
+    let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described, &[TESTS])?;
+    interrupt::listen()?;
     let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
@@ -111,25 +114,36 @@ fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
     let (dir, may_sample) = (folder.path(), !args.rerank_only);
     let products = run::sample(dir, all.asked(), &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
     let mut ranked = run::rank(tasks, &products, settings.pipeline, &|_, _| Tests::default())?;
-    let (asked, most) = reproductions;
-    // One patch alone needs no tests to be chosen.
-    let open: Vec<&Task> = all.asked().iter().zip(&ranked).filter(|(_, r)| asked > 0 && r.order.len() > 1).map(|(t, _)| t).collect();
-    let scripts = run::reproductions(dir, &open, asked, &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
-    let scripts = open.iter().map(|t| t.instance_id.clone()).zip(scripts).collect();
-    let evidence = runs.evidence(tasks, &ranked, &scripts, most)?;
+    let (asked, most) = args.tests.reproductions(&settings);
+    let mut scripts = BTreeMap::new();
     if asked > 0 {
-        files::write(&dir.join("reproductions.jsonl"), &evidence.reproductions)?;
+        // One patch alone needs no tests to be chosen.
+        let open: Vec<&Task> = all.asked().iter().zip(&ranked).filter(|(_, r)| r.order.len() > 1).map(|(t, _)| t).collect();
+        let found = run::reproductions(dir, &open, asked, &settings, &local, may_sample, &mut |p| reporter.tell(p)).map_err(goes_on)?;
+        scripts.extend(open.iter().map(|t| t.instance_id.clone()).zip(found));
     }
+    let evidence = runs.evidence(tasks, &ranked, &scripts, most)?;
+    write_reproductions(dir, (asked > 0).then_some(&evidence.reproductions))?;
     if !evidence.tests.is_empty() {
         let of = |id: &str, i: usize| evidence.tests.get(&(id.to_owned(), i)).cloned().unwrap_or_default();
         ranked = run::rank(tasks, &products, settings.pipeline, &of)?;
     }
     let handed_in = tasks.iter().zip(&ranked).map(|(task, ranked)| (task.instance_id.as_str(), ranked.best()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
-    let records = run::finish(folder.path(), tasks, &products, &ranked, &resolved)?;
-    reporter.write(folder.path())?;
+    let records = run::finish(dir, (tasks, all.asked()), &products, &ranked, &resolved)?;
+    reporter.write(dir)?;
     show(args, &folder, &records, &described)?;
     tests::all_ran(failed)
+}
+
+/// Writes the record of reproduction tests; where none were asked for, there is none of an earlier ranking either.
+fn write_reproductions(dir: &Path, records: Option<&Vec<reproduction::Record>>) -> Result<()> {
+    let path = dir.join("reproductions.jsonl");
+    match records {
+        Some(records) => files::write(&path, records),
+        None if path.exists() => std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e)),
+        None => Ok(()),
+    }
 }
 
 /// Reads the weights.
@@ -161,14 +175,15 @@ fn measure(args: &Args, what: &str) -> Result<()> {
     if patches.len() > there {
         say!("warning: {} of {what} are about none of the tasks", plural((patches.len() - there) as u64, "prediction"));
     }
-    let mut described = json!({"predictions": what});
+    let mut described = json!({"predictions": what, "universe": args.pipeline.universe()});
     merge(&mut described, args.tasks.describe(&all));
-    let folder = Folder::open(args.out.as_deref(), false, &described)?;
-    interrupt::listen()?;
+    described[TESTS] = args.tests.describe(args.tasks.repos.as_deref());
     let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
+    let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described, &[TESTS])?;
+    interrupt::listen()?;
     let handed_in = patches.iter().map(|(id, patch)| (id.as_str(), patch.as_str()));
     let (resolved, failed) = runs.resolved(tasks, &handed_in.collect())?;
-    let records = patch_records(tasks, &patches, &resolved)?;
+    let records = patch_records((tasks, all.asked()), &patches, &resolved)?;
     let line = |t: &Task| files::Prediction {
         model_name_or_path: MODEL_NAME.to_owned(),
         instance_id: t.instance_id.clone(),
@@ -199,13 +214,19 @@ fn show_comparison(args: &Args, a: &Path, b: &Path) -> Result<()> {
     }
 }
 
-/// What `settings.json` of a run by a model says.
+/// The field of `settings.json` that says what tests are run: the one that may differ when a run goes on.
+const TESTS: &str = "tests";
+
+/// What `settings.json` of a run says.
 #[derive(serde::Deserialize)]
 struct Recorded {
+    predictions: Option<String>,
+    universe: Option<Universe>,
     model: Option<String>,
     adapter: Option<PathBuf>,
     #[serde(flatten)]
-    tasks: tasks::Recorded,
+    asked: tasks::Recorded,
+    tests: Option<tests::Recorded>,
     sampling: Option<settings::Recorded>,
     settings: Option<Settings>,
 }
@@ -213,21 +234,35 @@ struct Recorded {
 impl Args {
     /// Fills in what the folder's run was begun with, where nothing else is given; what is given and differs is refused later.
     fn fill(&mut self, dir: &Path) -> Result<()> {
-        let Some(recorded) = folder::recorded::<Recorded>(dir)? else { return Ok(()) };
+        let Some(recorded) = folder::recorded::<Recorded>(dir)? else {
+            let begins = self.tasks.given() && (self.model.is_some() || self.predictions.is_some());
+            let hint = "give the folder that --out named, or all options to begin a run";
+            return if begins { Ok(()) } else { Err(Error::usage("no run was begun there: no settings.json").at_file(dir).hint(hint)) };
+        };
+        if self.model.is_none() {
+            self.predictions = self.predictions.take().or(recorded.predictions);
+        }
         self.model = self.model.take().or(recorded.model);
         self.adapter = self.adapter.take().or(recorded.adapter);
-        self.tasks.fill(recorded.tasks);
+        self.tasks.fill(recorded.asked);
+        if let Some(tests) = recorded.tests {
+            self.tests.fill(tests, &mut self.tasks.repos);
+        }
+        if let Some(universe) = recorded.universe {
+            self.pipeline.fill_universe(universe);
+        }
         if let (Some(settings), Some(sampling)) = (recorded.settings, recorded.sampling) {
             self.pipeline = self.pipeline.over(&settings, &sampling);
         }
         Ok(())
     }
 
-    /// Everything that the samples are a function of, as `settings.json` has it.
+    /// Everything that the samples are a function of, as `settings.json` has it, and what tests are run.
     fn describe(&self, settings: &Settings, tasks: &Tasks) -> Value {
         let mut out = json!({"model": self.model, "adapter": self.adapter.as_deref().map(Path::to_string_lossy)});
         merge(&mut out, self.tasks.describe(tasks));
         merge(&mut out, json!({"sampling": self.pipeline.describe(), "settings": settings}));
+        out[TESTS] = self.tests.describe(self.tasks.repos.as_deref());
         out
     }
 }

@@ -75,6 +75,15 @@ enum UniverseName {
     Tree,
 }
 
+impl UniverseName {
+    fn of(universe: Universe) -> Self {
+        match universe {
+            Universe::Files => Self::Files,
+            Universe::Tree => Self::Tree,
+        }
+    }
+}
+
 /// How a run samples, as `settings.json` has it.
 #[derive(Clone, Debug, serde::Deserialize)]
 pub(crate) struct Recorded {
@@ -116,6 +125,16 @@ impl PipelineArgs {
         self.universe == Some(UniverseName::Tree)
     }
 
+    /// The paths to choose from.
+    pub(crate) fn universe(&self) -> Universe {
+        if self.whole_tree() { Universe::Tree } else { Universe::Files }
+    }
+
+    /// Takes what a run that goes on was begun with, where nothing else is given.
+    pub(crate) fn fill_universe(&mut self, universe: Universe) {
+        self.universe = self.universe.or(Some(UniverseName::of(universe)));
+    }
+
     fn temperature(&self) -> f32 {
         self.temperature.unwrap_or(0.8)
     }
@@ -130,10 +149,7 @@ impl PipelineArgs {
             Pipeline::Sorft => PipelineName::Sorft,
             Pipeline::Mini => PipelineName::Mini,
         };
-        let universe = match settings.universe {
-            Universe::Files => UniverseName::Files,
-            Universe::Tree => UniverseName::Tree,
-        };
+        let universe = UniverseName::of(settings.universe);
         Self {
             pipeline: self.pipeline.or(Some(pipeline)),
             samples: self.samples.or(Some(settings.samples)),
@@ -192,7 +208,7 @@ impl PipelineArgs {
             max_prompt_tokens: self.max_prompt_tokens.unwrap_or(room.min(USUAL_PROMPT)),
             min_issue_tokens: self.min_issue_tokens.unwrap_or(256),
             top_files: self.top_files.unwrap_or(3),
-            universe: if self.whole_tree() { Universe::Tree } else { Universe::Files },
+            universe: self.universe(),
             order: self.order.as_deref().unwrap_or("alphabetical").parse()?,
             evidence: self.evidence.as_deref().unwrap_or("paths").parse::<Evidence>()?.to_string(),
             context_lines: self.context_lines.unwrap_or(10),

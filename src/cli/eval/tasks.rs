@@ -1,7 +1,7 @@
 //! The tasks of `eval`: their files are in the task file, or in clones.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -71,6 +71,11 @@ impl TaskArgs {
         self.candidates.unwrap_or(100)
     }
 
+    /// Whether any are named.
+    pub(super) fn given(&self) -> bool {
+        self.tasks.is_some()
+    }
+
     /// Fills in what a run that goes on was begun with, where nothing else is given.
     pub(super) fn fill(&mut self, recorded: Recorded) {
         self.tasks = self.tasks.take().or(recorded.tasks);
@@ -85,8 +90,12 @@ impl TaskArgs {
     /// The tasks of the file; those without files get them from a clone, `tree` all of them. `patches` are to be judged, by task.
     pub(super) fn read(&self, tree: bool, patches: &PatchesOf<'_>) -> Result<Tasks> {
         let path = self.tasks.as_deref().ok_or_else(|| Error::usage("expected --tasks"))?;
-        if self.candidates == Some(0) {
-            return Err(Error::usage("--candidates takes a number of at least 1"));
+        match self.candidates {
+            Some(0) => return Err(Error::usage("--candidates takes a number of at least 1")),
+            Some(_) if self.repos.is_none() => {
+                return Err(Error::usage("--candidates is about files of clones").hint("give a folder of clones: --repos DIR"));
+            }
+            _ => {}
         }
         if let Some(repos) = &self.repos {
             clones::require(repos)?;
@@ -120,12 +129,17 @@ impl TaskArgs {
 
     /// What decides over the tasks, as `settings.json` has it; what is read from clones only where anything is.
     pub(super) fn describe(&self, tasks: &Tasks) -> Value {
-        let mut out = json!({"tasks": self.tasks, "limit": self.limit});
+        let mut out = json!({"tasks": shown(self.tasks.as_deref()), "limit": self.limit});
         if tasks.asked.is_some() {
             out["clones"] = json!({
-                "repos": self.repos, "candidates": self.candidates(), "whole_repository": self.whole_repository,
+                "repos": shown(self.repos.as_deref()), "candidates": self.candidates(), "whole_repository": self.whole_repository,
             });
         }
         out
     }
+}
+
+/// A path as JSON; what is not UTF-8 in it by replacement characters.
+pub(super) fn shown(path: Option<&Path>) -> Value {
+    path.map(|p| p.to_string_lossy().into_owned()).into()
 }

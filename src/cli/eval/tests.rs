@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
+use super::tasks::shown;
 use crate::agentless::pipeline::Settings;
 use crate::agentless::records::{Ranked, Tests};
 use crate::agentless::reproduction::{self, ChosenRecord};
@@ -18,19 +21,30 @@ use crate::{Error, Result};
 #[derive(clap::Args)]
 pub(crate) struct TestArgs {
     /// Run the tests of the tasks, confined: they rank candidates, and %resolved says which patches make FAIL_TO_PASS and PASS_TO_PASS pass
-    #[arg(long, requires = "repos")]
+    /// (needs --repos)
+    #[arg(long)]
     run_tests: bool,
     /// What the tests need (environments.toml, or its folder)
-    #[arg(long, value_name = "FILE", requires = "run_tests")]
+    #[arg(long, value_name = "FILE")]
     environments: Option<PathBuf>,
-    /// How many tasks' tests run at one time
-    #[arg(long, default_value_t = 1, value_name = "N", requires = "run_tests")]
-    workers: usize,
+    /// How many tasks' tests run at one time [default: 1]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
     /// Ask the model for N scripts a task that show whether its issue is there: those that do so before any patch rank candidates too
-    #[arg(long, default_value_t = 0, value_name = "N", requires = "run_tests")]
-    reproduction_tests: usize,
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    reproduction_tests: Option<usize>,
     /// How many of these rank: the ones that most answers agree in [default: 1; with --pipeline mini, 30]
-    #[arg(long, value_name = "K", requires = "reproduction_tests")]
+    #[arg(long, value_name = "K")]
+    top_tests: Option<usize>,
+}
+
+/// What `settings.json` says of the tests. Answers are no function of it: a run may go on with other tests.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+pub(super) struct Recorded {
+    repos: Option<PathBuf>,
+    environments: Option<PathBuf>,
+    reproduction_tests: Option<usize>,
     top_tests: Option<usize>,
 }
 
@@ -56,23 +70,63 @@ type OfTask = (Vec<(usize, Tests)>, Option<reproduction::Record>);
 pub(super) type Scripts = BTreeMap<String, Vec<Option<String>>>;
 
 impl TestArgs {
-    /// How many reproduction tests are asked for, and how many rank.
-    pub(super) fn reproductions(&self, settings: &Settings) -> Result<(usize, usize)> {
-        let most = self.top_tests.unwrap_or_else(|| reproduction::usual_number(settings.pipeline));
-        if most == 0 {
-            return Err(Error::usage("--top-tests takes a number of at least 1"));
+    /// Fills in what a run that goes on was begun with, where nothing else is given, `repos` as well.
+    pub(super) fn fill(&mut self, recorded: Recorded, repos: &mut Option<PathBuf>) {
+        self.run_tests = true;
+        *repos = repos.take().or(recorded.repos);
+        self.environments = self.environments.take().or(recorded.environments);
+        self.reproduction_tests = self.reproduction_tests.or(recorded.reproduction_tests);
+        self.top_tests = self.top_tests.or(recorded.top_tests);
+    }
+
+    /// Refuses options that mean nothing without others.
+    pub(super) fn check(&self, repos: Option<&Path>) -> Result<()> {
+        let needing = [
+            ("--environments", self.environments.is_some()),
+            ("--workers", self.workers.is_some()),
+            ("--reproduction-tests", self.reproduction_tests.is_some()),
+        ];
+        if let Some((flag, _)) = needing.iter().find(|(_, given)| *given && !self.run_tests) {
+            return Err(Error::usage(format!("{flag} is about tests, and none are run")).hint("run them: --run-tests --repos DIR"));
         }
+        if self.top_tests.is_some() && self.reproduction_tests.is_none() {
+            return Err(Error::usage("--top-tests chooses among reproduction tests").hint("ask for some: --reproduction-tests N"));
+        }
+        if self.run_tests && repos.is_none() {
+            return Err(Error::usage("--run-tests needs the repositories").hint("give a folder of clones: --repos DIR"));
+        }
+        match (self.workers, self.top_tests) {
+            (Some(0), _) => Err(Error::usage("--workers takes a number of at least 1")),
+            (_, Some(0)) => Err(Error::usage("--top-tests takes a number of at least 1")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What tests are run, as `settings.json` has it; null where none are.
+    pub(super) fn describe(&self, repos: Option<&Path>) -> Value {
+        match self.run_tests {
+            true => json!({
+                "repos": shown(repos),
+                "environments": shown(self.environments.as_deref()),
+                "reproduction_tests": self.reproduction_tests,
+                "top_tests": self.top_tests,
+            }),
+            false => Value::Null,
+        }
+    }
+
+    /// How many reproduction tests are asked for, and how many rank.
+    pub(super) fn reproductions(&self, settings: &Settings) -> (usize, usize) {
+        let asked = self.reproduction_tests.unwrap_or(0);
+        let most = self.top_tests.unwrap_or_else(|| reproduction::usual_number(settings.pipeline));
         // Greedy answers are all the same.
-        Ok((if settings.greedy { self.reproduction_tests.min(1) } else { self.reproduction_tests }, most))
+        (if settings.greedy { asked.min(1) } else { asked }, most)
     }
 
     /// Sets up the confinement, before anything is sampled: where it cannot be had, or a task has no tests to run, nothing is begun.
     pub(super) fn open(&self, tasks: &[Task], repos: Option<&Path>, out: Option<&Path>) -> Result<TestRuns> {
-        let none = TestRuns { runner: None, workers: self.workers };
-        let Some(repos) = repos.filter(|_| self.run_tests) else { return Ok(none) };
-        if self.workers == 0 {
-            return Err(Error::usage("--workers takes a number of at least 1"));
-        }
+        let workers = self.workers.unwrap_or(1);
+        let Some(repos) = repos.filter(|_| self.run_tests) else { return Ok(TestRuns { runner: None, workers }) };
         if let Some(task) = tasks.iter().find(|t| t.fail_to_pass.is_none()) {
             let hint = "`run-tests --establish FILE` finds the lists by running the tests before and after the gold patch";
             return Err(Error::input("the task has no FAIL_TO_PASS").at(&task.instance_id).hint(hint));
@@ -81,7 +135,7 @@ impl TestArgs {
         environments.check(tasks)?;
         let sandbox = Sandbox::new(Limits::default(), Vec::new())?;
         let runner = Runner::new(sandbox, repos, environments, out.map(|dir| dir.join("verdicts")).as_deref());
-        Ok(TestRuns { runner: Some(runner), workers: self.workers })
+        Ok(TestRuns { runner: Some(runner), workers })
     }
 }
 
