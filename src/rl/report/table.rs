@@ -91,10 +91,13 @@ impl Summary {
             _ => Vec::new(),
         };
         let mut differences: Vec<Difference> = evaluations.windows(2).filter_map(|pair| difference(&pair[0], &pair[1], &columns)).collect();
-        // The last stage against the best of each ranking.
+        // The last stage against each ranking's best list of one length, and against its lists of as many as are close.
         for baseline in &baselines {
-            let best = baseline.iter().max_by(|a, b| mean(&a.1, "fbeta").total_cmp(&mean(&b.1, "fbeta")));
-            differences.extend(best.zip(evaluations.last()).and_then(|(best, last)| difference(best, last, &columns)));
+            let (close, counted): (Vec<_>, Vec<_>) = baseline.iter().partition(|(name, _)| name.ends_with(" close"));
+            for lists in [counted, close] {
+                let best = lists.into_iter().max_by(|a, b| mean(&a.1, "fbeta").total_cmp(&mean(&b.1, "fbeta")));
+                differences.extend(best.zip(evaluations.last()).and_then(|(best, last)| difference(best, last, &columns)));
+            }
         }
         let row = |name: String, records: &Records| Row { name, values: means(records, &columns) };
         Ok(Some(Self {
