@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use flate2::Compression;
@@ -14,7 +14,7 @@ use crate::data::Task;
 use crate::error::json_message;
 use crate::{Error, Result};
 
-/// Reads the tasks of a file: JSON lines, one JSON list, or parquet; gzip and parquet are known by their first bytes, whatever the name.
+/// Reads the tasks of a file: JSON lines, one JSON list, one JSON object over several lines, or parquet; gzip and parquet are known by their first bytes, whatever the name.
 ///
 /// # Errors
 ///
@@ -51,6 +51,14 @@ pub fn read_with(path: &Path, convert: impl FnMut(Value) -> Result<Option<Task>>
             }
             if line.trim_ascii().is_empty() {
                 continue;
+            }
+            if line.trim_ascii() == b"{" && tasks.tasks.is_empty() {
+                // One object over many lines, as SWE-smith's tools write an instance.
+                let object = serde_json::from_reader(line.as_slice().chain(input));
+                let object =
+                    object.map_err(|e| Error::input(format!("not JSON: {e}")).at_line(path, number + e.line().saturating_sub(1)))?;
+                tasks.add(object, number, "line")?;
+                break;
             }
             let value = serde_json::from_slice(line.trim_ascii_end()).map_err(|e| {
                 let hint = "a task file holds one JSON object a line (see `data import --help`)";
@@ -224,6 +232,8 @@ mod tests {
         assert_eq!(ids(&format!("\n{}\n\n{}", line("a"), line("b"))), ["a", "b"]);
         assert_eq!(ids(&format!(" [{},\n{}]\n", line("a"), line("b"))), ["a", "b"]);
         assert_eq!(ids(&format!("{}{}", "\n".repeat(100_000), line("a"))), ["a"]);
+        let pretty = serde_json::to_string_pretty(&serde_json::from_str::<Value>(&line("a")).unwrap()).unwrap();
+        assert_eq!(ids(&format!("\n{pretty}\n")), ["a"]);
     }
 
     #[test]
@@ -232,6 +242,7 @@ mod tests {
         assert!(error(&format!("{}\n\n{{oops\n", line("a"))).contains(":3: not JSON"));
         assert!(error(&format!("{}\n{{\"instance_id\": \"x\"}}\n", line("a"))).contains(":2: field `problem_statement`"));
         assert!(error(&format!("{}\n{}\n{}\n", line("a"), line("b"), line("a"))).contains(":3: instance_id `a` is already that of line 1"));
+        assert!(error("\n{\n\"a\": 1,\n").contains(":4: not JSON"), "{}", error("\n{\n\"a\": 1,\n"));
         assert!(error(" \n\n").contains("holds no task"));
         assert!(error("[{},").contains("expected a JSON list"));
         assert!(error("[]").contains("holds no task"));
