@@ -321,12 +321,12 @@ mod tests {
 
     #[test]
     fn bands_miss_no_pair_that_comparing_all_would_find() {
-        for threshold in [THRESHOLD, 0.65, 0.5, 0.3, 0.1] {
-            no_pair_is_missed(threshold);
+        for (threshold, least_kept) in [(THRESHOLD, 50), (0.65, 50), (0.5, 40), (0.3, 20), (0.1, 2)] {
+            no_pair_is_missed(threshold, least_kept);
         }
     }
 
-    fn no_pair_is_missed(threshold: f64) {
+    fn no_pair_is_missed(threshold: f64, least_kept: usize) {
         let mut seen = Seen::new(threshold).unwrap();
         let (mut kept, mut near): (Vec<Sketch>, usize) = (Vec::new(), 0);
         for i in 0..400 {
@@ -341,7 +341,7 @@ mod tests {
                 kept.push(sketch);
             }
         }
-        assert!(near > 50 && kept.len() > 2, "at {threshold}: {near} near, {} kept", kept.len());
+        assert!(near > 50 && kept.len() > least_kept, "at {threshold}: {near} near, {} kept", kept.len());
     }
 
     proptest! {

@@ -14,7 +14,8 @@ use crate::data::Task;
 use crate::error::json_message;
 use crate::{Error, Result};
 
-/// Reads the tasks of a file: JSON lines, one JSON list, one JSON object over several lines, or parquet; gzip and parquet are known by their first bytes, whatever the name.
+/// Reads the tasks of a file: JSON lines, one JSON list, one JSON object over several lines, or parquet; gzip and parquet are known by their
+/// first bytes, whatever the name.
 ///
 /// # Errors
 ///
