@@ -19,7 +19,7 @@ use crate::agentless::repository::Repository;
 use crate::agentless::run;
 use crate::data::Task;
 use crate::model::dialogue::Dialogue;
-use crate::model::weights;
+use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
 /// Propose patches for an issue of a git repository, as diffs that `git apply` takes
@@ -62,7 +62,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> Result<()> {
+pub(crate) fn run(mut args: Args) -> Result<()> {
     args.pipeline.check()?;
     for (flag, value) in [("--top", args.top), ("--candidates", args.candidates)] {
         if value == 0 {
@@ -75,7 +75,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         repository.require_clean()?;
     }
     let task = question(&args, &repository, &issue)?;
-    let (product, ranked) = answer(&args, &issue, task)?;
+    let files = weights::open(&args.model)?;
+    args.pipeline.learn(&files, args.adapter.as_deref())?;
+    let (product, ranked) = answer(&args, &files, &issue, task)?;
     let found = localisation(&product);
     let patches = proposals(&ranked, args.top);
     let Some(best) = patches.first() else {
@@ -110,15 +112,14 @@ fn question(args: &Args, repository: &Repository, issue: &str) -> Result<Task> {
 }
 
 /// Runs the pipeline on the one task.
-fn answer(args: &Args, issue: &str, task: Task) -> Result<(Product, Ranked)> {
-    let files = weights::open(&args.model)?;
-    let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
-    let settings = Settings { fallback: true, ..args.pipeline.resolve(&files, &dialogue)? };
+fn answer(args: &Args, files: &ModelFiles, issue: &str, task: Task) -> Result<(Product, Ranked)> {
+    let dialogue = Dialogue::new(files, args.pipeline.chat())?;
+    let settings = Settings { fallback: true, ..args.pipeline.resolve(files, &dialogue)? };
     let described = json!({"model": args.model, "adapter": args.adapter.as_deref().map(Path::to_string_lossy), "issue": digest(issue), "candidates": args.candidates,
         "sampling": args.pipeline.describe(), "settings": settings});
     let folder = Folder::open(args.out.as_deref(), args.resume, &described, &[])?;
     interrupt::listen()?;
-    let model = load(&files, args.adapter.as_deref(), &args.device)?;
+    let model = load(files, args.adapter.as_deref(), &args.device)?;
     let mut reporter = Reporter::new(1);
     let local = Local { model: Some(&model), dialogue, sampling: args.pipeline.sampling(), stop: &interrupt::pressed };
     let tasks = [task];

@@ -3,12 +3,13 @@
 use crate::cli::common::DeviceArgs;
 use crate::cli::interrupt;
 use crate::cli::output::{plural, say, to_stdout};
+use crate::data::subtask::recipe;
 use crate::error::Kind;
 use crate::model::Transformer;
 use crate::model::lora::LoraConfig;
 use crate::model::weights::{self, AdapterTensor, ModelFiles, TensorSpec};
 use crate::rl::config::{Config, SUBTASKS, Stage};
-use crate::rl::dataset::Item;
+use crate::rl::dataset::{Dataset, Item};
 use crate::rl::evaluate::{Evaluation, evaluate};
 use crate::rl::memory::{self, MemoryPlan, Place, Planned, Size};
 use crate::rl::trainer::{Event, Examples, Hooks, Inputs, Trainer};
@@ -91,6 +92,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         };
     }
     free.map_or(Ok(()), |free| run.check(free))?;
+    // Before anything is trained: its templates are files. Conversations bring prompts of their own.
+    let asks = !examples.heldout.is_empty() || examples.stages.iter().any(|set| matches!(**set, Dataset::Items(_)));
+    let recipe = asks.then(|| config.recipe()).transpose()?;
     let model = load_model(&config, &files, adapter, &device)?;
     if !args.resume {
         // Only now: a run that could not begin leaves no folder behind.
@@ -109,6 +113,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     hooks.console.bar.finish_and_clear();
     let trained = trained.map_err(|e| interrupted(e, &out))?;
     let result = save(&trained, &config, &files, &out)?;
+    if let Some(recipe) = recipe {
+        run_log::replace(&result.join(recipe::FILE), &recipe.to_json())?;
+    }
     let report = report::write(&out)?;
     say!("{}\n{}", result.display(), report.display());
     Ok(())

@@ -5,6 +5,9 @@ use crate::model::chat::{ChatTemplate, Message, conversation};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::ModelFiles;
 
+/// Tokens left free beside the chat template's own, since tokens may part differently where texts meet.
+const SEAM: usize = 2;
+
 /// Turns texts into the ids that the model is trained on and asked with.
 pub struct Dialogue<'a> {
     tokenizer: &'a Tokenizer,
@@ -45,6 +48,14 @@ impl<'a> Dialogue<'a> {
         // A word of one token, since a template may treat an empty message otherwise.
         let messages = conversation(system.then_some("a"), "a");
         Ok(self.conversation_ids(&messages)?.len().saturating_sub(messages.len() * self.count("a")?))
+    }
+
+    /// The tokens that the chat template leaves, of a prompt of `most`, for the prompt's own text; none where it leaves none.
+    ///
+    /// # Errors
+    /// As [`Self::overhead`].
+    pub fn room(&self, most: usize, system: bool) -> Result<Option<usize>> {
+        Ok(most.checked_sub(self.overhead(system)? + SEAM).filter(|&room| room > 0))
     }
 
     /// The ids of a conversation that an answer is to follow.

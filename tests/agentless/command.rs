@@ -190,6 +190,39 @@ fn killed_and_resumed_it_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn a_model_is_asked_as_it_was_trained() {
+    let place = place();
+    let dir = place.path();
+    let recipe = serde_json::json!({"subtasks": ["file"], "chat": true, "universe": "files", "order": "fused", "evidence": "names",
+        "answers": 3, "close": 0.5, "min_issue_tokens": 5, "max_prompt_tokens": 3000, "templates": {"function": "Which functions?"}});
+    fs::write(dir.join("m/prompts.json"), recipe.to_string()).expect("written");
+    let settings = |run: &str| -> serde_json::Value {
+        let text = fs::read_to_string(dir.join(run).join("settings.json")).expect("settings");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["settings"].clone()
+    };
+    let (table, said) = output(&mut eval(dir, &["--out", "run"]), 0);
+    assert!(said.contains("m/prompts.json"), "{said}");
+    let of_run = settings("run");
+    for name in ["order", "evidence", "answers", "close", "min_issue_tokens", "templates"] {
+        assert_eq!(of_run[name], recipe[name], "{name}");
+    }
+    let most = of_run["max_prompt_tokens"].as_u64().expect("a number");
+    assert!((2900..3000).contains(&most), "{most}: the chat template's own tokens are taken off");
+    let prompts = fs::read_to_string(dir.join("run/loc.jsonl")).expect("how it was asked");
+    assert!(prompts.contains("and then a line --") && prompts.contains("Which functions?"), "{prompts}");
+    // An option says otherwise; what a run was begun with says more than its model's folder.
+    output(&mut eval(dir, &["--out", "other", "--order", "shuffled", "--close", "0", "--max-prompt-tokens", "700"]), 0);
+    let other = settings("other");
+    assert_eq!((other["order"].as_str(), other["max_prompt_tokens"].as_u64(), other.get("close")), (Some("shuffled"), Some(700), None));
+    fs::remove_file(dir.join("m/prompts.json")).expect("removed");
+    assert_eq!(table, output(program().current_dir(dir).args(["eval", "--out", "run", "--rerank-only"]), 0).0);
+    fs::write(dir.join("m/prompts.json"), "{\"order\": \"odd\"}").expect("written");
+    let said = output(&mut eval(dir, &["--out", "third"]), 1).1;
+    assert!(said.contains("m/prompts.json") && said.contains("odd"), "{said}");
+    assert!(output(&mut eval(dir, &["--close", "2"]), 2).1.contains("--close takes a number from 0 to 1"));
+}
+
+#[test]
 fn tasks_without_files_are_read_from_clones() {
     let place = place();
     let dir = place.path();

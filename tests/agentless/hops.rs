@@ -1,10 +1,13 @@
 //! What every hop asks, and how answers are merged.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use sorft_native::agentless::evaluate::{Summary, table};
 use sorft_native::agentless::files::{self, Found, Location, Prediction, Processed, Repair};
-use sorft_native::agentless::pipeline::Pipeline;
+use sorft_native::agentless::pipeline::{LastHop, Pipeline, Settings};
+use sorft_native::agentless::run;
 
 use crate::script::{CALC, SHOW, Script, block, run_all, settings, swe_rl, tasks};
 
@@ -138,4 +141,29 @@ fn four_hops_lead_to_an_edit() {
     {
         assert!(numbers.contains(expected), "{expected}: {numbers}");
     }
+}
+
+#[test]
+fn localisation_alone_says_nothing_of_patches() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, short) = (dir.path().join("whole"), dir.path().join("short"));
+    for dir in [&whole, &short] {
+        fs::create_dir(dir).unwrap();
+    }
+    let all = settings(Pipeline::Sorft, 4);
+    run_all(&whole, &tasks()[..1], &all, &Script::new(&sorft), true).unwrap();
+    let settings = Settings { until: LastHop::Function, ..all };
+    let (products, _) = run_all(&short, &tasks()[..1], &settings, &Script::new(&sorft), true).unwrap();
+    assert!(products[0].functions.is_some() && products[0].lines.is_none() && products[0].candidates.is_empty());
+    let record = |dir: &Path| run::read_records(dir).unwrap().remove(0);
+    let (whole, short) = (record(&whole), record(&short));
+    assert!(!short.numbers.is_empty() && short.no_patch.is_none());
+    assert!(short.numbers.iter().all(|(name, value)| whole.numbers[name] == *value), "the same as far as it goes");
+    assert!(!short.numbers.keys().any(|name| name.starts_with("patch.") || name.starts_with("line.")), "{short:?}");
+    for (unit, baseline) in [("file", "bm25.file"), ("file", "fused.file"), ("function", "bm25.function")] {
+        let of = |name: &str| short.numbers[&format!("{name}.all")];
+        assert_eq!(short.numbers[&format!("{baseline}.lead.all")], of(unit) - of(baseline), "{baseline}");
+    }
+    let text = table::render(&Summary::new(&[short]), Some(80));
+    assert!(text.contains("ahead of it, points") && !text.contains("in the patch"), "{text}");
 }

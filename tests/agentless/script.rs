@@ -7,10 +7,11 @@ use std::path::Path;
 
 use serde_json::json;
 use sorft_native::agentless::generator::{Answer, Generator, Wanted};
-use sorft_native::agentless::pipeline::{Pipeline, Product, Settings};
+use sorft_native::agentless::pipeline::{LastHop, Pipeline, Product, Settings};
 use sorft_native::agentless::records::{Ranked, Tests};
 use sorft_native::agentless::run;
 use sorft_native::data::Task;
+use sorft_native::data::subtask::evidence::Evidence;
 use sorft_native::data::subtask::file::{Order, Universe};
 use sorft_native::model::generate::FinishReason;
 use sorft_native::{Error, Result};
@@ -82,7 +83,11 @@ pub fn settings(pipeline: Pipeline, samples: usize) -> Settings {
         top_files: 2,
         universe: Universe::Files,
         order: Order::Alphabetical,
-        evidence: "paths".into(),
+        evidence: Evidence::default(),
+        until: LastHop::Edit,
+        answers: 0,
+        close: 0.0,
+        templates: BTreeMap::new(),
         context_lines: 1,
         fallback: false,
         seed: 7,

@@ -65,6 +65,7 @@ fn a_run_leaves_its_folder_and_refuses_what_the_contract_refuses() {
     for name in ["config.toml", "metrics.jsonl", "timing.jsonl", "checkpoints/6", "tensorboard", "report.html", "model/config.json"] {
         assert!(w.path("a").join(name).exists(), "{name}");
     }
+    assert!(!w.path("a/model/prompts.json").exists(), "lines of ids say nothing of prompts");
     let metrics = std::fs::read_to_string(w.path("a/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 6);
     for (args, status, message) in [

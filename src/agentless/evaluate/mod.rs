@@ -81,6 +81,27 @@ impl Record {
         self.cover(&format!("{name}.all"), of_samples.iter().map(|h| h.1));
     }
 
+    /// The numbers of the candidates and of the one that is handed in.
+    fn put_candidates(&mut self, judge: &Judge<'_>, product: &Product, ranked: &Ranked) {
+        let candidates = &product.candidates;
+        let share = |n: usize| n as f64 / candidates.len() as f64;
+        self.put("patch.valid", share(candidates.iter().filter(|c| c.error.is_none()).count()));
+        self.put("patch.candidates", share(ranked.built.iter().filter(|b| !b.patch.is_empty()).count()));
+        self.put("patch.distinct", ranked.order.len() as f64);
+        let mut scores: HashMap<&str, PatchScore> = HashMap::new();
+        for patch in ranked.built.iter().map(|b| b.patch.as_str()).chain([ranked.best()]) {
+            scores.entry(patch).or_insert_with(|| judge.patch(patch));
+        }
+        let of = |i: usize| &scores[ranked.built[i].patch.as_str()];
+        let flag = |b: bool| f64::from(u8::from(b));
+        self.cover("patch.applied", (0..candidates.len()).map(|i| flag(of(i).applied)));
+        self.cover("patch.similarity", (0..candidates.len()).map(|i| of(i).similarity));
+        self.cover("patch.exact", (0..candidates.len()).map(|i| flag(of(i).exact)));
+        self.cover("patch.function.all", (0..candidates.len()).map(|i| hits(&of(i).functions).1));
+        self.cover("patch.line.any", (0..candidates.len()).map(|i| hits(&of(i).lines).0));
+        self.put_patch(&scores[ranked.best()]);
+    }
+
     /// The numbers of the patch that is handed in.
     fn put_patch(&mut self, score: &PatchScore) {
         let flag = |b: bool| f64::from(u8::from(b));
@@ -93,16 +114,24 @@ impl Record {
         self.no_patch.clone_from(&score.reason);
     }
 
-    /// BM25's hits where it names as many files and functions as the model did (at least one). `task` is as a model is asked: the files that
-    /// only a patch brought in are not among those to choose from.
-    fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, usize)) {
+    /// BM25's hits where it names as many files and functions as the model did (at least one), and how far the model leads it. `task` is as a
+    /// model is asked: the files that only a patch brought in are not among those to choose from. None: functions were not asked for.
+    fn put_baselines(&mut self, task: &Task, judge: &Judge<'_>, universe: &[String], (files, functions): (usize, Option<usize>)) {
         self.put_set("bm25.file", &baseline::files(task, judge, universe, files.max(1), false));
         // Definitions and contents of some files alone would rank these for being known.
         if universe.iter().all(|path| task.files.contains_key(path)) {
             self.put_set("fused.file", &baseline::files(task, judge, universe, files.max(1), true));
         }
-        if !judge.functions.is_empty() {
+        if let Some(functions) = functions.filter(|_| !judge.functions.is_empty()) {
             self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1)));
+        }
+        for (unit, baseline) in [("file", "bm25.file"), ("file", "fused.file"), ("function", "bm25.function")] {
+            for what in ["any", "all"] {
+                let of = |name: &str| self.numbers.get(&format!("{name}.{what}")).copied();
+                if let (Some(model), Some(baseline_has)) = (of(unit), of(baseline)) {
+                    self.put(&format!("{baseline}.lead.{what}"), model - baseline_has);
+                }
+            }
         }
     }
 
@@ -145,7 +174,6 @@ pub fn run_records(
 fn run_record((task, asked): (&Task, &Task), product: &Product, ranked: &Ranked, resolved: Option<bool>) -> Result<Record> {
     let judge = Judge::new(task)?;
     let mut record = Record::new(task);
-    let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
     // What a model found counts, not what was put in its place.
     let merged: &[String] = if product.fell_back { &[] } else { &product.files.merged };
     record.put_hop("file", &Hop { samples: product.files.samples.clone(), merged: merged.to_vec() }, &judge.files);
@@ -157,28 +185,17 @@ fn run_record((task, asked): (&Task, &Task), product: &Product, ranked: &Ranked,
         record.put_hop("line", hop, &judge.lines);
     }
 
-    let candidates = &product.candidates;
-    record.put("patch.valid", share(candidates.iter().filter(|c| c.error.is_none()).count(), candidates.len()));
-    record.put("patch.candidates", share(ranked.built.iter().filter(|b| !b.patch.is_empty()).count(), candidates.len()));
-    record.put("patch.distinct", ranked.order.len() as f64);
-    let mut scores: HashMap<&str, PatchScore> = HashMap::new();
-    for patch in ranked.built.iter().map(|b| b.patch.as_str()).chain([ranked.best()]) {
-        scores.entry(patch).or_insert_with(|| judge.patch(patch));
+    if !product.candidates.is_empty() {
+        record.put_candidates(&judge, product, ranked);
+        record.no_patch = record.no_patch.take().filter(|_| ranked.best().is_empty()).map(|_| why_none(product, ranked));
     }
-    let of = |i: usize| &scores[ranked.built[i].patch.as_str()];
-    let flag = |b: bool| f64::from(u8::from(b));
-    record.cover("patch.applied", (0..candidates.len()).map(|i| flag(of(i).applied)));
-    record.cover("patch.similarity", (0..candidates.len()).map(|i| of(i).similarity));
-    record.cover("patch.exact", (0..candidates.len()).map(|i| flag(of(i).exact)));
-    record.cover("patch.function.all", (0..candidates.len()).map(|i| hits(&of(i).functions).1));
-    record.cover("patch.line.any", (0..candidates.len()).map(|i| hits(&of(i).lines).0));
-    let best = &scores[ranked.best()];
-    record.put_patch(best);
-    record.no_patch = record.no_patch.take().filter(|_| ranked.best().is_empty()).map(|_| why_none(product, ranked));
     if let Some(resolved) = resolved {
-        record.put("resolved", flag(resolved));
+        record.put("resolved", f64::from(u8::from(resolved)));
     }
-    let functions = product.functions.as_ref().map_or(best.functions.answers, |hop| hop.merged.len());
+    let functions = match &product.functions {
+        Some(hop) => Some(hop.merged.len()),
+        None => record.numbers.get("patch.function.answers").map(|&n| n as usize),
+    };
     record.put_baselines(asked, &judge, &product.universe, (merged.len(), functions));
     Ok(record)
 }
@@ -209,7 +226,7 @@ pub fn patch_records(
         if let Some(resolved) = resolved.get(&task.instance_id) {
             record.put("resolved", f64::from(u8::from(*resolved)));
         }
-        record.put_baselines(asked, &judge, &asked.file_paths(), (score.files.answers, score.functions.answers));
+        record.put_baselines(asked, &judge, &asked.file_paths(), (score.files.answers, Some(score.functions.answers)));
         Ok(record)
     };
     tasks.par_iter().zip(asked).map(record).collect()

@@ -36,22 +36,28 @@ pub(super) fn percent(i: &Interval) -> String {
     format!("{:.1} [{:.1}, {:.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
 }
 
-/// The rows of localisation that there are: label, any, all, mean number of elements named.
+/// `+3.1 [-0.4, +6.0]`, in points.
+fn points(i: &Interval) -> String {
+    format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * i.mean, 100.0 * i.low, 100.0 * i.high)
+}
+
+/// The rows of localisation that there are: label, any, all, mean number of elements named. Below a baseline stands how far the model leads
+/// it, paired by task.
 pub(super) fn place_rows(summary: &Summary) -> Vec<[String; 4]> {
-    let mut rows = Vec::new();
-    let mut add = |label: String, name: &str| {
-        let get = |what: &str| summary.numbers.get(&format!("{name}.{what}"));
-        if let (Some(any), Some(all)) = (get("any"), get("all")) {
-            let named = get("answers").map_or(String::new(), |m| format!("{:.1}", m.interval.mean));
-            rows.push([label, percent(&any.interval), percent(&all.interval), named]);
-        }
+    let get = |name: &str, what: &str| summary.numbers.get(&format!("{name}.{what}"));
+    let row = |label: String, name: &str, show: &dyn Fn(&Interval) -> String| {
+        let (any, all) = (get(name, "any")?, get(name, "all")?);
+        let named = get(name, "answers").map_or(String::new(), |m| format!("{:.1}", m.interval.mean));
+        Some([label, show(&any.interval), show(&all.interval), named])
     };
+    let mut rows = Vec::new();
     for Place { label, unit, baselines } in PLACES {
-        add(label.to_owned(), unit);
+        rows.extend(row(label.to_owned(), unit, &percent));
         for (what, name) in baselines {
-            add(format!("  {label}, {what}"), name);
+            rows.extend(row(format!("  {label}, {what}"), name, &percent));
+            rows.extend(row("    ahead of it, points".to_owned(), &format!("{name}.lead"), &points));
         }
-        add(format!("  {label}, in the patch"), &format!("patch.{unit}"));
+        rows.extend(row(format!("  {label}, in the patch"), &format!("patch.{unit}"), &percent));
     }
     rows
 }
@@ -70,8 +76,11 @@ pub fn render(summary: &Summary, width: Option<usize>) -> String {
     out += &columns(&rows.iter().map(|r| r.to_vec()).collect::<Vec<_>>(), width);
     let patches = PATCHES.iter().filter_map(|(name, label)| Some((summary.numbers.get(*name)?, label)));
     let rows: Vec<Vec<String>> = patches.map(|(mean, label)| vec![(*label).to_owned(), percent(&mean.interval)]).collect();
-    out += "\n";
-    out += &columns(&[vec![vec!["patches".to_owned(), String::new()]], rows].concat(), width);
+    if !rows.is_empty() {
+        let title = if summary.numbers.contains_key("patch.applied") { "patches" } else { "answers" };
+        out += "\n";
+        out += &columns(&[vec![vec![title.to_owned(), String::new()]], rows].concat(), width);
+    }
     if let Some(coverage) = coverage(summary, width) {
         out += &format!("\n{coverage}");
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::merge::distinct;
-use super::{Candidate, Named, Product, Settings, Trace, merge_files, read_files, repair, universe};
+use super::{Candidate, LastHop, Named, Product, Settings, Trace, merge_files, read_files, repair, universe};
 use crate::Result;
 use crate::agentless::session::{Ask, Session};
 use crate::data::Task;
@@ -23,7 +23,9 @@ pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>
         let (files, fell_back) = merge_files(task, &universe, samples, settings);
         products.push(Product { universe, files, fell_back, functions: None, lines: None, candidates: Vec::new() });
     }
-    edit(tasks, &mut products, settings, session)?;
+    if settings.until >= LastHop::Edit {
+        edit(tasks, &mut products, settings, session)?;
+    }
     Ok(products)
 }
 
@@ -50,7 +52,7 @@ fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: 
         max_tokens: settings.max_prompt_tokens,
         min_issue_tokens: settings.min_issue_tokens,
         seed: settings.seed,
-        template: None,
+        template: settings.templates.get("repair").cloned(),
     };
     let subtask = RepairSubtask::new(options)?;
     let system: Option<Arc<str>> = subtask.system().map(Arc::from);

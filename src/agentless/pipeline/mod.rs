@@ -10,6 +10,7 @@ mod repair;
 mod sorft;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use super::generator::Answer;
 use super::session::{Ask, Session};
 use crate::data::Task;
 use crate::data::lexical::{self, Ranking};
+use crate::data::subtask::evidence::Evidence;
 use crate::data::subtask::file::{Order, Universe, parse_answer};
 use crate::{Error, Result};
 
@@ -31,11 +33,43 @@ pub enum Pipeline {
     Mini,
 }
 
+/// A hop of the pipelines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LastHop {
+    /// Files.
+    File,
+    /// Functions of them ([`Pipeline::Sorft`] alone).
+    Function,
+    /// Lines of these (the same).
+    Line,
+    /// Edits.
+    #[default]
+    Edit,
+}
+
+impl FromStr for LastHop {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "file" => Ok(Self::File),
+            "function" => Ok(Self::Function),
+            "line" => Ok(Self::Line),
+            "edit" => Ok(Self::Edit),
+            other => Err(Error::usage(format!("there is no hop `{other}`")).hint("expected file, function, line or edit")),
+        }
+    }
+}
+
 /// How the pipeline works.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Its hops.
     pub pipeline: Pipeline,
+    /// Where it ends: a model that was trained to localise is not asked for edits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub until: LastHop,
     /// Candidate patches a task.
     pub samples: usize,
     /// Answers a task in each localisation hop.
@@ -52,14 +86,28 @@ pub struct Settings {
     pub universe: Universe,
     /// In which order SoRFT's file prompts list paths.
     pub order: Order,
-    /// What SoRFT's file prompts say of each path ([`crate::data::subtask::evidence::Evidence`], as text).
-    pub evidence: String,
+    /// What SoRFT's file prompts say of each path.
+    pub evidence: Evidence,
+    /// How many files SoRFT's file prompts ask for; 0 leaves it to the model.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub answers: usize,
+    /// Above 0, `answers` is the most, and a line `--` stands behind the candidates that score at least this part of the best one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub close: f64,
+    /// The text of templates in place of the built-in prompts, by subtask.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub templates: BTreeMap<String, String>,
     /// Lines shown around what SoRFT's localisation names.
     pub context_lines: usize,
     /// Where no answer names a file: go on with the best lexical matches.
     pub fallback: bool,
     /// The key of all shuffles.
     pub seed: u64,
+}
+
+/// Whether a setting is at its default, which is not written: folders of runs without it go on.
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A prompt and its answer.
@@ -125,7 +173,7 @@ pub struct Product {
     pub functions: Option<Hop<(String, String)>>,
     /// Line localisation, where the pipeline has it: (path, line).
     pub lines: Option<Hop<(String, usize)>>,
-    /// The candidate patches, [`Settings::samples`] of them.
+    /// The candidate patches, [`Settings::samples`] of them; none where the pipeline ended before them.
     pub candidates: Vec<Candidate>,
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::merge::{distinct, union};
-use super::{Candidate, Hop, Named, Product, Settings, Trace, merge_files, read_files};
+use super::{Candidate, Hop, LastHop, Named, Product, Settings, Trace, merge_files, read_files};
 use crate::Result;
 use crate::agentless::generator::Answer;
 use crate::agentless::session::{Ask, Session};
@@ -30,36 +30,59 @@ type Line = (String, usize);
 
 pub(super) fn run(tasks: &[Task], settings: &Settings, session: &mut Session<'_>) -> Result<Vec<Product>> {
     let mut products = files(tasks, settings, session)?;
-    let subtask = FunctionSubtask::new(view(settings))?;
-    let asked: Vec<Option<Asked>> = each(tasks, &products, |task, product| {
+    if settings.until >= LastHop::Function {
+        functions(tasks, &mut products, settings, session)?;
+    }
+    if settings.until >= LastHop::Line {
+        lines(tasks, &mut products, settings, session)?;
+    }
+    if settings.until >= LastHop::Edit {
+        edit(tasks, &mut products, settings, session)?;
+    }
+    Ok(products)
+}
+
+/// The function hop.
+fn functions(tasks: &[Task], products: &mut [Product], settings: &Settings, session: &mut Session<'_>) -> Result<()> {
+    let subtask = FunctionSubtask::new(view(settings, "function"))?;
+    let asked: Vec<Option<Asked>> = each(tasks, products, |task, product| {
         let paths = &product.files.merged;
         (!paths.is_empty()).then(|| subtask.ask(task, paths, &|text| session.count(text)))
     });
     let samples = localise("function", tasks, &asked, settings, session, &|text, universe| parse_functions(text, universe))?;
-    for ((task, product), samples) in tasks.iter().zip(&mut products).zip(samples) {
+    for ((task, product), samples) in tasks.iter().zip(products).zip(samples) {
         let samples: Vec<Named<Function>> = samples.into_iter().map(|s| keep(s, |f| is_there(task, f))).collect();
         let merged = union(&elements(&samples));
         product.functions = Some(Hop { samples, merged });
     }
-    let subtask = LineSubtask::new(view(settings))?;
-    let asked: Vec<Option<Asked>> = each(tasks, &products, |task, product| {
+    Ok(())
+}
+
+/// The line hop.
+fn lines(tasks: &[Task], products: &mut [Product], settings: &Settings, session: &mut Session<'_>) -> Result<()> {
+    let subtask = LineSubtask::new(view(settings, "line"))?;
+    let asked: Vec<Option<Asked>> = each(tasks, products, |task, product| {
         let wanted = functions_or_all(task, product);
         let ask = || subtask.ask(task, &wanted, settings.context_lines, &|text| session.count(text));
         (!wanted.is_empty()).then(ask)
     });
     let samples = localise("line", tasks, &asked, settings, session, &|text, universe| parse_lines(text, universe))?;
-    for ((task, product), samples) in tasks.iter().zip(&mut products).zip(samples) {
+    for ((task, product), samples) in tasks.iter().zip(products).zip(samples) {
         let count = |path: &str| task.files.get(path).map_or(0, |text| text.lines().count());
         let samples: Vec<Named<Line>> = samples.into_iter().map(|s| keep(s, |(path, n)| (1..=count(path)).contains(n))).collect();
         let merged = union(&elements(&samples));
         product.lines = Some(Hop { samples, merged });
     }
-    edit(tasks, &mut products, settings, session)?;
-    Ok(products)
+    Ok(())
 }
 
-fn view(settings: &Settings) -> ViewOptions {
-    ViewOptions { max_tokens: settings.max_prompt_tokens, min_issue_tokens: settings.min_issue_tokens, seed: settings.seed, template: None }
+fn view(settings: &Settings, subtask: &str) -> ViewOptions {
+    ViewOptions {
+        max_tokens: settings.max_prompt_tokens,
+        min_issue_tokens: settings.min_issue_tokens,
+        seed: settings.seed,
+        template: settings.templates.get(subtask).cloned(),
+    }
 }
 
 /// The file hop. All samples share one prompt.
@@ -67,11 +90,13 @@ fn files(tasks: &[Task], settings: &Settings, session: &mut Session<'_>) -> Resu
     let subtask = FileSubtask::new(FileOptions {
         universe: settings.universe,
         order: settings.order,
-        evidence: settings.evidence.parse()?,
+        evidence: settings.evidence,
         max_tokens: settings.max_prompt_tokens,
         min_issue_tokens: settings.min_issue_tokens,
+        answers: settings.answers,
+        close: settings.close,
         seed: settings.seed,
-        ..FileOptions::default()
+        template: settings.templates.get("file").cloned(),
     })?;
     let (mut asks, mut shown) = (Vec::new(), Vec::new());
     for task in tasks {
@@ -174,7 +199,7 @@ fn locations(lines: &[Line]) -> Vec<Location> {
 
 /// The edit hop: fills the candidates.
 fn edit(tasks: &[Task], products: &mut [Product], settings: &Settings, session: &mut Session<'_>) -> Result<()> {
-    let subtask = EditSubtask::new(view(settings))?;
+    let subtask = EditSubtask::new(view(settings, "edit"))?;
     let (mut asks, mut owners) = (Vec::new(), Vec::new());
     let mut questions: Vec<Vec<Option<Asked>>> = Vec::new();
     for (t, (task, product)) in tasks.iter().zip(products.iter_mut()).enumerate() {

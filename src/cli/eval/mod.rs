@@ -18,7 +18,7 @@ use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout, width};
 use crate::agentless::evaluate::{Record, check_gold, compare, patch_records, table};
 use crate::agentless::generator::Local;
-use crate::agentless::pipeline::Settings;
+use crate::agentless::pipeline::{LastHop, Settings};
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, reproduction, run};
 use crate::data::Task;
@@ -56,12 +56,15 @@ pub(crate) struct Args {
     rerank_only: bool,
     #[command(flatten)]
     pipeline: PipelineArgs,
+    /// The last hop, where localisation alone is wanted: file, function, line or edit [default: edit]
+    #[arg(long, value_name = "HOP", value_parser = str::parse::<LastHop>, help_heading = "Pipeline")]
+    until: Option<LastHop>,
     #[command(flatten)]
     tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "rerank_only", "pipeline", "samples",
         "localisations", "temperature", "seed", "max_prompt_tokens", "max_new_tokens", "min_issue_tokens", "top_files", "order", "evidence",
-        "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
+        "answers", "close", "until", "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
     predictions: Option<String>,
     /// The paired difference between two evaluations of the same tasks
     #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]
@@ -80,30 +83,32 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         args.fill(&dir)?;
     }
     args.pipeline.check()?;
-    args.tests.check(args.tasks.repos.as_deref())?;
+    args.tests.check(args.tasks.repos.as_deref(), args.until.unwrap_or_default() == LastHop::Edit)?;
     match &args.predictions {
         Some(what) => measure(&args, what),
-        None => evaluate(&args, &args.tasks.read(args.pipeline.whole_tree(), &|_| Ok(BTreeMap::new()))?),
+        None => {
+            let files = weights::open(args.model.as_deref().ok_or_else(|| Error::usage("expected --model"))?)?;
+            args.pipeline.learn(&files, args.adapter.as_deref())?;
+            evaluate(&args, &files, &args.tasks.read(args.pipeline.whole_tree(), &|_| Ok(BTreeMap::new()))?)
+        }
     }
 }
 
 /// The pipeline with a model.
-fn evaluate(args: &Args, all: &Tasks) -> Result<()> {
+fn evaluate(args: &Args, files: &ModelFiles, all: &Tasks) -> Result<()> {
     let tasks = &all.judged;
-    let name = args.model.as_deref().ok_or_else(|| Error::usage("expected --model"))?;
     if let Some(dir) = args.out.as_deref().filter(|dir| args.rerank_only && !dir.join("samples.jsonl").is_file()) {
         return Err(Error::usage("there is nothing to rank again: no samples.jsonl").at_file(dir));
     }
     check_gold(tasks)?;
-    let files = weights::open(name)?;
-    let dialogue = Dialogue::new(&files, args.pipeline.chat())?;
-    let settings = args.pipeline.resolve(&files, &dialogue)?;
+    let dialogue = Dialogue::new(files, args.pipeline.chat())?;
+    let settings = Settings { until: args.until.unwrap_or_default(), ..args.pipeline.resolve(files, &dialogue)? };
     let described = args.describe(&settings, all);
     // Before the folder: a run that could not begin leaves none behind.
     let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described, &[TESTS])?;
     interrupt::listen()?;
-    let model = if args.rerank_only { None } else { Some(load(&files, args.adapter.as_deref(), &args.device)?) };
+    let model = if args.rerank_only { None } else { Some(load(files, args.adapter.as_deref(), &args.device)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
     let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
@@ -253,6 +258,7 @@ impl Args {
         }
         if let (Some(settings), Some(sampling)) = (recorded.settings, recorded.sampling) {
             self.pipeline = self.pipeline.over(&settings, &sampling);
+            self.until = self.until.or(Some(settings.until));
         }
         Ok(())
     }

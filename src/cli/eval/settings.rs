@@ -1,16 +1,21 @@
 //! The options of the pipeline, which `eval` and `fix` share.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::agentless::generator::Sampling;
-use crate::agentless::pipeline::{Pipeline, Settings};
-use crate::data::subtask::evidence::Evidence;
-use crate::data::subtask::file::Universe;
+use crate::agentless::pipeline::{LastHop, Pipeline, Settings};
+use crate::cli::output::say;
+use crate::data::subtask::file::{Order, Universe};
+use crate::data::subtask::recipe::{self, Recipe};
 use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::{Error, Result};
 
-/// How the pipeline works and samples. What is not given is what a run that goes on was begun with, else the default.
+/// How the pipeline works and samples. What is not given is what a run that goes on was begun with, else what the model was trained with
+/// (its folder's `prompts.json`), else the default.
 #[derive(Clone, clap::Args)]
 pub(crate) struct PipelineArgs {
     /// sorft: files, functions, lines, edits. mini: files, then edits of whole files (Agentless Mini) [default: sorft]
@@ -28,7 +33,7 @@ pub(crate) struct PipelineArgs {
     /// All randomness follows from it [default: 0]
     #[arg(long, value_name = "S", help_heading = "Pipeline")]
     seed: Option<u64>,
-    /// The longest prompt [default: what the model's context leaves, at most 16384]
+    /// The longest prompt [default: the longest trained with, else what the model's context leaves, at most 16384]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     max_prompt_tokens: Option<usize>,
     /// The longest answer [default: 1024]
@@ -49,6 +54,12 @@ pub(crate) struct PipelineArgs {
     /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words [default: paths]
     #[arg(long, value_name = "LIST", help_heading = "Pipeline")]
     evidence: Option<String>,
+    /// sorft: how many files a file prompt asks for; 0 leaves it to the model [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    answers: Option<usize>,
+    /// sorft: above 0, --answers is the most, and a line `--` stands behind the paths that score this part of the best [default: 0]
+    #[arg(long, value_name = "PART", help_heading = "Pipeline")]
+    close: Option<f64>,
     /// sorft: lines shown around what localisation names [default: 10]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     context_lines: Option<usize>,
@@ -61,6 +72,12 @@ pub(crate) struct PipelineArgs {
     /// Answers decoded together; changes no answer
     #[arg(long, default_value_t = 16, value_name = "N", help_heading = "Pipeline")]
     max_batch: usize,
+    /// Templates that the model was trained with.
+    #[arg(skip)]
+    templates: BTreeMap<String, String>,
+    /// The longest prompt that it was trained with, chat template included.
+    #[arg(skip)]
+    trained_prompt_tokens: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -92,6 +109,11 @@ pub(crate) struct Recorded {
     max_new_tokens: usize,
 }
 
+/// An order as options and settings name it.
+fn name_of(order: Order) -> String {
+    serde_json::to_value(order).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 /// Prompts longer than this cost more than they tell, unless they are asked for.
 const USUAL_PROMPT: usize = 16_384;
 
@@ -111,6 +133,9 @@ impl PipelineArgs {
         }
         if !(self.temperature() >= 0.0 && self.temperature().is_finite()) {
             return Err(Error::usage("--temperature takes a number of at least 0"));
+        }
+        if self.close.is_some_and(|close| !(0.0..=1.0).contains(&close)) {
+            return Err(Error::usage("--close takes a number from 0 to 1"));
         }
         Ok(())
     }
@@ -133,6 +158,35 @@ impl PipelineArgs {
     /// Takes what a run that goes on was begun with, where nothing else is given.
     pub(crate) fn fill_universe(&mut self, universe: Universe) {
         self.universe = self.universe.or(Some(UniverseName::of(universe)));
+    }
+
+    /// Takes what the adapter, or else the model, was trained with, where nothing else is given.
+    ///
+    /// # Errors
+    ///
+    /// A `prompts.json` that cannot be read.
+    pub(crate) fn learn(&mut self, files: &ModelFiles, adapter: Option<&Path>) -> Result<()> {
+        for dir in adapter.into_iter().chain([files.path.as_path()]) {
+            if let Some(recipe) = Recipe::read(dir)? {
+                say!("prompts are made as {} says, where no option says otherwise", dir.join(recipe::FILE).display());
+                self.fill_recipe(recipe);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a model was trained with, where nothing else is given.
+    fn fill_recipe(&mut self, recipe: Recipe) {
+        self.universe = self.universe.or(Some(UniverseName::of(recipe.universe)));
+        self.order = self.order.take().or_else(|| Some(name_of(recipe.order)));
+        self.evidence = self.evidence.take().or_else(|| Some(recipe.evidence.to_string()));
+        self.answers = self.answers.or(Some(recipe.answers));
+        self.close = self.close.or(Some(recipe.close));
+        self.min_issue_tokens = self.min_issue_tokens.or(Some(recipe.min_issue_tokens));
+        self.no_chat |= !recipe.chat;
+        self.templates = recipe.templates;
+        self.trained_prompt_tokens = self.max_prompt_tokens.is_none().then_some(recipe.max_prompt_tokens);
     }
 
     fn temperature(&self) -> f32 {
@@ -161,12 +215,16 @@ impl PipelineArgs {
             min_issue_tokens: self.min_issue_tokens.or(Some(settings.min_issue_tokens)),
             top_files: self.top_files.or(Some(settings.top_files)),
             universe: self.universe.or(Some(universe)),
-            order: self.order.clone().or_else(|| Some(serde_json::to_value(settings.order).ok()?.as_str()?.to_owned())),
-            evidence: self.evidence.clone().or_else(|| Some(settings.evidence.clone())),
+            order: self.order.clone().or_else(|| Some(name_of(settings.order))),
+            evidence: self.evidence.clone().or_else(|| Some(settings.evidence.to_string())),
+            answers: self.answers.or(Some(settings.answers)),
+            close: self.close.or(Some(settings.close)),
             context_lines: self.context_lines.or(Some(settings.context_lines)),
             bm25_fallback: self.bm25_fallback || settings.fallback,
             no_chat: self.no_chat || !sampling.chat,
             max_batch: self.max_batch,
+            templates: settings.templates.clone(),
+            trained_prompt_tokens: None,
         }
     }
 
@@ -197,7 +255,12 @@ impl PipelineArgs {
             let message = format!("--max-prompt-tokens: the model's context of {context} tokens leaves {room} beside the answer");
             return Err(Error::usage(message));
         }
+        let trained = match self.trained_prompt_tokens {
+            Some(most) => dialogue.room(most, false)?,
+            None => None,
+        };
         Ok(Settings {
+            until: LastHop::default(),
             pipeline: match self.pipeline {
                 None | Some(PipelineName::Sorft) => Pipeline::Sorft,
                 Some(PipelineName::Mini) => Pipeline::Mini,
@@ -205,12 +268,15 @@ impl PipelineArgs {
             samples: if greedy { 1 } else { samples },
             localisations: if greedy { 1 } else { self.localisations.unwrap_or(samples.min(4)) },
             greedy,
-            max_prompt_tokens: self.max_prompt_tokens.unwrap_or(room.min(USUAL_PROMPT)),
+            max_prompt_tokens: self.max_prompt_tokens.unwrap_or(room.min(trained.unwrap_or(USUAL_PROMPT))),
             min_issue_tokens: self.min_issue_tokens.unwrap_or(256),
             top_files: self.top_files.unwrap_or(3),
             universe: self.universe(),
             order: self.order.as_deref().unwrap_or("alphabetical").parse()?,
-            evidence: self.evidence.as_deref().unwrap_or("paths").parse::<Evidence>()?.to_string(),
+            evidence: self.evidence.as_deref().unwrap_or("paths").parse()?,
+            answers: self.answers.unwrap_or(0),
+            close: self.close.unwrap_or(0.0),
+            templates: self.templates.clone(),
             context_lines: self.context_lines.unwrap_or(10),
             fallback: self.bm25_fallback,
             seed: self.seed.unwrap_or(0),

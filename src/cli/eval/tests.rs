@@ -79,8 +79,11 @@ impl TestArgs {
         self.top_tests = self.top_tests.or(recorded.top_tests);
     }
 
-    /// Refuses options that mean nothing without others.
-    pub(super) fn check(&self, repos: Option<&Path>) -> Result<()> {
+    /// Refuses options that mean nothing without others; `patches` are made or not.
+    pub(super) fn check(&self, repos: Option<&Path>, patches: bool) -> Result<()> {
+        if self.run_tests && !patches {
+            return Err(Error::usage("--run-tests is about patches, and --until ends before them"));
+        }
         let needing = [
             ("--environments", self.environments.is_some()),
             ("--workers", self.workers.is_some()),

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::lexical::{self, Field, Ranking};
 use crate::data::symbols::top_level_names;
 use crate::{Error, Result};
@@ -23,8 +25,9 @@ pub enum Lexical {
     Words,
 }
 
-/// Which evidence a prompt carries. By default none: paths alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which evidence a prompt carries. By default none: paths alone. In JSON it is its text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Evidence {
     /// The names that each file defines at its top level; those that share words with the issue come first.
     pub names: bool,
@@ -59,6 +62,20 @@ impl FromStr for Evidence {
             evidence.lexical = if lexical == Lexical::None { evidence.lexical } else { lexical };
         }
         Ok(evidence)
+    }
+}
+
+impl TryFrom<String> for Evidence {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Evidence> for String {
+    fn from(evidence: Evidence) -> Self {
+        evidence.to_string()
     }
 }
 

@@ -8,7 +8,9 @@ mod load;
 mod stage;
 
 use crate::data::metrics::ScoreKind;
-use crate::data::subtask::file::Order;
+use crate::data::subtask::evidence::{Evidence, Lexical};
+use crate::data::subtask::file::{Order, Universe};
+use crate::data::subtask::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
 use crate::model::optimizer::AdamWConfig;
@@ -169,28 +171,14 @@ pub struct Stage {
     pub max_skipped: u64,
 }
 
-/// How much a prompt says of each candidate's match with the issue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lexical {
-    /// Nothing.
-    None,
-    /// A digit.
-    Score,
-    /// The rank of the best five.
-    Rank,
-    /// The words in common.
-    Words,
-}
-
 /// How prompts are made.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
 pub struct PromptSettings {
     pub chat: bool,
-    pub whole_tree: bool,
+    pub universe: Universe,
     pub order: Order,
-    pub names: bool,
-    pub lexical: Lexical,
+    pub evidence: Evidence,
     pub min_issue_tokens: usize,
     /// How many files an answer is to name; 0 leaves it to the model.
     pub answers: usize,
@@ -242,6 +230,27 @@ pub struct Config {
 }
 
 impl Config {
+    /// How the run's prompts are made, for whoever asks its model later. Prompts are as long as evaluations' are.
+    ///
+    /// # Errors
+    /// A template that cannot be read.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let PromptSettings { chat, universe, order, evidence, min_issue_tokens, answers, close, .. } = self.prompt;
+        let template = |name: &&'static str| Ok(self.prompt.template(name)?.map(|text| ((*name).to_owned(), text)));
+        Ok(Recipe {
+            subtasks: self.subtasks.iter().map(|name| (*name).to_owned()).collect(),
+            chat,
+            universe,
+            order,
+            evidence,
+            answers,
+            close,
+            min_issue_tokens,
+            max_prompt_tokens: self.eval_max_prompt_tokens,
+            templates: self.subtasks.iter().filter_map(|name| template(name).transpose()).collect::<Result<_>>()?,
+        })
+    }
+
     /// Reads a configuration file (or none) and applies `--set` flags. Relative paths are relative to the file's folder, or to the current
     /// one where there is no file.
     pub fn load(file: Option<&Path>, sets: &[String]) -> Result<Self> {
@@ -312,14 +321,16 @@ impl Config {
             subtasks: r.subtasks(),
             prompt: PromptSettings {
                 chat: r.bool("prompt.chat"),
-                whole_tree: r.text("prompt.universe") == "tree",
+                universe: if r.text("prompt.universe") == "tree" { Universe::Tree } else { Universe::Files },
                 order: r.text("prompt.order").parse().expect("one of the choices"),
-                names: r.bool("prompt.names"),
-                lexical: match r.text("prompt.lexical").as_str() {
-                    "score" => Lexical::Score,
-                    "rank" => Lexical::Rank,
-                    "words" => Lexical::Words,
-                    _ => Lexical::None,
+                evidence: Evidence {
+                    names: r.bool("prompt.names"),
+                    lexical: match r.text("prompt.lexical").as_str() {
+                        "score" => Lexical::Score,
+                        "rank" => Lexical::Rank,
+                        "words" => Lexical::Words,
+                        _ => Lexical::None,
+                    },
                 },
                 min_issue_tokens: r.size("prompt.min_issue_tokens"),
                 answers: r.size("prompt.answers"),

@@ -31,6 +31,22 @@ fn paths_are_relative_to_the_file_and_hub_ids_are_kept() {
 }
 
 #[test]
+fn the_recipe_says_how_prompts_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("f.jinja");
+    std::fs::write(&template, "{{ issue }}").unwrap();
+    let more = "subtasks = [\"file\", \"line\"]\nmax_prompt_tokens = 300\n[prompt]\norder = \"fused\"\nnames = true\nlexical = \"score\"\nclose = 0.5\nanswers = 2";
+    let recipe = parse(&format!("{MINIMAL}{more}\ntemplates.line = \"{}\"\n", template.display())).unwrap().recipe().unwrap();
+    let written = String::from_utf8(recipe.to_json()).unwrap();
+    for said in ["\"file\"", "\"fused\"", "\"names,score\"", "\"close\": 0.5", "\"answers\": 2", "300", "\"line\": \"{{ issue }}\""] {
+        assert!(written.contains(said), "{said}: {written}");
+    }
+    std::fs::remove_file(&template).unwrap();
+    let missing = parse(&format!("{MINIMAL}{more}\ntemplates.line = \"{}\"\n", template.display())).unwrap().recipe();
+    assert!(missing.unwrap_err().to_string().contains("f.jinja"));
+}
+
+#[test]
 fn stages_override_the_top() {
     let text = format!(
         "{MINIMAL}batch_prompts = 4\n[optim]\nlr = 5e-5\nbetas = [0.9, 0.95]\n[[stage]]\nsteps = 30\n[[stage]]\nalgorithm = \"grpo\"\nclip = [0.2, 0.28]\noptim.lr = 1\nsteps = 70\n"

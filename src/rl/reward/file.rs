@@ -3,11 +3,10 @@
 use super::{Question, Reward, Subtask, set_parts};
 use crate::data::Task;
 use crate::data::metrics::ScoreKind;
-use crate::data::subtask::evidence::{Evidence, Lexical};
-use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask, Universe};
+use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask};
 use crate::error::Result;
 use crate::model::generate::Completion;
-use crate::rl::config::{self, PromptSettings, Score};
+use crate::rl::config::{PromptSettings, Score};
 use std::collections::BTreeSet;
 
 /// The subtask with its prompt's and its reward's settings.
@@ -21,16 +20,10 @@ impl FileLocalisation {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template.
     pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Self> {
         let template = prompt.template("file")?;
-        let lexical = match prompt.lexical {
-            config::Lexical::None => Lexical::None,
-            config::Lexical::Score => Lexical::Score,
-            config::Lexical::Rank => Lexical::Rank,
-            config::Lexical::Words => Lexical::Words,
-        };
         let options = FileOptions {
-            universe: if prompt.whole_tree { Universe::Tree } else { Universe::Files },
+            universe: prompt.universe,
             order: prompt.order,
-            evidence: Evidence { names: prompt.names, lexical },
+            evidence: prompt.evidence,
             max_tokens,
             min_issue_tokens: prompt.min_issue_tokens,
             answers: prompt.answers,

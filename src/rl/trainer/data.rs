@@ -11,9 +11,6 @@ use crate::rl::reward;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Tokens left free beside the chat template's own, since tokens may part differently where texts meet.
-const SEAM: usize = 2;
-
 /// Everything that a run reads: the stages' examples, in order, and the held-out questions.
 pub struct Examples {
     /// One a stage; stages that train on the same share it.
@@ -200,9 +197,9 @@ impl std::fmt::Display for Tally {
 
 /// The tokens that the chat template leaves of a prompt's.
 fn prompt_room(dialogue: &Dialogue<'_>, max_prompt: usize, system: bool) -> Result<usize> {
-    let overhead = dialogue.overhead(system)? + SEAM;
-    max_prompt.checked_sub(overhead).filter(|&room| room > 0).ok_or_else(|| {
-        let message = format!("the chat template alone takes {} tokens of {max_prompt}", overhead - SEAM);
-        Error::input(message).at("max_prompt_tokens")
-    })
+    if let Some(room) = dialogue.room(max_prompt, system)? {
+        return Ok(room);
+    }
+    let message = format!("the chat template alone takes {} tokens of {max_prompt}", dialogue.overhead(system)?);
+    Err(Error::input(message).at("max_prompt_tokens"))
 }
