@@ -190,14 +190,3 @@ head_dh_f32(float *__restrict__ dh, const bf16 *__restrict__ dz, const bf16 *__r
   linear::each_pair(total, at, rows, k, [=](i64 row, i64 column, float lo, float hi) { store_vec(dh + row * k + column, float2{lo, hi}); });
 }
 SORFT_EXPORT(head_dh_f32)
-
-// The chunk of a row's logits that sampling has chosen: out [rows, 2048] = logits[row, 2048 chunk[row]..]; zeros past the last. Grid: (rows, 2).
-extern "C" __global__ void __launch_bounds__(256)
-head_chunk_f32(float *__restrict__ out, const float *__restrict__ logits, const u32 *__restrict__ chunk, i32 vocab) {
-  const i64 row = blockIdx.x;
-  const int at = (blockIdx.y * 256 + threadIdx.x) * 4;
-  const i64 column = (i64)chunk[row] * head::CHUNK + at;
-  const float4 v = column < vocab ? load_vec<float4>(logits + row * vocab + column) : float4{0.0f, 0.0f, 0.0f, 0.0f};
-  store_vec(out + row * head::CHUNK + at, v);
-}
-SORFT_EXPORT(head_chunk_f32)

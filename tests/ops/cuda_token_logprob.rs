@@ -1,4 +1,4 @@
-//! The fused head's kernels against the processor's op on the same bf16 inputs, and the tokens that are sampled from their logits.
+//! The fused head's kernels against the processor's op on the same bf16 inputs.
 
 use crate::cuda_attention::{Mutant, mutant, rounded, upload};
 use crate::cuda_checker::modes;
@@ -11,7 +11,6 @@ use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cpu::PanelMatrix;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
 use sorft_native::tensor::ops::matmul::cuda::TokenChunks;
-use sorft_native::tensor::ops::sample::{self, Draw, Filters};
 use sorft_native::tensor::ops::token_logprob::cuda::{self, Head};
 use sorft_native::tensor::ops::token_logprob::{self as head, Keep};
 use std::ops::Range;
@@ -22,7 +21,7 @@ const F32_BOUND: f64 = 2e-6;
 /// Of gradients that pass through dz in bf16.
 const BF16_BOUND: f64 = 6e-3;
 
-struct Case {
+pub struct Case {
     h: Tensor,
     w: Tensor,
     targets: Vec<u32>,
@@ -33,7 +32,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(t: usize, d: usize, v: usize, temperature: f32) -> Self {
+    pub fn new(t: usize, d: usize, v: usize, temperature: f32) -> Self {
         let w: Vec<f32> = normal(v * d, 2).iter().map(|x| x * 2.0 / (d as f32).sqrt()).collect();
         Self {
             h: rounded(&tensor(&[t, d], 1)),
@@ -59,7 +58,7 @@ impl Case {
         }
     }
 
-    fn on_device<T>(&self, gpu: &Arc<Gpu>, f: impl FnOnce(Head<'_>) -> Result<T>) -> Result<T> {
+    pub fn on_device<T>(&self, gpu: &Arc<Gpu>, f: impl FnOnce(Head<'_>) -> Result<T>) -> Result<T> {
         let (h, w) = (upload(gpu, &self.h)?, upload(gpu, &self.w)?);
         f(Head { h: &h, w: &w, rows: self.h.rows(), vocab: self.w.rows(), width: self.h.cols() })
     }
@@ -135,41 +134,6 @@ fn a_row_does_not_depend_on_its_batch() {
         }
     }
     assert!(bits(&cut.to_f32().expect("downloaded")) == bits(&dw.to_f32().expect("downloaded")));
-}
-
-/// Tokens from logits on the device are the processor's for the same logits, and carry the log-probability that training computes, bit for bit.
-#[test]
-fn sampled_tokens_are_the_processor_s_and_their_logprobs_are_training_s() {
-    let none = Filters { top_k: 0, top_p: 1.0, min_p: 0.0 };
-    let ways = [
-        (0.0, none),
-        (1.0, none),
-        (0.6, none),
-        (1.0, Filters { top_k: 5, ..none }),
-        (0.6, Filters { top_p: 0.9, ..none }),
-        (1.0, Filters { min_p: 0.02, ..none }),
-        (0.6, Filters { top_k: 50, top_p: 0.8, min_p: 0.01 }),
-    ];
-    for gpu in modes().into_iter().step_by(2).map(emulator::gpu).chain(real_gpu()) {
-        let case = Case::new(2 * ways.len(), 24, 2120, 1.0);
-        let draw = |i: usize| Draw { temperature: ways[i / 2].0, filters: ways[i / 2].1, u: (i as f64 * 0.381_966 + 0.2) % 1.0 };
-        let draws: Vec<Draw> = (0..2 * ways.len()).map(draw).collect();
-        let temperatures: Vec<f32> = draws.iter().map(Draw::divisor).collect();
-        let logits = case.on_device(&gpu, |h| cuda::logits(&gpu, h, &temperatures)).expect("runs");
-        let choices = sample::cuda::choose(&logits, &draws).expect("runs");
-        let ids: Vec<u32> = choices.iter().map(|c| c.id).collect();
-        let trained = [1.0, 0.6].map(|t| case.on_device(&gpu, |h| cuda::forward(&gpu, h, &ids, t)).expect("runs").0);
-        for (i, (draw, choice)) in draws.iter().zip(&choices).enumerate() {
-            let row = logits.row(i).expect("downloaded");
-            let want = match draw.temperature {
-                0.0 => sample::greedy(&row),
-                t => sample::draw(&row, t, draw.filters, draw.u),
-            };
-            assert_eq!(choice.id, want.id, "{draw:?}");
-            let trained = trained[usize::from(draw.divisor() != 1.0)][i];
-            assert_eq!(choice.logprob.to_bits(), trained.to_bits(), "{draw:?}");
-        }
-    }
 }
 
 #[test]

@@ -30,5 +30,6 @@ mod cuda_elementwise;
 mod cuda_launch;
 mod cuda_matmul;
 mod cuda_rmsnorm;
+mod cuda_sample;
 mod cuda_token_logprob;
 mod nvrtc;

@@ -191,6 +191,20 @@ impl Buffer {
         Ok(data)
     }
 
+    /// Waits for the device and downloads a buffer of unsigned integers.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else.
+    pub fn to_u32(&self) -> Result<Vec<u32>> {
+        assert_eq!(self.dtype, DType::U32, "a buffer of u32");
+        let mut data = vec![0u32; self.len];
+        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+        Ok(data)
+    }
+
     /// Waits for the device and downloads a buffer of f64.
     ///
     /// # Errors

@@ -55,13 +55,15 @@ impl Source {
     /// Keys and values into their pages.
     pub const KV_PAGES: Source = Source { file: "kv_pages.cu", text: include_str!("../../../kernels/kv_pages.cu") };
 
-    /// The fused head, and the logits of sampling.
+    /// The fused head.
     pub const HEAD: Source = Source { file: "head.cu", text: include_str!("../../../kernels/head.cu") };
+    /// What choosing tokens needs of the logits.
+    pub const SAMPLE: Source = Source { file: "sample.cu", text: include_str!("../../../kernels/sample.cu") };
     /// Sums and roundings of activations.
     pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 12] = [
+    pub const ALL: [Source; 13] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -73,6 +75,7 @@ impl Source {
         Source::LINEAR,
         Source::NORM,
         Source::HEAD,
+        Source::SAMPLE,
         Source::RESIDUAL,
     ];
 }

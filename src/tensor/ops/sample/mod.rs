@@ -93,9 +93,28 @@ pub fn draw_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, filters: Fi
         let pick = Pick::draw(sums, u);
         return pick.finish(pick.chunk_of(logits), temperature);
     }
+    let row = (0..).zip(logits.iter().copied());
+    draw_filtered(row, logits.len(), sums, temperature, filters, u)
+}
+
+/// A token and its logit.
+type Scored = (u32, f32);
+
+/// A token drawn of what the filters keep. `scored` are a row's tokens in the vocabulary's order; those that no filter can keep ([`floor`]), or
+/// that are not among the `top_k` likeliest, may be missing.
+fn draw_filtered(
+    scored: impl Iterator<Item = Scored>,
+    vocab: usize,
+    sums: &[ChunkSums],
+    temperature: f32,
+    filters: Filters,
+    u: f64,
+) -> Choice {
     let softmax = merged(sums);
-    let id = draw_from(&candidates(logits, temperature, filters, &softmax), u);
-    Choice { id: id as u32, logprob: softmax.logprob(logits[id] / temperature) }
+    let floor = floor(vocab, temperature, filters, &softmax);
+    let possible = scored.filter(|(_, logit)| f64::from(*logit) >= floor).collect();
+    let (id, logit) = draw_from(&candidates(possible, temperature, filters, &softmax), u);
+    Choice { id, logprob: softmax.logprob(logit / temperature) }
 }
 
 /// The sums of a row's chunks at a temperature.
@@ -211,41 +230,39 @@ pub fn likeliest_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, k: usi
     ids.into_iter().map(|id| Choice { id, logprob: softmax.logprob(logits[id as usize] / temperature) }).collect()
 }
 
-/// (token, e^{z - max}) of those that the filters keep, the most likely first. `softmax` is the whole row's.
-fn candidates(logits: &[f32], temperature: f32, filters: Filters, softmax: &Softmax) -> Vec<(usize, f64)> {
-    let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-    let mass = |i: usize| (f64::from(logits[i] / temperature) - softmax.max).exp();
-    let floor = floor(logits.len(), temperature, filters, softmax);
-    let mut ids: Vec<usize> = (0..logits.len()).filter(|i| f64::from(logits[*i]) >= floor).collect();
-    if filters.top_k > 0 && filters.top_k < ids.len() {
-        ids.select_nth_unstable_by(filters.top_k - 1, order);
-        ids.truncate(filters.top_k);
+/// Those that the filters keep, with e^{z - max}, the most likely first. `softmax` is the whole row's.
+fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, softmax: &Softmax) -> Vec<(Scored, f64)> {
+    let order = |a: &Scored, b: &Scored| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let mass = |logit: f32| (f64::from(logit / temperature) - softmax.max).exp();
+    if filters.top_k > 0 && filters.top_k < possible.len() {
+        possible.select_nth_unstable_by(filters.top_k - 1, order);
+        possible.truncate(filters.top_k);
     }
     let enough = match (filters.top_p < 1.0, filters.top_k) {
         (false, _) => f64::INFINITY,
         (true, 0) => f64::from(filters.top_p) * softmax.sum,
         (true, _) => {
-            ids.sort_unstable();
-            f64::from(filters.top_p) * ids.iter().map(|i| mass(*i)).sum::<f64>()
+            possible.sort_unstable_by_key(|(id, _)| *id);
+            f64::from(filters.top_p) * possible.iter().map(|(_, logit)| mass(*logit)).sum::<f64>()
         }
     };
     let mut kept = Vec::new();
     let mut sum = 0.0;
     // Sorted piece by piece, each larger than the one before: top-p seldom needs more than the first.
-    let (mut sorted, mut piece) = (0, if enough.is_finite() { 64 } else { ids.len() });
-    while sorted < ids.len() {
-        let rest = &mut ids[sorted..];
+    let (mut sorted, mut piece) = (0, if enough.is_finite() { 64 } else { possible.len() });
+    while sorted < possible.len() {
+        let rest = &mut possible[sorted..];
         let n = piece.min(rest.len());
         if n < rest.len() {
             rest.select_nth_unstable_by(n, order);
         }
         rest[..n].sort_unstable_by(order);
-        for &id in &rest[..n] {
-            let e = mass(id);
+        for &scored in &rest[..n] {
+            let e = mass(scored.1);
             if filters.min_p > 0.0 && e < f64::from(filters.min_p) {
                 return kept;
             }
-            kept.push((id, e));
+            kept.push((scored, e));
             sum += e;
             if sum >= enough {
                 return kept;
@@ -270,15 +287,16 @@ fn floor(vocab: usize, temperature: f32, filters: Filters, softmax: &Softmax) ->
     (softmax.max + of_top_p.max(min_p.ln()) - room) * f64::from(temperature)
 }
 
-fn draw_from(candidates: &[(usize, f64)], u: f64) -> usize {
+/// The candidate whose cumulative mass passes `u` of the whole. There is none only where logits are no numbers; so is then its own.
+fn draw_from(candidates: &[(Scored, f64)], u: f64) -> Scored {
     let mut rest = u * candidates.iter().map(|c| c.1).sum::<f64>();
-    for (id, mass) in candidates {
+    for (scored, mass) in candidates {
         if rest < *mass {
-            return *id;
+            return *scored;
         }
         rest -= mass;
     }
-    candidates.last().map_or(0, |c| c.0)
+    candidates.last().map_or((0, f32::NAN), |c| c.0)
 }
 
 #[cfg(test)]
