@@ -5,198 +5,17 @@
 
 pub mod keys;
 mod load;
+mod prompt;
 mod stage;
 
-use crate::data::metrics::ScoreKind;
-use crate::data::subtask::evidence::{Evidence, Lexical};
-use crate::data::subtask::file::{Order, Universe};
-use crate::data::subtask::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
-use crate::model::optimizer::AdamWConfig;
-use crate::rl::advantage::{Scale, Whitening};
-use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
-use crate::rl::schedule::Schedule;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
-use std::collections::BTreeMap;
+pub use prompt::PromptSettings;
+pub use stage::{AdvantageKind, Algorithm, CriticKind, CriticSettings, Reference, Score, Stage};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-
-/// What is trained in a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    /// Supervised fine-tuning.
-    Sft,
-    /// A policy gradient without a critic: group relative policy optimisation and its kin.
-    Grpo,
-    /// Proximal policy optimisation with a critic.
-    Ppo,
-}
-
-impl Algorithm {
-    /// Its name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Algorithm::Sft => "sft",
-            Algorithm::Grpo => "grpo",
-            Algorithm::Ppo => "ppo",
-        }
-    }
-
-    /// Whether it samples answers and learns from their rewards.
-    pub fn samples(self) -> bool {
-        self != Algorithm::Sft
-    }
-}
-
-/// How rewards become advantages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdvantageKind {
-    /// Normalised in the group.
-    Grpo,
-    /// Less the group's mean.
-    DrGrpo,
-    /// Less the mean of the group's others.
-    Rloo,
-    /// Returns, whitened over the batch.
-    ReinforcePlusPlus,
-    /// The same of rewards less the group's mean.
-    ReinforcePlusPlusBaseline,
-    /// Generalised advantage estimation with a critic.
-    Gae,
-}
-
-/// What a critic is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CriticKind {
-    /// A value head on the policy's trunk.
-    Trunk,
-    /// A model that shares the frozen base, with its own adapter.
-    Lora,
-    /// A full model.
-    Full,
-}
-
-/// A critic's settings.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
-pub struct CriticSettings {
-    pub kind: CriticKind,
-    pub schedule: Schedule,
-    pub warmup: u64,
-    pub clip: Option<f64>,
-    pub coef: f64,
-}
-
-/// What the KL is measured against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reference {
-    /// The policy at the start of the stage.
-    Start,
-    /// The model as it was loaded; with LoRA, the adapter off.
-    Base,
-}
-
-/// The reward's rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Score {
-    /// F-beta.
-    Fbeta,
-    /// F1.
-    F1,
-    /// 1 if the answer is exactly the gold set.
-    Exact,
-    /// 1 if any gold element is named.
-    Hit,
-}
-
-impl From<Score> for ScoreKind {
-    fn from(score: Score) -> Self {
-        match score {
-            Score::Fbeta => Self::Fbeta,
-            Score::F1 => Self::F1,
-            Score::Exact => Self::Exact,
-            Score::Hit => Self::Hit,
-        }
-    }
-}
-
-/// Settings that may differ from stage to stage.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
-pub struct Stage {
-    pub algorithm: Algorithm,
-    pub steps: u64,
-    pub train: Vec<PathBuf>,
-    pub shuffle: bool,
-    pub batch_prompts: usize,
-    pub group_size: usize,
-    pub max_prompt_tokens: usize,
-    pub max_new_tokens: usize,
-    pub temperature: f32,
-    pub microbatch_tokens: usize,
-    /// Passes over a batch.
-    pub epochs: u64,
-    /// Updates in each pass.
-    pub minibatches: usize,
-    pub activation_checkpointing: bool,
-    pub score: Score,
-    /// Of a mixture: each subtask's weight.
-    pub subtask_weights: BTreeMap<&'static str, f64>,
-    pub optim: AdamWConfig,
-    pub schedule: Schedule,
-    pub kl_coef: f64,
-    pub kl_estimator: KlEstimator,
-    pub kl_in_reward: bool,
-    pub kl_target: f64,
-    pub kl_horizon: f64,
-    pub kl_measure: bool,
-    pub kl_reference: Reference,
-    pub clip: Clip,
-    pub dual_clip: Option<f64>,
-    pub ratio: Ratio,
-    pub aggregation: Aggregation,
-    pub entropy_coef: f64,
-    pub advantage: AdvantageKind,
-    pub whitening: Whitening,
-    pub gamma: f64,
-    pub lambda: f64,
-    pub advantage_scale: Scale,
-    pub advantage_eps: f64,
-    pub sampling_rounds: usize,
-    pub overlong_buffer: usize,
-    pub overlong_penalty: f64,
-    pub critic: CriticSettings,
-    pub max_skipped: u64,
-}
-
-/// How prompts are made.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
-pub struct PromptSettings {
-    pub chat: bool,
-    pub universe: Universe,
-    pub order: Order,
-    pub evidence: Evidence,
-    pub min_issue_tokens: usize,
-    /// How many files an answer is to name; 0 leaves it to the model.
-    pub answers: usize,
-    /// Above 0, `answers` is the most: gold answers go on with candidates that score at least this part of the best one.
-    pub close: f64,
-    /// By subtask; those without have the built-in one.
-    pub templates: BTreeMap<&'static str, PathBuf>,
-}
-
-impl PromptSettings {
-    /// The text of a subtask's template, if it is not the built-in one.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn template(&self, subtask: &str) -> Result<Option<String>> {
-        self.templates.get(subtask).map(|path| std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))).transpose()
-    }
-}
 
 /// The subtasks, as `subtask` names them.
 pub const SUBTASKS: &[&str] = &["file", "function", "line", "edit", "repair"];
@@ -230,27 +49,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// How the run's prompts are made, for whoever asks its model later. Prompts are as long as evaluations' are.
-    ///
-    /// # Errors
-    /// A template that cannot be read.
-    pub fn recipe(&self) -> Result<Recipe> {
-        let PromptSettings { chat, universe, order, evidence, min_issue_tokens, answers, close, .. } = self.prompt;
-        let template = |name: &&'static str| Ok(self.prompt.template(name)?.map(|text| ((*name).to_owned(), text)));
-        Ok(Recipe {
-            subtasks: self.subtasks.iter().map(|name| (*name).to_owned()).collect(),
-            chat,
-            universe,
-            order,
-            evidence,
-            answers,
-            close,
-            min_issue_tokens,
-            max_prompt_tokens: self.eval_max_prompt_tokens,
-            templates: self.subtasks.iter().filter_map(|name| template(name).transpose()).collect::<Result<_>>()?,
-        })
-    }
-
     /// Reads a configuration file (or none) and applies `--set` flags. Relative paths are relative to the file's folder, or to the current
     /// one where there is no file.
     pub fn load(file: Option<&Path>, sets: &[String]) -> Result<Self> {
@@ -319,27 +117,7 @@ impl Config {
             seed: r.size("seed") as u64,
             heldout: r.paths("data.heldout"),
             subtasks: r.subtasks(),
-            prompt: PromptSettings {
-                chat: r.bool("prompt.chat"),
-                universe: if r.text("prompt.universe") == "tree" { Universe::Tree } else { Universe::Files },
-                order: r.text("prompt.order").parse().expect("one of the choices"),
-                evidence: Evidence {
-                    names: r.bool("prompt.names"),
-                    lexical: match r.text("prompt.lexical").as_str() {
-                        "score" => Lexical::Score,
-                        "rank" => Lexical::Rank,
-                        "words" => Lexical::Words,
-                        _ => Lexical::None,
-                    },
-                },
-                min_issue_tokens: r.size("prompt.min_issue_tokens"),
-                answers: r.size("prompt.answers"),
-                close: r.number("prompt.close"),
-                templates: SUBTASKS
-                    .iter()
-                    .filter_map(|name| Some((*name, optional(&format!("prompt.templates.{name}"))?.into())))
-                    .collect(),
-            },
+            prompt: PromptSettings::read(&r),
             reward_beta: r.number("reward.beta"),
             rollout_batch: r.size("rollout_batch"),
             lora: (rank > 0).then(|| LoraConfig { rank, alpha: r.number("lora.alpha") as f32, targets: r.texts("lora.targets") }),

@@ -1,12 +1,162 @@
-//! A stage's settings from checked values.
+//! A stage's settings, and reading them from checked values.
 
-use super::{AdvantageKind, Algorithm, CriticKind, CriticSettings, Reader, Reference, Score, Stage, missing};
+use super::{Reader, missing};
+use crate::data::metrics::ScoreKind;
 use crate::error::{Error, Result};
 use crate::model::optimizer::AdamWConfig;
 use crate::rl::advantage::{Scale, Whitening};
 use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
 use crate::rl::schedule::{Schedule, Shape};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What is trained in a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Supervised fine-tuning.
+    Sft,
+    /// A policy gradient without a critic: group relative policy optimisation and its kin.
+    Grpo,
+    /// Proximal policy optimisation with a critic.
+    Ppo,
+}
+
+impl Algorithm {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sft => "sft",
+            Algorithm::Grpo => "grpo",
+            Algorithm::Ppo => "ppo",
+        }
+    }
+
+    /// Whether it samples answers and learns from their rewards.
+    pub fn samples(self) -> bool {
+        self != Algorithm::Sft
+    }
+}
+
+/// How rewards become advantages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdvantageKind {
+    /// Normalised in the group.
+    Grpo,
+    /// Less the group's mean.
+    DrGrpo,
+    /// Less the mean of the group's others.
+    Rloo,
+    /// Returns, whitened over the batch.
+    ReinforcePlusPlus,
+    /// The same of rewards less the group's mean.
+    ReinforcePlusPlusBaseline,
+    /// Generalised advantage estimation with a critic.
+    Gae,
+}
+
+/// What a critic is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CriticKind {
+    /// A value head on the policy's trunk.
+    Trunk,
+    /// A model that shares the frozen base, with its own adapter.
+    Lora,
+    /// A full model.
+    Full,
+}
+
+/// A critic's settings.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct CriticSettings {
+    pub kind: CriticKind,
+    pub schedule: Schedule,
+    pub warmup: u64,
+    pub clip: Option<f64>,
+    pub coef: f64,
+}
+
+/// What the KL is measured against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// The policy at the start of the stage.
+    Start,
+    /// The model as it was loaded; with LoRA, the adapter off.
+    Base,
+}
+
+/// The reward's rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// F-beta.
+    Fbeta,
+    /// F1.
+    F1,
+    /// 1 if the answer is exactly the gold set.
+    Exact,
+    /// 1 if any gold element is named.
+    Hit,
+}
+
+impl From<Score> for ScoreKind {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Fbeta => Self::Fbeta,
+            Score::F1 => Self::F1,
+            Score::Exact => Self::Exact,
+            Score::Hit => Self::Hit,
+        }
+    }
+}
+
+/// Settings that may differ from stage to stage.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
+pub struct Stage {
+    pub algorithm: Algorithm,
+    pub steps: u64,
+    pub train: Vec<PathBuf>,
+    pub shuffle: bool,
+    pub batch_prompts: usize,
+    pub group_size: usize,
+    pub max_prompt_tokens: usize,
+    pub max_new_tokens: usize,
+    pub temperature: f32,
+    pub microbatch_tokens: usize,
+    /// Passes over a batch.
+    pub epochs: u64,
+    /// Updates in each pass.
+    pub minibatches: usize,
+    pub activation_checkpointing: bool,
+    pub score: Score,
+    /// Of a mixture: each subtask's weight.
+    pub subtask_weights: BTreeMap<&'static str, f64>,
+    pub optim: AdamWConfig,
+    pub schedule: Schedule,
+    pub kl_coef: f64,
+    pub kl_estimator: KlEstimator,
+    pub kl_in_reward: bool,
+    pub kl_target: f64,
+    pub kl_horizon: f64,
+    pub kl_measure: bool,
+    pub kl_reference: Reference,
+    pub clip: Clip,
+    pub dual_clip: Option<f64>,
+    pub ratio: Ratio,
+    pub aggregation: Aggregation,
+    pub entropy_coef: f64,
+    pub advantage: AdvantageKind,
+    pub whitening: Whitening,
+    pub gamma: f64,
+    pub lambda: f64,
+    pub advantage_scale: Scale,
+    pub advantage_eps: f64,
+    pub sampling_rounds: usize,
+    pub overlong_buffer: usize,
+    pub overlong_penalty: f64,
+    pub critic: CriticSettings,
+    pub max_skipped: u64,
+}
 
 impl Stage {
     pub(super) fn read(r: &Reader<'_>) -> Result<Self> {

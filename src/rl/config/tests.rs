@@ -1,4 +1,5 @@
 use super::*;
+use crate::rl::objective::{Clip, KlEstimator};
 
 const MINIMAL: &str = "model = \"owner/name\"\ndata.train = \"tasks.jsonl\"\n";
 
