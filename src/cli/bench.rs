@@ -24,7 +24,7 @@ pub(crate) struct Args {
     name: Option<String>,
     #[command(flatten)]
     pub(super) device: DeviceArgs,
-    /// Also time this model: prefill, decode alone and at batch 16, a training step
+    /// Also time this model: decode alone and in batches, prefill, a training step, a GRPO step, a step of a LoRA adapter
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// JSON lines
@@ -174,16 +174,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
         names: Vec::new(),
         narrow: width().is_some_and(|w| w < 80),
     };
+    let emulated = args.device.device == "emulator";
     match &device {
         Device::Cpu => on_processor(&mut bench, args.seconds)?,
-        Device::Cuda(gpu) => device::run(&mut bench, gpu, args.device.device == "emulator")?,
+        Device::Cuda(gpu) => device::run(&mut bench, gpu, emulated)?,
     }
     if let Some(spec) = &args.model {
-        model::run(&mut bench, spec, &device)?;
+        model::run(&mut bench, spec, &device, emulated)?;
     }
     match bench.filter {
         Some(name) if bench.rows == 0 => {
-            let model = if args.model.is_some() { "" } else { "; with --model: model prefill, model decode, model training step" };
+            let model = if args.model.is_some() {
+                ""
+            } else {
+                "; with --model: model decode, model prefill, model training step, model GRPO step, model LoRA training step"
+            };
             let hint = format!("there are: {}{model}", bench.names.join(", "));
             Err(Error::usage(format!("no benchmark has `{name}` in its name")).hint(hint))
         }

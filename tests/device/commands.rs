@@ -111,6 +111,11 @@ fn the_self_check_passes_and_a_kernel_is_timed() {
     let timed = check(&["bench", "rope", "--device", "emulator", "--seconds", "0.01", "--json"]);
     let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
     assert!(rows.contains("\"rope\"") && rows.contains("GB/s"), "{rows}");
+    let timed = check(&["bench", "model", "--device", "emulator", "--model", "tiny", "--seconds", "0.01", "--json"]);
+    let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
+    for name in ["decode alone", "decode at batch 2", "prefill 2x8", "training step 2x8", "GRPO step 2x2, 4+3", "LoRA training step 2x8"] {
+        assert!(rows.contains(&format!("\"model {name}\"")), "{name}: {rows}");
+    }
     let wrong = Command::cargo_bin("sorft-native").unwrap().args(["doctor", "--check", "cpu"]).assert().code(2);
     let text = String::from_utf8(wrong.get_output().stderr.clone()).unwrap();
     assert!(text.contains("--check cpu: expected cuda:N"), "{text}");

@@ -2,7 +2,9 @@
 
 use super::{Bench, kernels};
 use crate::Result;
+use crate::model::flops::TrainingFlops;
 use crate::model::generate::{Completion, Event, SamplingParams, generate};
+use crate::model::lora::{LoraConfig, TARGETS};
 use crate::model::optimizer::{AdamW, AdamWConfig};
 use crate::model::transformer::{Adapter, Transformer};
 use crate::model::weights;
@@ -11,56 +13,161 @@ use crate::tensor::philox::Philox;
 use crate::tensor::plan::{Plan, Tree};
 use std::time::Instant;
 
-/// Tokens of a prefill and of a training step.
-const LENGTH: usize = 512;
-/// Tokens decoded a call, after a prompt of [`PROMPT`].
-const DECODED: usize = 64;
-/// Tokens of the prompt that decoding goes on from.
-const PROMPT: usize = 128;
+/// How much work a call of each row is.
+struct Sizes {
+    /// Tokens decoded for each sample, after its first.
+    decoded: usize,
+    /// What is decoded together.
+    decode: &'static [Decode],
+    /// Sequences of a prefill and of a training step, and the tokens of each.
+    sequences: (usize, usize),
+    grpo: Grpo,
+}
 
-pub(super) fn run(bench: &mut Bench, spec: &str, device: &Device) -> Result<()> {
+/// Samples that are decoded together.
+struct Decode {
+    name: &'static str,
+    prompts: usize,
+    /// Samples of each prompt.
+    samples: usize,
+    /// Tokens of each prompt.
+    length: usize,
+}
+
+/// A GRPO step.
+struct Grpo {
+    prompts: usize,
+    /// Answers to each.
+    group: usize,
+    /// Tokens of a prompt.
+    prompt: usize,
+    /// Tokens of an answer.
+    answer: usize,
+    /// Prompts, with their answers, that are trained on at one time.
+    at_once: usize,
+}
+
+const CPU: Sizes = Sizes {
+    decoded: 64,
+    decode: &[
+        Decode { name: "model decode alone", prompts: 1, samples: 1, length: 128 },
+        Decode { name: "model decode at batch 16", prompts: 1, samples: 16, length: 128 },
+    ],
+    sequences: (1, 512),
+    grpo: Grpo { prompts: 2, group: 8, prompt: 256, answer: 64, at_once: 2 },
+};
+
+const GPU: Sizes = Sizes {
+    decoded: 64,
+    decode: &[
+        Decode { name: "model decode alone", prompts: 1, samples: 1, length: 1024 },
+        Decode { name: "model decode at batch 64", prompts: 64, samples: 1, length: 1024 },
+        Decode { name: "model decode at batch 256", prompts: 256, samples: 1, length: 1024 },
+        Decode { name: "model decode, a group of 16 on 4096", prompts: 1, samples: 16, length: 4096 },
+        Decode { name: "model decode, 16 prompts of 4096", prompts: 16, samples: 1, length: 4096 },
+    ],
+    sequences: (16, 1024),
+    grpo: Grpo { prompts: 32, group: 16, prompt: 1024, answer: 512, at_once: 1 },
+};
+
+/// For the sake of running at all.
+const EMULATOR: Sizes = Sizes {
+    decoded: 2,
+    decode: &[
+        Decode { name: "model decode alone", prompts: 1, samples: 1, length: 4 },
+        Decode { name: "model decode at batch 2", prompts: 2, samples: 1, length: 4 },
+    ],
+    sequences: (2, 8),
+    grpo: Grpo { prompts: 2, group: 2, prompt: 4, answer: 3, at_once: 1 },
+};
+
+/// Rank and alpha of the adapter that is trained.
+const LORA: (usize, f32) = (16, 32.0);
+
+pub(super) fn run(bench: &mut Bench, spec: &str, device: &Device, emulated: bool) -> Result<()> {
+    let sizes = match device {
+        Device::Cpu => &CPU,
+        Device::Cuda(_) if emulated => &EMULATOR,
+        Device::Cuda(_) => &GPU,
+    };
     let mut model = Transformer::load(&weights::open(spec)?, device)?;
-    let random = Philox::new(1, 1);
-    let vocab = model.config().vocab_size as f64;
-    let ids: Vec<u32> = (0..LENGTH).map(|i| (random.uniform(i as u64, 0) * vocab) as u32).collect();
-    let prompt = ids[..PROMPT].to_vec();
-    let mut failure = None;
-    for (name, batch) in [("model decode alone", 1), ("model decode at batch 16", 16)] {
-        if !bench.wants_group(name) {
-            continue;
-        }
-        let params = SamplingParams { n: batch, max_new_tokens: DECODED + 1, ignore_eos: true, ..Default::default() };
-        // Every token reads all weights once: the floor, at the rate that memory has just now.
-        let (width, rate) = if device.is_cpu() { (4, kernels::read_rate(0.5)) } else { (2, bench.peaks.1) };
-        let bytes: usize = model.base_params().iter().map(|p| width * p.shape.iter().product::<usize>()).sum();
-        let floor = batch as f64 * rate * 1e9 / bytes as f64;
-        bench.run_timed(name, "tokens/s", (batch * DECODED) as f64, Some(floor), &mut || {
-            let (mut first, mut last) = (None, Instant::now());
-            let mut watch = |event: Event<'_>| {
-                if let Event::Progress(tokens) = event {
-                    last = Instant::now();
-                    // The prompt and the first token of each sample are not counted.
-                    first = first.or((tokens == batch).then_some(last));
-                }
-                true
-            };
-            failure = generate(&model, None, std::slice::from_ref(&prompt), &params, batch, &mut watch).err();
-            first.map_or(0.0, |first| (last - first).as_secs_f64())
-        })?;
+    let tokens = Tokens { random: Philox::new(1, 1), vocab: model.config().vocab_size as f64 };
+    for row in sizes.decode {
+        decode(bench, &model, device, (row, sizes.decoded), &tokens)?;
     }
-    // Only the last token is predicted, as in the prefill of generation.
-    let targets: Vec<bool> = (0..LENGTH).map(|i| i + 1 == LENGTH).collect();
-    let plan = Plan::for_trees(&[Tree::sequence(&ids, &targets)]);
-    bench.run("model prefill 512", "tokens/s", LENGTH as f64, &mut || {
-        failure = model.evaluate(&plan, 1.0, Adapter::On).err();
+    let (n, length) = sizes.sequences;
+    let sequences: Vec<Vec<u32>> = (0..n).map(|i| tokens.sequence(i, length)).collect();
+    let size = if n == 1 { length.to_string() } else { format!("{n}x{length}") };
+    prefill(bench, &model, &format!("model prefill {size}"), &sequences)?;
+    train(bench, &mut model, &format!("model training step {size}"), &sequences)?;
+    grpo_step(bench, &mut model, &sizes.grpo, &tokens)?;
+    let name = format!("model LoRA training step {size}");
+    if bench.wants_group(&name) {
+        let (rank, alpha) = LORA;
+        model.add_lora(&LoraConfig { rank, alpha, targets: TARGETS.map(str::to_owned).into() }, 1)?;
+        train(bench, &mut model, &name, &sequences)?;
+    }
+    Ok(())
+}
+
+/// Random tokens.
+struct Tokens {
+    random: Philox,
+    vocab: f64,
+}
+
+impl Tokens {
+    fn sequence(&self, number: usize, length: usize) -> Vec<u32> {
+        (0..length).map(|i| (self.random.uniform(i as u64, number as u64) * self.vocab) as u32).collect()
+    }
+}
+
+/// Bytes of a key and a value of a position, in all layers.
+fn kv_bytes(model: &Transformer, width: usize) -> usize {
+    let c = model.config();
+    2 * width * c.num_layers * c.num_kv_heads * c.head_dim
+}
+
+/// Tokens after the prompt and the first token of each sample.
+fn decode(bench: &mut Bench, model: &Transformer, device: &Device, (row, decoded): (&Decode, usize), tokens: &Tokens) -> Result<()> {
+    let &Decode { name, prompts, samples, length } = row;
+    if length + decoded + 1 > model.config().max_position_embeddings || !bench.wants_group(name) {
+        return Ok(());
+    }
+    let batch = prompts * samples;
+    let params = SamplingParams { n: samples, max_new_tokens: decoded + 1, ignore_eos: true, ..Default::default() };
+    let prompts: Vec<Vec<u32>> = (0..prompts).map(|i| tokens.sequence(i, length)).collect();
+    // Every token reads all weights once, each prompt's keys and values once, and each sample's own: the floor, at the rate that memory has
+    // just now.
+    let (width, rate) = if device.is_cpu() { (4, kernels::read_rate(0.5)) } else { (2, bench.peaks.1) };
+    let weights: usize = model.base_params().iter().map(|p| width * p.shape.iter().product::<usize>()).sum();
+    let history = prompts.len() * length + batch * decoded.div_ceil(2);
+    let floor = batch as f64 * rate * 1e9 / (weights + history * kv_bytes(model, width)) as f64;
+    let mut failure = None;
+    bench.run_timed(name, "tokens/s", (batch * decoded) as f64, Some(floor), &mut || {
+        let (mut first, mut last) = (None, (0, Instant::now()));
+        let mut watch = |event: Event<'_>| {
+            if let Event::Progress(tokens) = event {
+                last = (tokens, Instant::now());
+                first = first.or((tokens >= batch).then_some(last));
+            }
+            true
+        };
+        failure = generate(model, None, &prompts, &params, batch, &mut watch).err();
+        // Seconds of all tokens after the first of each sample, by those that were watched.
+        first.map_or(0.0, |first| (last.1 - first.1).as_secs_f64() * (batch * decoded) as f64 / (last.0 - first.0).max(1) as f64)
     })?;
-    train(bench, &mut model, &ids)?;
-    grpo_step(bench, &mut model, &random)?;
     failure.map_or(Ok(()), Err)
 }
 
-/// Prompts, answers to each, tokens of a prompt and of an answer in a GRPO step.
-const GRPO: (usize, usize, usize, usize) = (2, 8, 256, 64);
+/// Only the last token of each sequence is predicted, as in the prefill of generation.
+fn prefill(bench: &mut Bench, model: &Transformer, name: &str, sequences: &[Vec<u32>]) -> Result<()> {
+    let tree = |ids: &Vec<u32>| Tree::sequence(ids, &(0..ids.len()).map(|i| i + 1 == ids.len()).collect::<Vec<_>>());
+    let plan = Plan::for_trees(&sequences.iter().map(tree).collect::<Vec<_>>());
+    let mut failure = None;
+    bench.run(name, "tokens/s", plan.num_tokens() as f64, &mut || failure = model.evaluate(&plan, 1.0, Adapter::On).err())?;
+    failure.map_or(Ok(()), Err)
+}
 
 /// What `train` does at the defaults of its optimizer.
 fn adamw(model: &Transformer) -> Result<AdamW> {
@@ -68,60 +175,66 @@ fn adamw(model: &Transformer) -> Result<AdamW> {
     AdamW::new(model, config)
 }
 
-/// A whole GRPO step: answers of fixed length sampled at temperature 1, a made-up advantage for each, one update of all parameters.
-fn grpo_step(bench: &mut Bench, model: &mut Transformer, random: &Philox) -> Result<()> {
-    let (prompts, group, prompt_tokens, answer_tokens) = GRPO;
-    let name = format!("model GRPO step {prompts}x{group}, {prompt_tokens}+{answer_tokens}");
-    if !bench.wants_group(&name) {
+/// Forward, backward and AdamW over all that is trained, every token a target. The floor of a full step is its operations at the rate of
+/// products; the gradients that an adapter's training does without are not counted apart, so it has none.
+fn train(bench: &mut Bench, model: &mut Transformer, name: &str, sequences: &[Vec<u32>]) -> Result<()> {
+    if !bench.wants_group(name) {
         return Ok(());
     }
-    let vocab = model.config().vocab_size as f64;
-    let id = |i: usize| (random.uniform(i as u64, 1) * vocab) as u32;
-    let prompts: Vec<Vec<u32>> = (0..prompts).map(|p| (0..prompt_tokens).map(|i| id(p * prompt_tokens + i)).collect()).collect();
-    let mut optimizer = adamw(model)?;
-    let mut grads = model.gradients()?;
-    let mut step = 0;
-    let mut failure = None;
-    let answer_total = prompts.len() * group * answer_tokens;
-    bench.run(&name, "tokens/s", answer_total as f64, &mut || {
-        step += 1;
-        let params = SamplingParams { n: group, max_new_tokens: answer_tokens, ignore_eos: true, step, ..Default::default() };
-        let update = generate(model, None, &prompts, &params, prompts.len() * group, &mut |_| true).and_then(|completions| {
-            let tree = |(p, answers): (&Vec<u32>, &[Completion])| {
-                Tree::prompt_with_answers(p, &answers.iter().map(|c| c.ids.clone()).collect::<Vec<_>>())
-            };
-            let plan = Plan::for_trees(&prompts.iter().zip(completions.chunks(group)).map(tree).collect::<Vec<_>>());
-            let seeds: Vec<f32> =
-                (0..plan.predictions.len()).map(|i| if i / answer_tokens % 2 == 0 { 1.0 } else { -1.0 } / answer_total as f32).collect();
-            grads.zero()?;
-            let (_, saved) = model.forward(&plan, 1.0, false)?;
-            model.backward(&plan, saved, &seeds, None, &mut grads)?;
-            optimizer.step(model, &mut grads, 1e-6, step)
-        });
-        failure = update.err();
-    })?;
-    failure.map_or(Ok(()), Err)
-}
-
-/// Forward, backward and AdamW over all parameters, every token a target.
-fn train(bench: &mut Bench, model: &mut Transformer, ids: &[u32]) -> Result<()> {
-    if !bench.wants_group("model training step") {
-        return Ok(());
-    }
-    let plan = Plan::for_trees(&[Tree::sequence(ids, &vec![true; ids.len()])]);
+    let plan = Plan::for_trees(&sequences.iter().map(|ids| Tree::sequence(ids, &vec![true; ids.len()])).collect::<Vec<_>>());
     let seeds = vec![-1.0 / plan.predictions.len() as f32; plan.predictions.len()];
+    let flops = TrainingFlops::of(model.config(), &model.base_params(), &plan).total();
+    let tokens = plan.num_tokens() as f64;
+    let floor = model.lora().is_none().then(|| tokens * bench.peaks.0 * 1e9 / flops);
     let mut optimizer = adamw(model)?;
     let mut grads = model.gradients()?;
     let mut step = 0;
     let mut failure = None;
-    bench.run("model training step 512", "tokens/s", ids.len() as f64, &mut || {
+    bench.run_timed(name, "tokens/s", tokens, floor, &mut || {
         step += 1;
+        let start = Instant::now();
         failure = grads
             .zero()
             .and_then(|()| model.forward(&plan, 1.0, false))
             .and_then(|(_, saved)| model.backward(&plan, saved, &seeds, None, &mut grads))
             .and_then(|()| optimizer.step(model, &mut grads, 1e-6, step).map(drop))
             .err();
+        start.elapsed().as_secs_f64()
+    })?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// A whole GRPO step: answers of fixed length sampled at temperature 1, a made-up advantage for each, one update of all parameters.
+fn grpo_step(bench: &mut Bench, model: &mut Transformer, size: &Grpo, tokens: &Tokens) -> Result<()> {
+    let name = format!("model GRPO step {}x{}, {}+{}", size.prompts, size.group, size.prompt, size.answer);
+    if size.prompt + size.answer > model.config().max_position_embeddings || !bench.wants_group(&name) {
+        return Ok(());
+    }
+    let prompts: Vec<Vec<u32>> = (0..size.prompts).map(|p| tokens.sequence(p, size.prompt)).collect();
+    let mut optimizer = adamw(model)?;
+    let mut grads = model.gradients()?;
+    let mut step = 0;
+    let mut failure = None;
+    let total = size.prompts * size.group * size.answer;
+    bench.run(&name, "tokens/s", total as f64, &mut || {
+        step += 1;
+        let params = SamplingParams { n: size.group, max_new_tokens: size.answer, ignore_eos: true, step, ..Default::default() };
+        let sampled = generate(model, None, &prompts, &params, size.prompts * size.group, &mut |_| true);
+        let mut update = |completions: Vec<Completion>| {
+            grads.zero()?;
+            for (prompts, completions) in prompts.chunks(size.at_once).zip(completions.chunks(size.at_once * size.group)) {
+                let tree = |(p, answers): (&Vec<u32>, &[Completion])| {
+                    Tree::prompt_with_answers(p, &answers.iter().map(|c| c.ids.clone()).collect::<Vec<_>>())
+                };
+                let plan = Plan::for_trees(&prompts.iter().zip(completions.chunks(size.group)).map(tree).collect::<Vec<_>>());
+                let seed = |i: usize| if i / size.answer % 2 == 0 { 1.0 } else { -1.0 } / total as f32;
+                let seeds: Vec<f32> = (0..plan.predictions.len()).map(seed).collect();
+                let (_, saved) = model.forward(&plan, 1.0, false)?;
+                model.backward(&plan, saved, &seeds, None, &mut grads)?;
+            }
+            optimizer.step(model, &mut grads, 1e-6, step)
+        };
+        failure = sampled.and_then(&mut update).err();
     })?;
     failure.map_or(Ok(()), Err)
 }

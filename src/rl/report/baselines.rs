@@ -18,9 +18,23 @@ const MOST: usize = 4;
 const RANKINGS: [(&str, Ranking); 3] =
     [("paths", Ranking::Bm25(Field::Path)), ("contents", Ranking::Bm25(Field::Content)), ("fused", Ranking::Fused)];
 
-/// A ranking's baselines, each with its records: the first one named, as many as are best by F-beta where that is not one, and, if the
-/// run's gold answers depended on how close candidates score (`prompt.close`), as many as are close.
-pub(super) type Baseline = Vec<(String, Records)>;
+/// A baseline's name and its records.
+pub(super) type Named = (String, Records);
+
+/// A ranking's baselines.
+pub(super) struct Baseline {
+    /// Lists of one length: the first file alone, and as many as are best by F-beta where that is not one.
+    pub counted: Vec<Named>,
+    /// As many as are close, if the runs' gold answers depended on how close candidates score (`prompt.close`).
+    pub close: Option<Named>,
+}
+
+impl Baseline {
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Named> {
+        self.counted.iter().chain(&self.close)
+    }
+}
 
 /// The baselines of each ranking on the tasks of `records`. None where the tasks cannot be read any more: a table without a baseline is
 /// better than none.
@@ -36,7 +50,7 @@ pub(super) fn of_files(runs: &[&Run], records: &Records) -> Result<Vec<Baseline>
     let most = runs.first().map_or(0.0, |run| number(run, "prompt.answers")) as usize;
     let mut out = Vec::new();
     for (name, ranking) in RANKINGS {
-        let mut by_count: Vec<(String, Records)> = (1..=MOST).map(|k| (format!("BM25 {name} {k}"), Records::new())).collect();
+        let mut by_count: Vec<Named> = (1..=MOST).map(|k| (format!("BM25 {name} {k}"), Records::new())).collect();
         let mut as_close = (format!("BM25 {name} close"), Records::new());
         for (key, record) in records {
             let Some(task) = tasks.get(key) else { continue };
@@ -57,7 +71,7 @@ pub(super) fn of_files(runs: &[&Run], records: &Records) -> Result<Vec<Baseline>
         }
         let best = (0..MOST).max_by(|&a, &b| mean(&by_count[a].1, "fbeta").total_cmp(&mean(&by_count[b].1, "fbeta"))).unwrap_or(0);
         let chosen = by_count.into_iter().enumerate().filter(|(k, _)| *k == 0 || *k == best).map(|(_, made)| made);
-        out.push(chosen.chain((close > 0.0).then_some(as_close)).collect());
+        out.push(Baseline { counted: chosen.collect(), close: (close > 0.0).then_some(as_close) });
     }
     Ok(out)
 }

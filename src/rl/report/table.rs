@@ -1,6 +1,7 @@
 //! The table that sums up a run: its evaluations beside BM25, each number with its 95 % interval, and the paired differences between stages.
 
-use super::{Run, baselines};
+use super::Run;
+use super::baselines::{self, Baseline};
 use crate::data::bootstrap::{Bootstrap, Interval};
 use crate::error::Result;
 use crate::rl::config::SUBTASKS;
@@ -93,10 +94,9 @@ impl Summary {
         let mut differences: Vec<Difference> = evaluations.windows(2).filter_map(|pair| difference(&pair[0], &pair[1], &columns)).collect();
         // The last stage against each ranking's best list of one length, and against its lists of as many as are close.
         for baseline in &baselines {
-            let (close, counted): (Vec<_>, Vec<_>) = baseline.iter().partition(|(name, _)| name.ends_with(" close"));
-            for lists in [counted, close] {
-                let best = lists.into_iter().max_by(|a, b| mean(&a.1, "fbeta").total_cmp(&mean(&b.1, "fbeta")));
-                differences.extend(best.zip(evaluations.last()).and_then(|(best, last)| difference(best, last, &columns)));
+            let best = baseline.counted.iter().max_by(|a, b| mean(&a.1, "fbeta").total_cmp(&mean(&b.1, "fbeta")));
+            for list in best.into_iter().chain(&baseline.close) {
+                differences.extend(evaluations.last().and_then(|last| difference(list, last, &columns)));
             }
         }
         let row = |name: String, records: &Records| Row { name, values: means(records, &columns) };
@@ -106,7 +106,7 @@ impl Summary {
             repositories: clusters(widest),
             runs: runs.len(),
             evaluations: evaluations.iter().map(|(name, records)| row(named(name, records, runs.len()), records)).collect(),
-            baselines: baselines.iter().flatten().map(|(name, records)| row(name.clone(), records)).collect(),
+            baselines: baselines.iter().flat_map(Baseline::all).map(|(name, records)| row(name.clone(), records)).collect(),
             differences,
         }))
     }
