@@ -3,7 +3,7 @@
 use crate::cli::common::DeviceArgs;
 use crate::cli::interrupt;
 use crate::cli::output::{plural, say, to_stdout};
-use crate::data::subtask::recipe;
+use crate::data::subtask::recipe::{self, Recipe};
 use crate::error::Kind;
 use crate::model::Transformer;
 use crate::model::lora::LoraConfig;
@@ -95,6 +95,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // Before anything is trained: its templates are files. Conversations bring prompts of their own.
     let asks = !examples.heldout.is_empty() || examples.stages.iter().any(|set| matches!(**set, Dataset::Items(_)));
     let recipe = asks.then(|| config.recipe()).transpose()?;
+    if let Some(recipe) = &recipe {
+        warn_of_other_prompts(recipe, &config, &files, &mut console)?;
+    }
     let model = load_model(&config, &files, adapter, &device)?;
     if !args.resume {
         // Only now: a run that could not begin leaves no folder behind.
@@ -118,6 +121,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let report = report::write(&out)?;
     say!("{}\n{}", result.display(), report.display());
+    Ok(())
+}
+
+/// A model that goes on with other prompts than it was trained with begins anew, mostly by mistake.
+fn warn_of_other_prompts(recipe: &Recipe, config: &Config, files: &ModelFiles, console: &mut Console) -> Result<()> {
+    let dir = config.adapter.as_deref().unwrap_or(&files.path);
+    let differences = Recipe::read(dir)?.map(|before| before.differences(recipe)).unwrap_or_default();
+    if !differences.is_empty() {
+        let (file, said) = (dir.join(recipe::FILE), differences.join("; "));
+        console.show(Event::Warning(format!("the model was trained with other prompts ({}): {said}", file.display())));
+    }
     Ok(())
 }
 

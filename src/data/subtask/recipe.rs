@@ -58,6 +58,23 @@ impl Recipe {
             .map_err(|e| Error::input(format!("not how prompts are made: {e}")).at_file(&path).hint(hint))
     }
 
+    /// What of the prompts themselves is another in `other`, in words (`order: "fused", here "alphabetical"`): how long they are, and which
+    /// subtasks they ask, is left aside.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let fields = |recipe: &Self| serde_json::to_value(recipe).ok().and_then(|v| v.as_object().cloned()).unwrap_or_default();
+        let (mine, theirs) = (fields(self), fields(other));
+        let asked = |name: &&String| !["subtasks", "min_issue_tokens", "max_prompt_tokens", "templates"].contains(&name.as_str());
+        let mut out: Vec<String> = mine
+            .iter()
+            .filter(|(name, _)| asked(name))
+            .filter_map(|(name, value)| theirs.get(name).filter(|v| *v != value).map(|v| format!("{name}: {value}, here {v}")))
+            .collect();
+        if self.templates.iter().any(|(name, text)| other.subtasks.contains(name) && other.templates.get(name) != Some(text)) {
+            out.push("templates".to_owned());
+        }
+        out
+    }
+
     /// The file's bytes.
     pub fn to_json(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("names and numbers");
@@ -89,6 +106,9 @@ mod tests {
         std::fs::write(dir.path().join(FILE), recipe.to_json()).unwrap();
         assert_eq!(Recipe::read(dir.path()).unwrap(), Some(recipe.clone()));
         assert_eq!(Recipe::read(&dir.path().join(FILE)).unwrap(), None);
+        let here = Recipe { order: Order::Alphabetical, max_prompt_tokens: 9, templates: BTreeMap::new(), ..recipe.clone() };
+        assert_eq!(recipe.differences(&here), ["order: \"fused\", here \"alphabetical\"", "templates"]);
+        assert!(recipe.differences(&recipe).is_empty());
         let unknown = String::from_utf8(recipe.to_json()).unwrap().replace("\"close\"", "\"far\"");
         std::fs::write(dir.path().join(FILE), unknown).unwrap();
         let error = Recipe::read(dir.path()).unwrap_err().to_string();
