@@ -227,7 +227,7 @@ fn grpo_step(bench: &mut Bench, model: &mut Transformer, size: &Grpo, tokens: &T
                     Tree::prompt_with_answers(p, &answers.iter().map(|c| c.ids.clone()).collect::<Vec<_>>())
                 };
                 let plan = Plan::for_trees(&prompts.iter().zip(completions.chunks(size.group)).map(tree).collect::<Vec<_>>());
-                let seed = |i: usize| if i / size.answer % 2 == 0 { 1.0 } else { -1.0 } / total as f32;
+                let seed = |i: usize| if (i / size.answer).is_multiple_of(2) { 1.0 } else { -1.0 } / total as f32;
                 let seeds: Vec<f32> = (0..plan.predictions.len()).map(seed).collect();
                 let (_, saved) = model.forward(&plan, 1.0, false)?;
                 model.backward(&plan, saved, &seeds, None, &mut grads)?;
