@@ -3,7 +3,7 @@
 use crate::cli::common::DeviceArgs;
 use crate::cli::interrupt;
 use crate::cli::output::{plural, say, to_stdout};
-use crate::data::subtask::recipe::{self, Recipe};
+use crate::data::subtask::prompt_recipe::{self, PromptRecipe};
 use crate::error::Kind;
 use crate::model::Transformer;
 use crate::model::lora::LoraConfig;
@@ -117,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let trained = trained.map_err(|e| interrupted(e, &out))?;
     let result = save(&trained, &config, &files, &out)?;
     if let Some(recipe) = recipe {
-        run_log::replace(&result.join(recipe::FILE), &recipe.to_json())?;
+        run_log::replace(&result.join(prompt_recipe::FILE), &recipe.to_json())?;
     }
     let report = report::write(&out)?;
     say!("{}\n{}", result.display(), report.display());
@@ -125,11 +125,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// A model that goes on with other prompts than it was trained with begins anew, mostly by mistake.
-fn warn_of_other_prompts(recipe: &Recipe, config: &Config, files: &ModelFiles, console: &mut Console) -> Result<()> {
+fn warn_of_other_prompts(recipe: &PromptRecipe, config: &Config, files: &ModelFiles, console: &mut Console) -> Result<()> {
     let dir = config.adapter.as_deref().unwrap_or(&files.path);
-    let differences = Recipe::read(dir)?.map(|before| before.differences(recipe)).unwrap_or_default();
+    let differences = PromptRecipe::read(dir)?.map(|before| before.differences(recipe)).unwrap_or_default();
     if !differences.is_empty() {
-        let (file, said) = (dir.join(recipe::FILE), differences.join("; "));
+        let (file, said) = (dir.join(prompt_recipe::FILE), differences.join("; "));
         console.show(Event::Warning(format!("the model was trained with other prompts ({}): {said}", file.display())));
     }
     Ok(())

@@ -219,6 +219,9 @@ fn a_model_is_asked_as_it_was_trained() {
     fs::write(dir.join("m/prompts.json"), "{\"order\": \"odd\"}").expect("written");
     let said = output(&mut eval(dir, &["--out", "third"]), 1).1;
     assert!(said.contains("m/prompts.json") && said.contains("odd"), "{said}");
+    fs::remove_file(dir.join("m/prompts.json")).expect("removed");
+    let said = output(&mut eval(dir, &["--pipeline", "mini", "--until", "line"]), 2).1;
+    assert!(said.contains("--pipeline mini has the hops file and edit"), "{said}");
     assert!(output(&mut eval(dir, &["--close", "2"]), 2).1.contains("--close takes a number from 0 to 1"));
 }
 

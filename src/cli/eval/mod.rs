@@ -18,7 +18,7 @@ use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout, width};
 use crate::agentless::evaluate::{Record, check_gold, compare, patch_records, table};
 use crate::agentless::generator::Local;
-use crate::agentless::pipeline::{LastHop, Settings};
+use crate::agentless::pipeline::{LastHop, Pipeline, Settings};
 use crate::agentless::records::{MODEL_NAME, Tests};
 use crate::agentless::{files, reproduction, run};
 use crate::data::Task;
@@ -103,6 +103,9 @@ fn evaluate(args: &Args, files: &ModelFiles, all: &Tasks) -> Result<()> {
     check_gold(tasks)?;
     let dialogue = Dialogue::new(files, args.pipeline.chat())?;
     let settings = Settings { until: args.until.unwrap_or_default(), ..args.pipeline.resolve(files, &dialogue)? };
+    if settings.pipeline == Pipeline::Mini && !matches!(settings.until, LastHop::File | LastHop::Edit) {
+        return Err(Error::usage("--until: --pipeline mini has the hops file and edit"));
+    }
     let described = args.describe(&settings, all);
     // Before the folder: a run that could not begin leaves none behind.
     let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;

@@ -9,7 +9,7 @@ use crate::agentless::generator::Sampling;
 use crate::agentless::pipeline::{LastHop, Pipeline, Settings};
 use crate::cli::output::say;
 use crate::data::subtask::file::{Order, Universe};
-use crate::data::subtask::recipe::{self, Recipe};
+use crate::data::subtask::prompt_recipe::{self, PromptRecipe};
 use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
 use crate::{Error, Result};
@@ -167,8 +167,8 @@ impl PipelineArgs {
     /// A `prompts.json` that cannot be read.
     pub(crate) fn learn(&mut self, files: &ModelFiles, adapter: Option<&Path>) -> Result<()> {
         for dir in adapter.into_iter().chain([files.path.as_path()]) {
-            if let Some(recipe) = Recipe::read(dir)? {
-                say!("prompts are made as {} says, where no option says otherwise", dir.join(recipe::FILE).display());
+            if let Some(recipe) = PromptRecipe::read(dir)? {
+                say!("prompts are made as {} says, where no option says otherwise", dir.join(prompt_recipe::FILE).display());
                 self.fill_recipe(recipe);
                 break;
             }
@@ -177,7 +177,7 @@ impl PipelineArgs {
     }
 
     /// Takes what a model was trained with, where nothing else is given.
-    fn fill_recipe(&mut self, recipe: Recipe) {
+    fn fill_recipe(&mut self, recipe: PromptRecipe) {
         self.universe = self.universe.or(Some(UniverseName::of(recipe.universe)));
         self.order = self.order.take().or_else(|| Some(name_of(recipe.order)));
         self.evidence = self.evidence.take().or_else(|| Some(recipe.evidence.to_string()));

@@ -10,7 +10,7 @@ pub mod function;
 pub mod line;
 mod localised;
 pub mod mini;
-pub mod recipe;
+pub mod prompt_recipe;
 pub mod repair;
 pub mod reproduction;
 mod shown;

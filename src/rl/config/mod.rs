@@ -13,7 +13,7 @@ use crate::model::lora::LoraConfig;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
 pub use prompt::PromptSettings;
-pub use stage::{AdvantageKind, Algorithm, CriticKind, CriticSettings, Reference, Score, Stage};
+pub use stage::{AdvantageKind, Algorithm, CriticKind, CriticSettings, Reference, Stage};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 

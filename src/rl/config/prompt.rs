@@ -3,7 +3,7 @@
 use super::{Config, Reader, SUBTASKS};
 use crate::data::subtask::evidence::{Evidence, Lexical};
 use crate::data::subtask::file::{Order, Universe};
-use crate::data::subtask::recipe::Recipe;
+use crate::data::subtask::prompt_recipe::PromptRecipe;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -64,10 +64,10 @@ impl Config {
     ///
     /// # Errors
     /// A template that cannot be read.
-    pub fn recipe(&self) -> Result<Recipe> {
+    pub fn recipe(&self) -> Result<PromptRecipe> {
         let PromptSettings { chat, universe, order, evidence, min_issue_tokens, answers, close, .. } = self.prompt;
         let template = |name: &&'static str| Ok(self.prompt.template(name)?.map(|text| ((*name).to_owned(), text)));
-        Ok(Recipe {
+        Ok(PromptRecipe {
             subtasks: self.subtasks.iter().map(|name| (*name).to_owned()).collect(),
             chat,
             universe,

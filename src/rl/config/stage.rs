@@ -85,30 +85,6 @@ pub enum Reference {
     Base,
 }
 
-/// The reward's rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Score {
-    /// F-beta.
-    Fbeta,
-    /// F1.
-    F1,
-    /// 1 if the answer is exactly the gold set.
-    Exact,
-    /// 1 if any gold element is named.
-    Hit,
-}
-
-impl From<Score> for ScoreKind {
-    fn from(score: Score) -> Self {
-        match score {
-            Score::Fbeta => Self::Fbeta,
-            Score::F1 => Self::F1,
-            Score::Exact => Self::Exact,
-            Score::Hit => Self::Hit,
-        }
-    }
-}
-
 /// Settings that may differ from stage to stage.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // documented, one by one, in `keys::KEYS`
@@ -128,7 +104,7 @@ pub struct Stage {
     /// Updates in each pass.
     pub minibatches: usize,
     pub activation_checkpointing: bool,
-    pub score: Score,
+    pub score: ScoreKind,
     /// Of a mixture: each subtask's weight.
     pub subtask_weights: BTreeMap<&'static str, f64>,
     pub optim: AdamWConfig,
@@ -203,10 +179,10 @@ impl Stage {
             minibatches: if algorithm == Algorithm::Ppo { r.size("ppo.minibatches") } else { 1 },
             activation_checkpointing: r.bool("activation_checkpointing"),
             score: match r.text("reward.score").as_str() {
-                "f1" => Score::F1,
-                "exact" => Score::Exact,
-                "hit" => Score::Hit,
-                _ => Score::Fbeta,
+                "f1" => ScoreKind::F1,
+                "exact" => ScoreKind::Exact,
+                "hit" => ScoreKind::Hit,
+                _ => ScoreKind::Fbeta,
             },
             subtask_weights: subtask_weights(r)?,
             optim: AdamWConfig {

@@ -6,7 +6,7 @@ use crate::data::metrics::ScoreKind;
 use crate::data::subtask::file::{self, FileOptions, FilePrompt, FileSubtask};
 use crate::error::Result;
 use crate::model::generate::Completion;
-use crate::rl::config::{PromptSettings, Score};
+use crate::rl::config::PromptSettings;
 use std::collections::BTreeSet;
 
 /// The subtask with its prompt's and its reward's settings.
@@ -18,7 +18,7 @@ pub struct FileLocalisation {
 
 impl FileLocalisation {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template.
-    pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Self> {
+    pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: ScoreKind, beta: f64) -> Result<Self> {
         let template = prompt.template("file")?;
         let options = FileOptions {
             universe: prompt.universe,
@@ -31,7 +31,7 @@ impl FileLocalisation {
             seed,
             template,
         };
-        Ok(Self { prompts: FileSubtask::new(options)?, score: score.into(), beta })
+        Ok(Self { prompts: FileSubtask::new(options)?, score, beta })
     }
 }
 

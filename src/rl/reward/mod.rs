@@ -13,7 +13,7 @@ use crate::data::subtask::view::ViewOptions;
 use crate::error::{Kind, Result};
 use crate::model::chat::{Message, conversation};
 use crate::model::generate::Completion;
-use crate::rl::config::{PromptSettings, Score};
+use crate::rl::config::PromptSettings;
 
 /// What an answer earns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,10 +80,10 @@ pub trait Subtask: Send + Sync {
 ///
 /// # Errors
 /// A template that cannot be read or is not Jinja.
-pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score, beta: f64) -> Result<Box<dyn Subtask>> {
+pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64, score: ScoreKind, beta: f64) -> Result<Box<dyn Subtask>> {
     let place = |place| -> Result<Box<dyn Subtask>> {
         let options = ViewOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template: prompt.template(name)? };
-        Ok(Box::new(place::PlaceSubtask::new(place, options, score.into(), beta)?))
+        Ok(Box::new(place::PlaceSubtask::new(place, options, score, beta)?))
     };
     let made = match name {
         "function" => place(Place::Function),

@@ -3,11 +3,12 @@
 use super::{Question, Reward, Subtask};
 use crate::data::Task;
 use crate::data::difflib::Scratch;
+use crate::data::metrics::ScoreKind;
 use crate::data::patch_similarity::{Files, Oracle, Rule};
 use crate::data::subtask::repair::{RepairOptions, RepairPrompt, RepairSubtask};
 use crate::error::Result;
 use crate::model::generate::Completion;
-use crate::rl::config::{PromptSettings, Score};
+use crate::rl::config::PromptSettings;
 use std::sync::Arc;
 
 /// The subtask with its prompt's and its reward's settings.
@@ -19,10 +20,10 @@ pub struct Repair {
 impl Repair {
     /// The subtask; prompts have at most `max_tokens` tokens, without the chat template. The score `exact` is the discrete reward, any other
     /// the similarity.
-    pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: Score) -> Result<Self> {
+    pub fn new(prompt: &PromptSettings, max_tokens: usize, seed: u64, score: ScoreKind) -> Result<Self> {
         let template = prompt.template("repair")?;
         let options = RepairOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template };
-        let rule = if score == Score::Exact { Rule::Discrete } else { Rule::Continuous };
+        let rule = if score == ScoreKind::Exact { Rule::Discrete } else { Rule::Continuous };
         Ok(Self { prompts: RepairSubtask::new(options)?, rule })
     }
 }

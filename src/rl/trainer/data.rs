@@ -2,10 +2,11 @@
 
 use super::Event;
 use crate::data::Task;
+use crate::data::metrics::ScoreKind;
 use crate::error::{Error, Result};
 use crate::model::dialogue::Dialogue;
 use crate::model::weights::ModelFiles;
-use crate::rl::config::{AdvantageKind, Algorithm, Config, Score, Stage};
+use crate::rl::config::{AdvantageKind, Algorithm, Config, Stage};
 use crate::rl::dataset::{Dataset, Item, holds_dialogues, holds_sequences, make_items, read_dialogues, read_sequences, read_tasks};
 use crate::rl::reward;
 use std::collections::HashSet;
@@ -125,7 +126,7 @@ fn load_heldout(config: &Config, files: &ModelFiles, on_event: &mut dyn FnMut(Ev
     if config.eval_tasks > 0 {
         tasks.truncate(config.eval_tasks);
     }
-    questions(config, files, &tasks, config.eval_max_prompt_tokens, Score::Fbeta, "data.heldout", on_event)
+    questions(config, files, &tasks, config.eval_max_prompt_tokens, ScoreKind::Fbeta, "data.heldout", on_event)
 }
 
 /// The questions of tasks; those left out and those cut are counted aloud.
@@ -134,7 +135,7 @@ fn questions(
     files: &ModelFiles,
     tasks: &[Task],
     max_prompt: usize,
-    score: Score,
+    score: ScoreKind,
     place: &str,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<Item>> {

@@ -287,7 +287,7 @@ fn floor(vocab: usize, temperature: f32, filters: Filters, softmax: &Softmax) ->
     (softmax.max + of_top_p.max(min_p.ln()) - room) * f64::from(temperature)
 }
 
-/// The candidate whose cumulative mass passes `u` of the whole. There is none only where logits are no numbers; so is then its own.
+/// The candidate whose cumulative mass passes `u` of the whole. Where logits are NaN there is none: token 0, with NaN.
 fn draw_from(candidates: &[(Scored, f64)], u: f64) -> Scored {
     let mut rest = u * candidates.iter().map(|c| c.1).sum::<f64>();
     for (scored, mass) in candidates {

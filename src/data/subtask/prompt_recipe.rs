@@ -13,10 +13,10 @@ use crate::{Error, Result};
 /// The file's name in the folder of a model or of an adapter.
 pub const FILE: &str = "prompts.json";
 
-/// The settings that prompts were made with. Fields are named as the configuration's `prompt.*`.
+/// The settings that prompts were made with, named as the options of `eval` and, but for `evidence`, as the configuration's `prompt.*`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
+pub struct PromptRecipe {
     /// The subtasks that were trained on.
     pub subtasks: Vec<String>,
     /// Whether prompts went through the model's chat template, where it has one.
@@ -40,7 +40,7 @@ pub struct Recipe {
     pub templates: BTreeMap<String, String>,
 }
 
-impl Recipe {
+impl PromptRecipe {
     /// The recipe of a folder; none where it has none, or is no folder.
     ///
     /// # Errors
@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_what_is_unknown_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Recipe::read(dir.path()).unwrap(), None);
-        let recipe = Recipe {
+        assert_eq!(PromptRecipe::read(dir.path()).unwrap(), None);
+        let recipe = PromptRecipe {
             subtasks: vec!["file".into()],
             chat: false,
             universe: Universe::Tree,
@@ -104,14 +104,14 @@ mod tests {
             templates: BTreeMap::from([("file".to_owned(), "{{ issue }}".to_owned())]),
         };
         std::fs::write(dir.path().join(FILE), recipe.to_json()).unwrap();
-        assert_eq!(Recipe::read(dir.path()).unwrap(), Some(recipe.clone()));
-        assert_eq!(Recipe::read(&dir.path().join(FILE)).unwrap(), None);
-        let here = Recipe { order: Order::Alphabetical, max_prompt_tokens: 9, templates: BTreeMap::new(), ..recipe.clone() };
+        assert_eq!(PromptRecipe::read(dir.path()).unwrap(), Some(recipe.clone()));
+        assert_eq!(PromptRecipe::read(&dir.path().join(FILE)).unwrap(), None);
+        let here = PromptRecipe { order: Order::Alphabetical, max_prompt_tokens: 9, templates: BTreeMap::new(), ..recipe.clone() };
         assert_eq!(recipe.differences(&here), ["order: \"fused\", here \"alphabetical\"", "templates"]);
         assert!(recipe.differences(&recipe).is_empty());
         let unknown = String::from_utf8(recipe.to_json()).unwrap().replace("\"close\"", "\"far\"");
         std::fs::write(dir.path().join(FILE), unknown).unwrap();
-        let error = Recipe::read(dir.path()).unwrap_err().to_string();
+        let error = PromptRecipe::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("prompts.json") && error.contains("far"), "{error}");
     }
 }
