@@ -82,7 +82,7 @@ __device__ __forceinline__ int column_of(int first, int j) { return first + thre
 
 // parts [rows, ceil(V / 128), 3]: the sums of each 128 columns. Grid: (ceil(rows / 128), ceil(V / 128)). Dynamic shared memory: 99 KiB. targets
 // and logits may be null.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
 head_fwd_bf16(float *__restrict__ parts, float *__restrict__ target_z, float *__restrict__ logits, const bf16 *__restrict__ h,
               const bf16 *__restrict__ w, const float *__restrict__ temperature, const u32 *__restrict__ targets, i32 rows, i32 vocab, i32 k) {
   SORFT_DYN_SMEM(bf16, shared);
@@ -90,10 +90,10 @@ head_fwd_bf16(float *__restrict__ parts, float *__restrict__ target_z, float *__
   const linear::Place at = linear::own_place();
   linear::Sums total;
   linear::clear(total);
-  linear::add_product<true, true>(total, shared, {h, rows, k}, {w, vocab, k}, at, k, 1.0f);
+  linear::add_product<true, true>(total, shared, {h, rows, k}, {w, vocab, k}, at, k);
   if (logits)
     linear::each_pair(total, at, rows, vocab,
-                      [=](i64 row, i64 column, float lo, float hi) { store_vec(logits + row * vocab + column, float2{lo, hi}); });
+                      [=](i64 row, int column, float lo, float hi) { store_vec(logits + row * vocab + column, float2{lo, hi}); });
   SORFT_UNROLL
   for (int i = 0; i < 4; i++) {
     const head::Row r = head::row_of(i);
@@ -103,7 +103,7 @@ head_fwd_bf16(float *__restrict__ parts, float *__restrict__ target_z, float *__
     float z[16];
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) {
-      const int column = head::column_of((int)at.column, j);
+      const int column = head::column_of(at.column, j);
       SORFT_UNROLL
       for (int e = 0; e < 2; e++) {
         z[2 * j + e] = column + e < vocab ? total[r.half][j][2 * r.pair + e] / t : head::nothing();
@@ -141,14 +141,14 @@ head_chunk_sums_f32(float *__restrict__ sums, const float *__restrict__ parts, i
 SORFT_EXPORT(head_chunk_sums_f32)
 
 // dz of columns first.. of the vocabulary. Grid: (ceil(rows / 128), ceil(width / 128)). Dynamic shared memory: 96 KiB.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
 head_dz_bf16(bf16 *__restrict__ dz, const bf16 *__restrict__ h, const bf16 *__restrict__ w, const float *__restrict__ temperature,
              const u32 *__restrict__ targets, const float *__restrict__ seeds, i32 rows, i32 vocab, i32 k, i32 first, i32 width) {
   SORFT_DYN_SMEM(bf16, shared);
-  const linear::Place at = {(i64)blockIdx.x * head::SIDE, first + (i64)blockIdx.y * head::SIDE};
+  const linear::Place at = {(int)blockIdx.x * head::SIDE, first + (int)blockIdx.y * head::SIDE};
   linear::Sums total;
   linear::clear(total);
-  linear::add_product<true, true>(total, shared, {h, rows, k}, {w, vocab, k}, at, k, 1.0f);
+  linear::add_product<true, true>(total, shared, {h, rows, k}, {w, vocab, k}, at, k);
   SORFT_UNROLL
   for (int i = 0; i < 4; i++) {
     const head::Row r = head::row_of(i);
@@ -159,7 +159,7 @@ head_dz_bf16(bf16 *__restrict__ dz, const bf16 *__restrict__ h, const bf16 *__re
     const float a = s[0], b = s[1], max = s[2], shift = s[5] - s[3], inv_sum = s[4];
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) {
-      const int column = head::column_of((int)at.column, j);
+      const int column = head::column_of(at.column, j);
       if (column >= first + width) continue;
       float g[2];
       SORFT_UNROLL
@@ -176,17 +176,17 @@ head_dz_bf16(bf16 *__restrict__ dz, const bf16 *__restrict__ h, const bf16 *__re
 SORFT_EXPORT(head_dz_bf16)
 
 // dh [rows, K] += dz [rows, width] w [width, K]. Grid: (ceil(rows / 128), ceil(K / 128)). Dynamic shared memory: 96 KiB.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
 head_dh_f32(float *__restrict__ dh, const bf16 *__restrict__ dz, const bf16 *__restrict__ w, i32 rows, i32 width, i32 k) {
   SORFT_DYN_SMEM(bf16, shared);
   const linear::Place at = linear::own_place();
   linear::Sums total;
   linear::clear(total);
-  linear::each_pair(total, at, rows, k, [=](i64 row, i64 column, float &lo, float &hi) {
+  linear::each_pair(total, at, rows, k, [=](i64 row, int column, float &lo, float &hi) {
     const float2 before = load_vec<float2>(dh + row * k + column);
     lo = before.x, hi = before.y;
   });
-  linear::add_product<true, false>(total, shared, {dz, rows, width}, {w, k, k}, at, width, 1.0f);
-  linear::each_pair(total, at, rows, k, [=](i64 row, i64 column, float lo, float hi) { store_vec(dh + row * k + column, float2{lo, hi}); });
+  linear::add_product<true, false>(total, shared, {dz, rows, width}, {w, k, k}, at, width);
+  linear::each_pair(total, at, rows, k, [=](i64 row, int column, float lo, float hi) { store_vec(dh + row * k + column, float2{lo, hi}); });
 }
 SORFT_EXPORT(head_dh_f32)

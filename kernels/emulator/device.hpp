@@ -21,6 +21,7 @@
 #define SORFT_UNROLL
 
 struct bf16;
+struct TensorMap;
 
 namespace emu {
 
@@ -75,6 +76,22 @@ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32
 void copy_async(void *to, const void *from, uint32_t bytes, uint32_t read);
 void commit_copies();
 void wait_for_copies(uint32_t pending);
+
+// ---- barriers in shared memory, and copies of whole tiles (mbarrier.cpp)
+void mbarrier_init(uint64_t *barrier, uint32_t count);
+void mbarrier_arrive(uint64_t *barrier, uint32_t bytes);
+void mbarrier_wait(uint64_t *barrier, uint32_t parity);
+void load_tile(void *to, const void *map, uint64_t *barrier, int x, int y);
+void fence_async_proxy();
+void named_barrier(uint32_t id, uint32_t count);
+
+// ---- products by a warpgroup (wgmma.cpp)
+uint32_t shared_offset(const void *pointer);
+void wgmma_fence();
+void wgmma(float *d, uint32_t columns, uint64_t a, bool a_by_rows, uint64_t b, bool b_by_rows, bool keep);
+void wgmma_registers(float *d, uint32_t columns, const uint32_t *a, uint64_t b, bool b_by_rows, bool keep);
+void wgmma_commit();
+void wgmma_wait(uint32_t pending);
 
 // ---- numbers
 // To nearest, ties to even, as cvt.rn.bf16.f32 does; a NaN gives 0x7fff.
@@ -142,6 +159,7 @@ SORFT_LETTER(unsigned, 'u')
 SORFT_LETTER(long long, 'l')
 SORFT_LETTER(double, 'd')
 SORFT_LETTER(bf16, 'b')
+SORFT_LETTER(TensorMap, 't')
 #undef SORFT_LETTER
 
 template <class T>

@@ -27,6 +27,44 @@ struct PendingCopy {
   uint32_t bytes, read, pc;
 };
 
+// A matrix of bf16 in device memory, as TMA reads it; src/tensor/cuda/emulator.rs makes it, in the place of the driver's 128 bytes.
+struct TileMap {
+  static constexpr uint64_t MAGIC = 0x70616d20656c6974ull;
+  uint64_t magic, address;
+  uint64_t columns, rows, stride;  // stride in bytes
+  uint32_t box_rows, reserved;
+};
+
+// A tile on its way to shared memory.
+struct PendingTile {
+  Block *block;
+  uint8_t *to;
+  TileMap map;
+  std::ptrdiff_t barrier;  // of the block's mbarriers
+  int x, y;
+  uint32_t pc;
+};
+
+// A barrier in shared memory.
+struct MBarrier {
+  const void *place = nullptr;
+  uint32_t agent = 0;  // which of the block's clocks stands for the tiles that land here
+  uint32_t count = 0, missing = 0, phase = 0, landed = 0;
+  int64_t bytes = 0;  // announced and not yet there
+  std::vector<Thread *> waiting;
+  std::vector<uint32_t> told, tells;  // what those knew who arrived in this phase; what all phases that have ended pass on
+};
+
+// A product of a warpgroup that has been issued: d [64, columns] (+)= a b, as one lane has it.
+struct PendingProduct {
+  float *d;
+  const uint32_t *a_registers;  // or null: then `a` describes it
+  uint64_t a, b;
+  uint32_t columns, pc;
+  bool a_by_rows, b_by_rows, keep;
+  std::vector<float> sums;  // what d held, while it may not be read
+};
+
 // A CUDA thread.
 struct Thread {
   Fiber fiber;
@@ -43,6 +81,9 @@ struct Thread {
   ThreadClock clock;
   std::vector<PendingCopy> copies;                // since the last commit
   std::vector<std::vector<PendingCopy>> groups;   // committed, oldest first
+  std::vector<PendingProduct> products;           // oldest first
+  std::vector<uint32_t> product_groups;           // how many of them each commit closed
+  bool products_fenced = false;
 
   uint32_t who() const;
 };
@@ -72,6 +113,8 @@ struct Block {
   std::vector<Warp> warps;
   BlockClock clock;
   SharedMemory shared;
+  std::vector<MBarrier> mbarriers;
+  std::vector<Thread *> at_named[16];  // who waits in which named barrier
 };
 
 inline uint32_t Thread::who() const { return block->linear * MAX_THREADS + index; }
@@ -101,6 +144,7 @@ class Engine {
   void access_shared(Thread &thread, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
   // An asynchronous copy to shared memory is under way, and has landed for the thread that waited for it.
   void start_copy(const PendingCopy &copy);
+  void set_in_flight(Block &block, const void *address, uint32_t bytes);
   void land_copy(const PendingCopy &copy);
 
   // ---- for messages
@@ -116,9 +160,12 @@ class Engine {
   RaceChecker races;
   Stats stats = {};
   uint32_t block_size;
+  std::vector<PendingTile> tiles;
 
  private:
   static void fiber_main();
+  bool land_tile();
+  Thread *next_thread();
   void start_block(Block &block, uint32_t linear, uint32_t slot);
   void end_thread();
   void switch_away();

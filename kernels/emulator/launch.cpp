@@ -102,16 +102,26 @@ Engine::Engine(Device &on, const Launch &shape, const Options &how, void (*entry
 
 std::string Engine::name(uint32_t who) const {
   const Dim3 b = unflatten(who / MAX_THREADS, launch.grid), t = unflatten(who % MAX_THREADS, launch.block);
+  if (who % MAX_THREADS >= block_size) return format("block (%u,%u,%u) tile copies of mbarrier %u", b.x, b.y, b.z, who % MAX_THREADS - block_size);
   return format("block (%u,%u,%u) thread (%u,%u,%u)", b.x, b.y, b.z, t.x, t.y, t.z);
 }
 
 void Engine::switch_away() {
   Thread *self = current_;
-  Thread *next = failed_ || block_ended_ ? nullptr : ready.pop();
+  Thread *next = failed_ || block_ended_ ? nullptr : next_thread();
   if (next == self) return;
   stats.switches++;
   current_ = next;
   switch_fiber(self->fiber, next ? next->fiber : main_);
+}
+
+// The thread to run; null if none can go on, and no tile is on its way that would let one.
+Thread *Engine::next_thread() {
+  if (ready.schedule() == Schedule::Random && !tiles.empty() && random.below(8) == 0) land_tile();
+  for (;;) {
+    if (Thread *thread = ready.pop()) return thread;
+    if (!land_tile()) return nullptr;
+  }
 }
 
 // The fibers are left as they are: nothing on their stacks needs a destructor once the launch has failed.
@@ -158,11 +168,15 @@ void Engine::end_thread() {
   thread.state = State::Done;
   if (const size_t copies = unfinished_copies(thread))
     fail(format("%s ends with %zu asynchronous copies that it has not waited for", name(thread).c_str(), copies));
+  if (!thread.products.empty())
+    fail(format("%s ends with %zu products of its warpgroup that it has not waited for", name(thread).c_str(), thread.products.size()));
   if (block.arrived > 0) fail(format("divergent block: %s ends while %u threads wait in __syncthreads", name(thread).c_str(), block.arrived) + deadlock());
   for (const Collective &open : thread.warp->open)
     if (open.mask >> thread.lane & 1) fail(format("divergent warp: %s ends while others of its warp wait for it in %s", name(thread).c_str(), open.name) + deadlock());
   thread.warp->exited |= 1u << thread.lane;
   block_ended_ = --block.live == 0;
+  if (block_ended_ && std::any_of(tiles.begin(), tiles.end(), [&](const PendingTile &tile) { return tile.block == &block; }))
+    fail(format("the block of %s ends with tiles on their way to its shared memory", name(thread).c_str()));
   for (;;) switch_away();
 }
 
@@ -173,6 +187,8 @@ void Engine::start_block(Block &block, uint32_t linear, uint32_t slot) {
   block.arrived = 0;
   block.threads = std::vector<Thread>(block_size);
   block.warps = std::vector<Warp>((block_size + 31) / 32);
+  block.mbarriers.clear();
+  for (auto &waiting : block.at_named) waiting.clear();
   block.shared.reset(launch.shared_bytes, options.check != 0);
   if (block_size % 32) block.warps.back().absent = ~0u << block_size % 32;
   std::vector<Thread *> order;
@@ -228,7 +244,7 @@ bool Engine::run(Stats &out) {
   for (uint32_t slot = 0; slot < resident; slot++) start_block(*slots_[slot], order[next++], slot);
   uint32_t running = resident;
   while (running > 0 && !failed_) {
-    Thread *thread = ready.pop();
+    Thread *thread = next_thread();
     if (!thread) {
       device.error = "deadlock" + deadlock();
       failed_ = true;

@@ -86,10 +86,13 @@ void Engine::access_shared(Thread &thread, const void *pointer, size_t bytes, Ac
 void Engine::start_copy(const PendingCopy &copy) {
   access_shared(current(), copy.to, copy.bytes, Access::Write, copy.pc, "cp.async");
   if (copy.read) access(copy.from, copy.read, Access::Read, false, copy.pc);
+  set_in_flight(*current().block, copy.to, copy.bytes);
+}
+
+void Engine::set_in_flight(Block &block, const void *address, uint32_t bytes) {
   if (!options.check) return;
-  const uintptr_t to = reinterpret_cast<uintptr_t>(copy.to);
-  SharedMemory &shared = current().block->shared;
-  for (uint32_t i = 0; i < copy.bytes; i += SharedMemory::GRAIN) shared.cell(to + i)->in_flight = true;
+  const uintptr_t to = reinterpret_cast<uintptr_t>(address);
+  for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) block.shared.cell(to + i)->in_flight = true;
 }
 
 void Engine::land_copy(const PendingCopy &copy) {

@@ -47,6 +47,7 @@ class SharedMemory {
   // The array declared at `site` (null: the dynamic one), laid out when its first thread comes by; null if it does not fit.
   uint8_t *array(const void *site, const char *name, size_t bytes, size_t align);
 
+  const uint8_t *base() const { return memory_.get(); }
   bool contains(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(memory_.get()) < CAPACITY; }
   Cell *cell(uintptr_t address) { return &cells_[(address - reinterpret_cast<uintptr_t>(memory_.get())) / GRAIN]; }
   // Name of the array that holds all these bytes, or null, with the bytes' offset in it.

@@ -38,13 +38,14 @@ KnowledgePtr join(const KnowledgePtr &a, const KnowledgePtr &b) {
 }
 
 void RaceChecker::start(Block &block) {
-  const size_t n = block.threads.size();
-  block.clock.matrix.assign(n * n, 0);
-  block.clock.at_barrier.assign(n, 0);
+  const size_t n = block.threads.size(), width = n + AGENTS;
+  block.clock.width = width;
+  block.clock.matrix.assign(n * width, 0);
+  block.clock.at_barrier.assign(width, 0);
   block.clock.barriers = 0;
   for (size_t i = 0; i < n; i++) {
     block.threads[i].clock = ThreadClock();
-    block.threads[i].clock.known = &block.clock.matrix[i * n];
+    block.threads[i].clock.known = &block.clock.matrix[i * width];
   }
 }
 
@@ -118,12 +119,16 @@ uint32_t RaceChecker::new_reader_set(const Thread &thread) {
   set.barriers = thread.block->clock.barriers;
   for (const uint16_t reader : set.readers) set.by_thread[reader] = Stamp();
   set.readers.clear();
-  set.by_thread.resize(std::max(set.by_thread.size(), thread.block->threads.size()));
+  set.by_thread.resize(std::max(set.by_thread.size(), thread.block->clock.width));
   return index;
 }
 
 void RaceChecker::barrier(Block &block) {
   std::vector<Thread *> threads;
+  // What one of them has learned of tiles, all know now.
+  for (Thread &t : block.threads)
+    for (size_t i = block.threads.size(); i < block.clock.width; i++)
+      block.clock.at_barrier[i] = std::max(block.clock.at_barrier[i], t.clock.known[i]);
   for (Thread &t : block.threads) {
     block.clock.at_barrier[t.index] = t.clock.clock++;
     threads.push_back(&t);
@@ -136,20 +141,59 @@ void RaceChecker::warp_barrier(Thread *const *lanes, uint32_t mask) {
   std::vector<Thread *> threads;
   for (uint32_t lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) threads.push_back(lanes[lane]);
-  const size_t n = threads[0]->block->threads.size();
-  std::vector<uint32_t> all(n);
-  for (const Thread *t : threads) raise(all, t->clock.known, n);
+  meet(threads);
+}
+
+void RaceChecker::meet(const std::vector<Thread *> &threads) {
+  const size_t width = threads[0]->block->clock.width;
+  std::vector<uint32_t> all(width);
+  for (const Thread *t : threads) raise(all, t->clock.known, width);
   for (Thread *t : threads) all[t->index] = t->clock.clock++;
   for (Thread *t : threads) std::copy(all.begin(), all.end(), t->clock.known);
   share(threads);
+}
+
+void RaceChecker::tile_landed(MBarrier &barrier) { barrier.landed++; }
+
+void RaceChecker::land_by_agent(Cell &cell, const Block &block, const MBarrier &barrier, uint32_t pc) {
+  cell.in_flight = false;
+  cell.write = {block.linear * MAX_THREADS + static_cast<uint32_t>(block.threads.size()) + barrier.agent, barrier.landed, pc};
+}
+
+void RaceChecker::arrive(Thread &thread, MBarrier &barrier) {
+  raise(barrier.told, thread.block->clock.at_barrier.data(), thread.block->clock.width);
+  raise(barrier.told, thread.clock.known, thread.block->clock.width);
+  barrier.told[thread.index] = thread.clock.clock++;
+}
+
+void RaceChecker::end_phase(MBarrier &barrier) {
+  barrier.told[barrier.told.size() - AGENTS + barrier.agent] = barrier.landed;
+  raise(barrier.tells, barrier.told.data(), barrier.told.size());
+  std::fill(barrier.told.begin(), barrier.told.end(), 0);
+}
+
+void RaceChecker::learn(Thread &thread, const MBarrier &barrier) {
+  for (size_t i = 0; i < barrier.tells.size(); i++) thread.clock.known[i] = std::max(thread.clock.known[i], barrier.tells[i]);
+}
+
+void RaceChecker::check_known(const Thread &thread, const Cell &cell, uint32_t pc) const {
+  if (cell.write.clock && !ordered(thread, cell.write)) race("read after write", thread, pc, cell.write, "an operand of a product of its warp");
+}
+
+void RaceChecker::check_proxy(const Thread &reader, const Cell &cell, uint32_t pc) const {
+  const uint32_t writer = cell.write.who % MAX_THREADS;
+  const auto &threads = reader.block->threads;
+  if (!cell.write.clock || writer >= threads.size() || threads[writer].clock.proxy_fenced >= cell.write.clock) return;
+  engine_.fail(format("no fence.proxy.async: a product reads what %s has stored at %s, by %s at %s", engine_.name(cell.write.who).c_str(),
+                      at(cell.write.pc).c_str(), engine_.name(reader).c_str(), at(pc).c_str()));
 }
 
 void RaceChecker::fence(Thread &thread) {
   Block &block = *thread.block;
   auto known = thread.clock.acquired ? std::make_shared<Knowledge>(*thread.clock.acquired) : std::make_shared<Knowledge>();
   std::vector<uint32_t> &own = (*known)[block.linear];
-  raise(own, block.clock.at_barrier.data(), block.threads.size());
-  raise(own, thread.clock.known, block.threads.size());
+  raise(own, block.clock.at_barrier.data(), block.clock.width);
+  raise(own, thread.clock.known, block.clock.width);
   own[thread.index] = thread.clock.clock++;
   thread.clock.fenced = join(thread.clock.fenced, known);
 }

@@ -19,9 +19,12 @@ namespace emu {
 
 struct Thread;
 struct Block;
+struct MBarrier;
 class Engine;
 
 constexpr uint32_t MAX_THREADS = 1024;  // of a block
+// Clocks of a block beside those of its threads: one for the tiles that land at each of its mbarriers.
+constexpr uint32_t AGENTS = 16;
 
 // A step of a thread: who (block * MAX_THREADS + thread), its clock (0: no access), and the code address.
 struct Stamp {
@@ -51,10 +54,12 @@ struct ThreadClock {
   uint32_t *known = nullptr;  // clocks of the block's threads that this thread was told of, beyond the last barrier
   KnowledgePtr acquired;      // through atomics
   KnowledgePtr fenced;        // what its next atomic passes on: what was known at the last fence
+  uint32_t proxy_fenced = 0;  // its clock at its last fence.proxy.async
 };
 
 // A block's side: the matrix behind `known`, and all clocks at the last barrier, which every thread knows.
 struct BlockClock {
+  size_t width = 0;  // clocks: the threads', then the agents'
   std::vector<uint32_t> matrix, at_barrier;
   uint32_t barriers = 0;
 };
@@ -82,6 +87,20 @@ class RaceChecker {
 
   // The asynchronous copy to this element has landed: from now on it is a write of the thread that waited for it.
   void land(Cell &cell, const Thread &thread, uint32_t pc);
+
+  // A tile has landed at the barrier, as a write of its agent.
+  void tile_landed(MBarrier &barrier);
+  void land_by_agent(Cell &cell, const Block &block, const MBarrier &barrier, uint32_t pc);
+  // What the thread knows is passed on by the end of the barrier's phase; the thread learns what ended phases pass on.
+  void arrive(Thread &thread, MBarrier &barrier);
+  void end_phase(MBarrier &barrier);
+  void learn(Thread &thread, const MBarrier &barrier);
+  // Whether what a product reads is visible to it: written by a tile's copy, or fenced by the thread that wrote it.
+  void check_proxy(const Thread &reader, const Cell &cell, uint32_t pc) const;
+  // Whether the thread has been told of the last write to what is read for it.
+  void check_known(const Thread &thread, const Cell &cell, uint32_t pc) const;
+  // Some threads of a block have met.
+  void meet(const std::vector<Thread *> &threads);
 
   // All threads of a block have met.
   void barrier(Block &block);

@@ -140,6 +140,25 @@ int block_barrier(Reduce reduce, int value) {
   return result;
 }
 
+void named_barrier(uint32_t id, uint32_t count) {
+  Thread &thread = engine->current();
+  const uint32_t pc = EMU_CALLER;
+  if (id > 15 || count == 0 || count % 32 || count > thread.block->threads.size())
+    engine->fail(format("bar.sync %u, %u: there are 16 barriers, for whole warps of the block, at %s", id, count, at(pc).c_str()));
+  std::vector<Thread *> &waiting = thread.block->at_named[id];
+  if (waiting.size() + 1 < count) {
+    waiting.push_back(&thread);
+    return engine->wait("bar.sync", 0, pc);
+  }
+  std::vector<Thread *> others;
+  others.swap(waiting);
+  std::vector<Thread *> all = others;
+  all.push_back(&thread);
+  if (engine->options.check) engine->races.meet(all);
+  engine->wake_all(others);
+  if (!engine->ready.in_order()) engine->give_way();
+}
+
 void warp_barrier(uint32_t mask) { collective("__syncwarp", mask, nullptr, complete_warp_barrier, EMU_CALLER); }
 
 uint64_t shuffle(Shuffle kind, uint32_t mask, uint64_t value, int operand, int width) {

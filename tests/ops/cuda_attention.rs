@@ -89,8 +89,10 @@ fn forests_equal_the_processor_under_every_schedule() {
         let x = inputs(heads, plan.num_tokens());
         let want = processor(heads, &plan, &x);
         let mut first = None;
-        for mode in modes() {
-            for cut in [Cut::Whole, Cut::Split] {
+        let on_ampere = |mode| Emulation { compute_capability: (8, 0), ..mode };
+        for mode in modes().into_iter().flat_map(|mode| [on_ampere(mode), mode]) {
+            let cuts = if mode.compute_capability == (8, 0) { &[Cut::Whole, Cut::Split][..] } else { &[Cut::Whole] };
+            for &cut in cuts {
                 let got = run(&emulator::gpu(mode), heads, &plan, &x, cut).unwrap_or_else(|e| panic!("{heads:?}, {mode:?}, {cut:?}: {e}"));
                 compare(&format!("{heads:?}"), &got, &want);
                 let got = both_bits(&got);
@@ -100,10 +102,11 @@ fn forests_equal_the_processor_under_every_schedule() {
     }
 }
 
-/// Groups of 1 to 8 query heads, segments of every kind, histories over several splits.
+/// Groups of 1 to 8 query heads, segments of every kind, histories over several splits; by mma.sync and by wgmma.
 #[test]
 fn shapes_equal_the_processor() {
-    let quick = Emulation { check: false, ..Emulation::default() };
+    let quick = |compute_capability| Emulation { check: false, compute_capability, ..Emulation::default() };
+    let ways = [(quick((8, 0)), Cut::Whole), (quick((8, 0)), Cut::Split), (quick((9, 0)), Cut::Whole)];
     let cases = [
         (heads(1, 1, 64), vec![tree(&[(None, 1)])]),
         (heads(2, 1, 64), forest()),
@@ -116,9 +119,10 @@ fn shapes_equal_the_processor() {
         let plan = Plan::for_trees(&trees);
         let x = inputs(heads, plan.num_tokens());
         let want = processor(heads, &plan, &x);
-        let runs = [Cut::Whole, Cut::Split].map(|cut| run(&emulator::gpu(quick), heads, &plan, &x, cut).expect("runs"));
+        let runs = ways.map(|(mode, cut)| run(&emulator::gpu(mode), heads, &plan, &x, cut).expect("runs"));
         compare(&format!("{heads:?}"), &runs[0], &want);
         assert!(both_bits(&runs[0]) == both_bits(&runs[1]), "{heads:?}: whole histories and splits");
+        assert!(both_bits(&runs[0]) == both_bits(&runs[2]), "{heads:?}: mma.sync and wgmma");
     }
 }
 
@@ -221,10 +225,13 @@ pub const fn mutant(name: &'static str, from: &'static str, to: &'static str) ->
     Mutant { name, from, to }
 }
 
-/// The library of a source with one mistake, with kernels for heads of 64 only.
+/// The library of a source with one mistake, which may stand in `softmax.cuh`, with kernels for heads of 64 only.
 pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
-    assert_eq!(source.text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
-    let narrow: Vec<&str> = source.text.lines().map(|l| if l.starts_with("ATTENTION_") && !l.contains("(64") { "" } else { l }).collect();
+    let header = include_str!("../../kernels/softmax.cuh").replace("#pragma once", "");
+    let in_source = source.text.contains(mutant.from);
+    let whole = if in_source { source.text.to_owned() } else { source.text.replace("#include \"softmax.cuh\"", &header) };
+    assert_eq!(whole.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
+    let narrow: Vec<&str> = whole.lines().map(|l| if l.starts_with("ATTENTION_") && !l.contains("(64") { "" } else { l }).collect();
     let text = narrow.join("\n").replacen(mutant.from, mutant.to, 1);
     let pages = KernelText { name: Source::KV_PAGES.file.to_owned(), defines: Vec::new(), text: Source::KV_PAGES.text.to_owned() };
     emulator::library(&[KernelText { name: source.file.to_owned(), defines: Vec::new(), text }, pages])
@@ -252,7 +259,7 @@ fn every_mistake_is_found() {
         mutant("first page's rows", "item.end - first * ROWS", "ROWS"),
         mutant("the quad is not asked", "top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));", ""),
         mutant("half of the sum", "sum[r] += __shfl_xor_sync(FULL_WARP, sum[r], 2);", ""),
-        mutant("outputs do not shrink", "out[j][2 * r] *= shrink, out[j][2 * r + 1] *= shrink;", ";"),
+        mutant("outputs do not shrink", "out[j][2 * r] *= shrinks[r], out[j][2 * r + 1] *= shrinks[r];", ";"),
         mutant("a split is not begun afresh", "before.keep(state);\n      state.clear();", "before.keep(state);"),
         mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n      before.keep", "before.keep"),
         mutant(
@@ -266,7 +273,63 @@ fn every_mistake_is_found() {
             "if (pair > item.rows * group) continue;\n    const i64 at = (i64)a.rows",
         ),
     ];
-    let heads = heads(3, 1, 64);
+    each_is_found(Source::ATTENTION, "struct Merge {", &mutants, heads(3, 1, 64), (8, 0));
+}
+
+/// Mistakes with pages by TMA and products by warpgroups.
+#[test]
+fn every_mistake_on_hopper_is_found() {
+    let mutants = [
+        mutant("does not wait for a free page", "    ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n", ""),
+        mutant("does not wait for keys", "    ptx::wait(&barriers.keys[at.stage], at.parity);\n", ""),
+        mutant("does not wait for values", "    ptx::wait(&barriers.values[turn.stage], turn.parity);\n", ""),
+        mutant("values wait for keys", "ptx::wait(&barriers.values[turn.stage]", "ptx::wait(&barriers.keys[turn.stage]"),
+        mutant("parities stay", "stage = 0, parity ^= 1", "stage = 0"),
+        mutant(
+            "a page is freed too early",
+            "ptx::wgmma_wait<0>();\n        state.shrink_outputs(shrinks);\n      }\n      leave_page();",
+            "leave_page();\n        ptx::wgmma_wait<0>();\n        state.shrink_outputs(shrinks);\n      }",
+        ),
+        mutant("a page is freed by half", "groups * GROUP / 32);", "groups * GROUP / 64);"),
+        mutant("scores are not waited for", "ptx::wgmma_wait<1>();  // the scores", "// the scores"),
+        mutant("outputs are not waited for", "ptx::wgmma_wait<0>();\n        state.shrink_outputs", "state.shrink_outputs"),
+        mutant(
+            "the queries are not fenced",
+            "    ptx::fence_async_proxy();\n    ptx::named_barrier(1 + group",
+            "    ptx::named_barrier(1 + group",
+        ),
+        mutant("nobody waits for the queries", "    ptx::named_barrier(1 + group, GROUP);\n", ""),
+        mutant("the queries have not landed", "    ptx::cp_async_wait<0>();\n", ""),
+        mutant("the zeros are not fenced", "      ptx::fence_async_proxy();\n      ptx::named_barrier(3", "      ptx::named_barrier(3"),
+        mutant("each group waits for its own zeros", "ptx::named_barrier(3, groups * GROUP)", "ptx::named_barrier(3 + group, GROUP)"),
+        mutant(
+            "both take the first queries",
+            "const u8 *queries = shared + L::QUERIES + group * L::TILE_BYTES",
+            "const u8 *queries = shared + L::QUERIES",
+        ),
+        mutant("sees one key too many", "> position[e / 2]", "> position[e / 2] + 1"),
+        mutant("sees one key too few", "> position[e / 2]", ">= position[e / 2]"),
+        mutant("a split is not begun afresh", "before.keep(state);\n        state.clear();", "before.keep(state);"),
+        mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n        before.keep", "before.keep"),
+        mutant("states of the groups meet", "shared + L::BEFORE + group * L::BEFORE_BYTES", "shared + L::BEFORE"),
+        mutant("outputs do not shrink", "        state.shrink_outputs(shrinks);\n", ""),
+        mutant("the next keys lie elsewhere", "k % 4 * 32;", "k % 4 * 16;"),
+        mutant("the next values lie elsewhere", "values + k * 2048", "values + k * 1024"),
+        mutant(
+            "fewer bytes are announced",
+            "arrive_and_expect(&b.values[turn.stage], L::TILE_BYTES)",
+            "arrive_and_expect(&b.values[turn.stage], 16)",
+        ),
+        mutant(
+            "a pair too many is written",
+            "if (pair >= w.item.rows * of_token) continue;",
+            "if (pair > w.item.rows * of_token) continue;",
+        ),
+    ];
+    each_is_found(Source::ATTENTION_HOPPER, "struct Barriers {", &mutants, heads(30, 1, 64), (9, 0));
+}
+
+fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, compute_capability: (u32, u32)) {
     let plan = Plan::for_trees(&[tree(&[(None, 515)]), tree(&[(None, 2)])]);
     let x = inputs(heads, plan.num_tokens());
     let want = processor(heads, &plan, &x);
@@ -282,17 +345,19 @@ fn every_mistake_is_found() {
         });
         let work = Work::cut(gpu, &segments, heads, Cut::Whole)?;
         let (o, lse) = cuda::forward(gpu, &upload(gpu, &rows(&x.q, 512..517))?, &kv, &work, scale(heads))?;
-        let (o_error, lse_error) = (error(&o.to_f32()?, &want[0][512 * x.q.cols()..]), error(&lse.to_f32()?, &want[1][512 * 3..]));
+        let (o_error, lse_error) =
+            (error(&o.to_f32()?, &want[0][512 * x.q.cols()..]), error(&lse.to_f32()?, &want[1][512 * heads.num_heads..]));
         Ok(o_error <= OUTPUT_BOUND && lse_error <= LSE_BOUND) // NaN is not
     };
-    let unbroken = broken(Source::ATTENTION, &mutant("nothing", "struct State {", "struct State {"));
+    let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability, ..mode });
+    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken));
     for mode in modes() {
-        assert!(run(&emulator::open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
+        assert!(run(&open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
     }
-    for mutant in &mutants {
-        let library = broken(Source::ATTENTION, mutant);
-        for mode in modes().into_iter().step_by(2) {
-            let found = !run(&emulator::open(&library, mode)).unwrap_or(false);
+    for mutant in mutants {
+        let library = broken(source, mutant);
+        for mode in [modes()[0], modes()[4]] {
+            let found = !run(&open(&library, mode)).unwrap_or(false);
             assert!(found, "{} under {mode:?}", mutant.name);
         }
     }

@@ -107,13 +107,37 @@ fn compare(case: &Case, [y, dx]: &[Vec<f32>; 2], dw: &[f32], want: &[Vec<f64>; 3
     close(&name("dw"), dw, &want[2], F32_BOUND);
 }
 
+/// The same, without the kernels that are for Hopper.
+fn on_ampere(mode: Emulation) -> Emulation {
+    Emulation { compute_capability: (8, 0), ..mode }
+}
+
 #[test]
 fn products_equal_the_processor_s_under_every_schedule() {
     let case = Case::new(37, 72, 136, 16, vec![0..20, 20..37]);
     let want = processor(&case);
     let mut first = None;
-    for mode in modes() {
+    for mode in modes().into_iter().map(on_ampere) {
         let gpu = emulator::gpu(mode);
+        let mut dw = zeros(&gpu, &case);
+        let got = run(&gpu, &case, &mut dw).unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+        let dw = dw.to_f32().expect("downloaded");
+        compare(&case, &got, &dw, &want);
+        let got = [bits(&got[0]), bits(&got[1]), bits(&dw)];
+        assert!(*first.get_or_insert(got.clone()) == got, "{mode:?}: other bits");
+    }
+}
+
+/// By TMA and wgmma: tiles that are not full, more chunks than stages, a tree's last chunk in the middle of the tokens. The bits are those that
+/// mma.sync gives.
+#[test]
+fn hopper_s_products_equal_the_others_under_every_schedule() {
+    let case = Case::new(261, 72, 328, 16, vec![0..7, 7..261]);
+    let want = processor(&case);
+    let mut first = None;
+    for mode in [on_ampere(modes()[0])].into_iter().chain(modes()) {
+        let gpu = emulator::gpu(mode);
+        assert_eq!(gpu.is_hopper(), first.is_some());
         let mut dw = zeros(&gpu, &case);
         let got = run(&gpu, &case, &mut dw).unwrap_or_else(|e| panic!("{mode:?}: {e}"));
         let dw = dw.to_f32().expect("downloaded");
@@ -126,12 +150,14 @@ fn products_equal_the_processor_s_under_every_schedule() {
 /// More than a block each way; one token; an adapter wider than a chunk.
 #[test]
 fn shapes_equal_the_processor() {
-    let gpu = emulator::gpu(Emulation { check: false, ..Emulation::default() });
-    for (m, n, k, rank) in [(1, 8, 8, 8), (131, 136, 72, 8), (7, 8, 264, 72), (67, 264, 8, 8)] {
-        let case = Case::new(m, n, k, rank, vec![0..m / 2, m / 2..m]);
-        let mut dw = zeros(&gpu, &case);
-        let got = run(&gpu, &case, &mut dw).expect("runs");
-        compare(&case, &got, &dw.to_f32().expect("downloaded"), &processor(&case));
+    for compute_capability in [(8, 0), (9, 0)] {
+        let gpu = emulator::gpu(Emulation { check: false, compute_capability, ..Emulation::default() });
+        for (m, n, k, rank) in [(1, 8, 8, 8), (131, 136, 72, 8), (7, 8, 264, 72), (67, 264, 8, 8), (17, 40, 1032, 8), (259, 392, 72, 8)] {
+            let case = Case::new(m, n, k, rank, vec![0..m / 2, m / 2..m]);
+            let mut dw = zeros(&gpu, &case);
+            let got = run(&gpu, &case, &mut dw).expect("runs");
+            compare(&case, &got, &dw.to_f32().expect("downloaded"), &processor(&case));
+        }
     }
 }
 
@@ -177,12 +203,13 @@ fn widths_that_are_no_multiples_of_8_are_refused() {
 /// The library of a source with one mistake, which may stand in `linear.cuh`; the other kernels that its launches need are as they are.
 pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
     let header = include_str!("../../kernels/linear.cuh").replace("#pragma once", "");
-    let text = source.text.replace("#include \"linear.cuh\"", &header);
+    let in_source = source.text.contains(mutant.from);
+    let text = if in_source { source.text.to_owned() } else { source.text.replace("#include \"linear.cuh\"", &header) };
     assert_eq!(text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
     let text = text.replacen(mutant.from, mutant.to, 1);
     let mut kernels = vec![KernelText { name: source.file.to_owned(), defines: Vec::new(), text }];
-    if source == Source::HEAD {
-        kernels.push(KernelText { name: Source::LINEAR.file.to_owned(), defines: Vec::new(), text: Source::LINEAR.text.to_owned() });
+    for other in [Source::LINEAR, Source::LINEAR_FEW, Source::LINEAR_HOPPER].into_iter().filter(|s| *s != source) {
+        kernels.push(KernelText { name: other.file.to_owned(), defines: Vec::new(), text: other.text.to_owned() });
     }
     emulator::library(&kernels)
 }
@@ -200,28 +227,110 @@ fn every_mistake_is_found() {
         mutant("a row too many is written", "if (row < m && column < n)", "if (row <= m && column < n)"),
         mutant(
             "the second half takes the first half's rows",
-            "multiply<A_BY_ROWS, B_BY_ROWS>(sum, stage, row + 16 * half",
-            "multiply<A_BY_ROWS, B_BY_ROWS>(sum, stage, row",
+            "load_a<CHUNK>(x[half], a, row + 16 * half, k)",
+            "load_a<CHUNK>(x[half], a, row, k)",
         ),
-        mutant("no scale", "total[half][j][e] += factor * sum[j][e]", "total[half][j][e] += sum[j][e]"),
+        mutant("no scale", "total[half][j][e] += factor * sum[half][j][e]", "total[half][j][e] += sum[half][j][e]"),
+        mutant("the adapter is not scaled", "sum[half][j][e] *= factor", "sum[half][j][e] *= 1.0f"),
+        mutant("a chunk twice", "    linear::clear(sum);\n    linear::multiply", "    linear::multiply"),
+        mutant("dw begins at zero", "load_sums(sum, at, dw, n, k);\n  linear::add", "linear::add"),
     ];
-    let case = Case::new(20, 24, 200, 8, vec![0..7, 7..20]);
-    let want = processor(&case);
+    each_is_found(Source::LINEAR, "struct Operand {", &mutants, &Case::new(20, 264, 40, 8, vec![0..7, 7..20]), (8, 0));
+}
+
+#[test]
+fn every_mistake_with_few_rows_is_found() {
+    let mutants = [
+        mutant("no barrier", "__syncthreads();  // chunk c", "// chunk c"),
+        mutant("no barrier between products", "__syncthreads();  // an earlier", "// an earlier"),
+        mutant("waits for too few", "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()"),
+        mutant("a stage too few", "copy(c + STAGES - 1);", "copy(c + STAGES);"),
+        mutant("rows beyond the last", "< terms && first + row < o.outer", "< terms"),
+        mutant("terms beyond the last", "term + 8 * chunk < terms && first", "first"),
+        mutant("a row too many is written", "if (at_row >= a.m ||", "if (at_row > a.m ||"),
+        mutant("no scale", "[e % 4] *= a.scale", "[e % 4] *= 1.0f"),
+        mutant("no bias", "if (a.bias) lo +=", "if (!a.bias) lo +="),
+    ];
+    for rows in [5, 20] {
+        // 20 rows of 64: two warps.
+        each_is_found(Source::LINEAR_FEW, "struct Arguments {", &mutants, &Case::new(rows, 40, 584, 8, vec![0..rows]), (8, 0));
+    }
+}
+
+#[test]
+fn every_mistake_on_hopper_is_found() {
+    let mutants = [
+        mutant("does not wait for a free stage", "  ptx::wait(&s.free[s.stage], s.parity ^ 1);\n", ""),
+        mutant("does not wait for a full stage", "    ptx::wait(&s.full[s.stage], s.parity);\n", ""),
+        mutant("the parity of the wrong phase", "ptx::wait(&s.free[s.stage], s.parity ^ 1)", "ptx::wait(&s.free[s.stage], s.parity)"),
+        mutant("parities stay", "stage = 0, parity ^= 1", "stage = 0"),
+        mutant("a stage is freed before it was read", "    ptx::wgmma_wait<1>();\n", ""),
+        mutant("this stage is freed, not the one before", "ptx::arrive(before);  // the", "ptx::arrive(&s.free[s.stage]);  // the"),
+        mutant("the last products are not waited for", "  ptx::wgmma_wait<0>();\n  if (before", "  if (before"),
+        mutant("a stage is freed by half", "2 * GROUP / 32);", "GROUP / 32);"),
+        mutant("fewer bytes are announced", "&s.full[s.stage], STAGE_BYTES)", "&s.full[s.stage], A_BYTES)"),
+        mutant("barriers before they are made", "    ptx::fence_barriers();\n  }\n  __syncthreads();", "    ptx::fence_barriers();\n  }"),
+        mutant("no fence of the zeros", "    ptx::fence_async_proxy();\n", ""),
+        mutant("no meeting behind the zeros", "    ptx::named_barrier(1 + group, GROUP);\n", ""),
+        mutant("the next tree's tokens", "for (int i = count * 8", "for (int i = CHUNK * 8"),
+        mutant("no fence of the sums", "  ptx::wgmma_fence();\n", ""),
+        mutant("both groups take the first rows", "s.a() + group * (A_BY_ROWS ? BOX_BYTES : 64 * CHUNK * 2)", "s.a()"),
+        mutant("the next 16 terms lie elsewhere", "s.b() + k * (B_BY_ROWS ? 2048 : 32)", "s.b() + k * (B_BY_ROWS ? 1024 : 32)"),
+        mutant("the next 64 rows lie elsewhere", "32), BOX_BYTES, 1024);\n    ptx::wgmma", "32), 1024, 1024);\n    ptx::wgmma"),
+        mutant("sums go on from the last tile", "keep || k > 0", "true"),
+        mutant("no scale", "sum[i / 4][i % 4] *= scale", "sum[i / 4][i % 4] *= 1.0f"),
+        mutant("a row too many is written", "if (at_row < m &&", "if (at_row <= m &&"),
+        mutant("the second box lies on the first", "to + i * BOX_BYTES, map, barrier, first + 64 * i", "to, map, barrier, first + 64 * i"),
+    ];
+    let case = Case::new(261, 72, 136, 16, vec![0..7, 7..261]);
+    each_is_found(Source::LINEAR_HOPPER, "struct Side {", &mutants, &case, (9, 0));
+}
+
+fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], case: &Case, compute_capability: (u32, u32)) {
+    let want = processor(case);
     let right = |gpu: &Arc<Gpu>| -> Result<bool> {
-        let mut dw = zeros(gpu, &case);
-        let got = run(gpu, &case, &mut dw)?;
-        Ok(error(&got[0], &want[0]) <= BF16_BOUND && error(&got[1], &want[1]) <= BF16_BOUND && error(&dw.to_f32()?, &want[2]) <= F32_BOUND)
+        let mut dw = zeros(gpu, case);
+        let got = run(gpu, case, &mut dw)?;
+        let right = [&got[0], &got[1]].iter().zip(&want).all(|(got, want)| error(got, want) <= BF16_BOUND);
+        // The same again, times a half and whole.
+        let chunks = TokenChunks::new(gpu, &case.chunks)?;
+        let [dy, x] = [&case.dy, &case.x].map(|t| upload(gpu, t));
+        let (dy, x) = (dy?, x?);
+        for scale in [SCALE, 1.0] {
+            matmul::cuda::backward_weight(&mut dw, &dy, &x, &chunks, case.shape.n, case.shape.k, scale)?;
+        }
+        let want: Vec<f64> = want[2].iter().map(|w| (2.0 + f64::from(SCALE)) * w).collect();
+        Ok(right && error(&dw.to_f32()?, &want) <= F32_BOUND)
     };
-    let unbroken = broken(Source::LINEAR, &mutant("nothing", "struct Operand {", "struct Operand {"));
+    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken));
     assert!(
-        right(&emulator::open(&unbroken, Emulation::default())).expect("the kernel itself raises no alarm"),
+        right(&emulator::open(&unbroken, Emulation { compute_capability, ..modes()[3] })).expect("the kernel itself raises no alarm"),
         "and its numbers are right"
     );
-    for mutant in &mutants {
-        let library = broken(Source::LINEAR, mutant);
-        for mode in modes().into_iter().step_by(3) {
-            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
+    for mutant in mutants {
+        let library = broken(source, mutant);
+        for mode in [modes()[0], modes()[4]] {
+            let gpu = emulator::open(&library, Emulation { compute_capability, ..mode });
+            assert!(!right(&gpu).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }
+    }
+}
+
+/// A row has the same bits in a tile of 16, 64 or 128 rows, by mma.sync or wgmma.
+#[test]
+fn few_rows_have_the_bits_of_many() {
+    let gpu = emulator::gpu(Emulation { check: false, ..Emulation::default() });
+    let n = 72;
+    let case = Case::new(260, n, 584, 16, vec![0..260]);
+    let forward = |case: &Case| {
+        let mut dw = zeros(&gpu, case);
+        let [y, _] = run(&gpu, case, &mut dw).expect("runs");
+        bits(&y)
+    };
+    let many = forward(&case);
+    for tokens in [0..1, 7..24, 30..33, 100..200] {
+        let few = forward(&case.part(tokens.clone(), vec![0..tokens.len()]));
+        assert!(few == many[tokens.start * n..tokens.end * n], "rows {tokens:?}");
     }
 }
 

@@ -174,7 +174,7 @@ fn every_mistake_is_found() {
         mutant("no shift", "ea * (a.weighted + a.sum * da)", "ea * a.weighted"),
         mutant("the target's own part", "if (column + e == target) g[e] += a;", ""),
         mutant("no entropy", "(a + b * (d + shift))", "a"),
-        mutant("the weight's first rows", "head::column_of((int)at.column, j);\n      if", "head::column_of(0, j);\n      if"),
+        mutant("the weight's first rows", "head::column_of(at.column, j);\n      if", "head::column_of(0, j);\n      if"),
         mutant("rows beyond the last", "if (r.row >= rows) continue;", ""),
     ];
     let case = Case::new(6, 16, 2120, 0.8);

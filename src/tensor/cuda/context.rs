@@ -1,7 +1,7 @@
 //! The CUDA driver: a device's context, one stream, memory, and loaded modules.
 
 use crate::tensor::cuda::Nvrtc;
-use crate::tensor::cuda::gpu::{Backend, GpuInfo};
+use crate::tensor::cuda::gpu::{Backend, Boxes, GpuInfo, TensorMap};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
 use crate::tensor::cuda::module::{self, Source};
 use crate::tensor::cuda::probe::CudaVersion;
@@ -10,6 +10,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The lowest compute capability: bf16 tensor cores and cp.async (Ampere).
@@ -321,6 +322,43 @@ impl Backend for Context {
         self.bind()?;
         // SAFETY: the stream lives as long as self.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("running what was queued", e))
+    }
+
+    fn has_tensor_maps(&self) -> bool {
+        // SAFETY: the library was loaded in `open`; the symbol is only looked up.
+        unsafe { sys::culib().get::<*const c_void>(b"cuTensorMapEncodeTiled").is_ok() }
+    }
+
+    fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
+        let Boxes { address, rows, columns, box_rows } = *boxes;
+        let mut map = TensorMap::default();
+        let mut encoded = MaybeUninit::<sys::CUtensorMap>::uninit();
+        let dims = [columns as u64, rows as u64];
+        let strides = [2 * columns as u64];
+        let (of_box, steps) = ([64, box_rows as u32], [1, 1]);
+        self.bind()?;
+        // SAFETY: the symbol is there (`has_tensor_maps`); all pointers are to as many numbers as a matrix has dimensions, and the map is written
+        // whole where the call succeeds.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                encoded.as_mut_ptr(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                std::ptr::with_exposed_provenance_mut(address as usize),
+                dims.as_ptr(),
+                strides.as_ptr(),
+                of_box.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+            .map_err(|e| self.failed(&format!("describing a matrix of {rows} x {columns} to TMA"), e))?;
+            map.0 = encoded.assume_init().opaque;
+        }
+        Ok(map)
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

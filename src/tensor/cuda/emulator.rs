@@ -3,7 +3,7 @@
 //! Device memory is host memory there, and a launch has ended when it returns. Whatever a kernel does wrong (races, accesses out of bounds,
 //! misaligned or to memory that was never written, divergence, deadlocks) is an error that names the line.
 
-use crate::tensor::cuda::gpu::Backend;
+use crate::tensor::cuda::gpu::{Backend, Boxes, TensorMap};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
 use crate::{Error, Result};
 use libloading::Library;
@@ -39,11 +39,13 @@ pub struct Emulation {
     pub preempt: u32,
     /// How many blocks run side by side.
     pub resident: u32,
+    /// The chip that the device passes for: (9, 0) has the kernels that are for Hopper.
+    pub compute_capability: (u32, u32),
 }
 
 impl Default for Emulation {
     fn default() -> Self {
-        Self { schedule: Schedule::Fifo, seed: 0, check: true, preempt: 0, resident: 1 }
+        Self { schedule: Schedule::Fifo, seed: 0, check: true, preempt: 0, resident: 1, compute_capability: (9, 0) }
     }
 }
 
@@ -59,6 +61,9 @@ pub struct EmulationStats {
 
 /// `emu::ABI_VERSION` of `kernels/emulator/api.hpp`, which declares all that follows.
 const ABI_VERSION: u32 = 1;
+
+/// `TileMap::MAGIC` there.
+const TILE_MAP_MAGIC: u64 = 0x7061_6d20_656c_6974;
 
 #[repr(C)]
 struct RawOptions {
@@ -227,13 +232,25 @@ impl Backend for Emulator {
         Ok(()) // a launch has ended when it returns
     }
 
+    fn has_tensor_maps(&self) -> bool {
+        true
+    }
+
+    /// `TileMap` of `kernels/emulator/engine.hpp`.
+    fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
+        let Boxes { address, rows, columns, box_rows } = *boxes;
+        let mut words = [0; 16];
+        words[..6].copy_from_slice(&[TILE_MAP_MAGIC, address, columns as u64, rows as u64, 2 * columns as u64, box_rows as u64]);
+        Ok(TensorMap(words))
+    }
+
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], signature: &str) -> Result<()> {
         let entry = self.entry(kernel, signature)?;
         let is_pointer = |letters: &str| letters.len() == 2;
         let pointers = signature.split(' ').take(64).enumerate().map(|(i, letters)| u64::from(is_pointer(letters)) << i).sum();
         let Geometry { grid, block, shared_bytes } = *geometry;
         let launch = RawLaunch { grid, block, shared_bytes, arguments: arguments.len() as u32, pointers };
-        let Emulation { schedule, seed, check, preempt, resident } = self.emulation;
+        let Emulation { schedule, seed, check, preempt, resident, .. } = self.emulation;
         let options = RawOptions { seed, schedule: schedule as u32, check: u32::from(check), preempt, resident };
         let mut state = self.lock();
         let mut stats = EmulationStats::default();

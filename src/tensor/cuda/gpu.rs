@@ -7,8 +7,8 @@ use crate::{Error, Result};
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,20 @@ pub struct GpuInfo {
     pub shared_bytes_per_block: usize,
 }
 
+/// A bf16 matrix in device memory, rows one after another, and the boxes of 64 columns that TMA copies from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Boxes {
+    pub address: u64,
+    pub rows: usize,
+    pub columns: usize,
+    pub box_rows: usize,
+}
+
+/// The 128 bytes that tell TMA of a matrix (`TensorMap` of `kernels/hopper.cuh`).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct TensorMap(pub [u64; 16]);
+
 /// What the driver and the emulator both do. Addresses are those that kernels get.
 pub(super) trait Backend: fmt::Debug + Send + Sync {
     /// Memory for elements of `grain` bytes, aligned to 256 bytes.
@@ -44,6 +58,16 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
     /// Bytes of memory that are free; `None` where there is no bound.
     fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Whether there is [`Backend::tensor_map`].
+    fn has_tensor_maps(&self) -> bool {
+        false
+    }
+
+    /// The map of a matrix, with the 128-byte swizzle and zeros outside.
+    fn tensor_map(&self, _boxes: &Boxes) -> Result<TensorMap> {
+        Err(Error::device("the driver makes no tensor maps"))
     }
 
     /// Queues a kernel. `arguments[i]` points to the value of argument i, whose kind `signature` spells (`launch.rs`).
@@ -65,6 +89,7 @@ pub struct Gpu {
     /// Bytes that buffers hold, and the most that they held at a time.
     held: AtomicUsize,
     peak: AtomicUsize,
+    wgmma_agrees: OnceLock<bool>,
 }
 
 impl Gpu {
@@ -90,7 +115,7 @@ impl Gpu {
         let info = GpuInfo {
             ordinal: 0,
             name: "emulator".to_owned(),
-            compute_capability: (9, 0),
+            compute_capability: emulation.compute_capability,
             memory_bytes: usize::MAX,
             multiprocessors: 1,
             clock_khz: 1_000_000,
@@ -100,7 +125,7 @@ impl Gpu {
     }
 
     fn new(info: GpuInfo, backend: Box<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { info, backend, held: AtomicUsize::new(0), peak: AtomicUsize::new(0) })
+        Arc::new(Self { info, backend, held: AtomicUsize::new(0), peak: AtomicUsize::new(0), wgmma_agrees: OnceLock::new() })
     }
 
     /// Opens the emulator that `SORFT_EMULATOR` names: a library that the tests have built. So the commands themselves, with `--device
@@ -119,6 +144,27 @@ impl Gpu {
     /// What the device is.
     pub fn info(&self) -> &GpuInfo {
         &self.info
+    }
+
+    /// Whether the device has Hopper's own instructions (wgmma, TMA) and the driver what they need.
+    pub fn is_hopper(&self) -> bool {
+        self.info.compute_capability == (9, 0) && self.backend.has_tensor_maps()
+    }
+
+    /// Whether kernels run on the emulator.
+    pub fn is_emulated(&self) -> bool {
+        self.backend.emulator().is_some()
+    }
+
+    /// Whether this chip's wgmma gives the bits of its mma.sync, as `find_out` finds at the first call.
+    pub(crate) fn wgmma_agrees(&self, find_out: impl FnOnce() -> Result<bool>) -> Result<bool> {
+        match self.wgmma_agrees.get() {
+            Some(&agrees) => Ok(agrees),
+            None => {
+                let agrees = find_out()?;
+                Ok(*self.wgmma_agrees.get_or_init(|| agrees))
+            }
+        }
     }
 
     /// Bytes of device memory that are free, for this process and others; `None` on the emulator.

@@ -1,6 +1,7 @@
 //! One kernel launch. Geometry and arguments are given together and checked together, against the shapes that the op states; then they become
 //! the array of pointers that both `cuLaunchKernel` and the emulator take.
 
+use crate::tensor::cuda::gpu::{Boxes, TensorMap};
 use crate::tensor::cuda::{Buffer, DType, Gpu, Source};
 use crate::{Error, Result};
 use std::ffi::c_void;
@@ -29,6 +30,7 @@ enum Value {
     I32(i32),
     I64(i64),
     F32(f32),
+    Map(TensorMap),
 }
 
 impl Value {
@@ -38,13 +40,14 @@ impl Value {
             Value::I32(v) => (&raw mut *v).cast(),
             Value::I64(v) => (&raw mut *v).cast(),
             Value::F32(v) => (&raw mut *v).cast(),
+            Value::Map(v) => (&raw mut *v).cast(),
         }
     }
 }
 
 /// A launch under construction: arguments in the kernel's order, then [`Launch::run`].
 ///
-/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars) is what the
+/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars, `t` for a tensor map) is what the
 /// emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
 #[must_use = "nothing is launched before run()"]
 #[derive(Debug)]
@@ -106,6 +109,24 @@ impl<'a> Launch<'a> {
     /// The same, or a null pointer.
     pub fn optional_output(mut self, name: &str, buffer: Option<&mut Buffer>, dtype: DType, len: usize) -> Self {
         self.pointer('m', name, buffer.map(|b| &*b), dtype, len);
+        self
+    }
+
+    /// A bf16 matrix `[rows, columns]` that the kernel copies to shared memory in boxes of `box_rows` rows and 64 columns, by TMA. Without a buffer a
+    /// map that the kernel must not use.
+    pub fn matrix(mut self, name: &str, buffer: Option<&Buffer>, rows: usize, columns: usize, box_rows: usize) -> Self {
+        let Some(buffer) = buffer else {
+            self.push('t', None, Value::Map(TensorMap::default()));
+            return self;
+        };
+        // The same checks, of a pointer that is not passed.
+        self.pointer('c', name, Some(buffer), DType::Bf16, rows * columns);
+        let (Some(Value::Pointer(address)), None) = (self.values.pop(), &self.error) else { return self };
+        self.signature.truncate(self.signature.rfind(' ').unwrap_or(0));
+        match self.gpu.backend().tensor_map(&Boxes { address, rows, columns, box_rows }) {
+            Ok(map) => self.push('t', None, Value::Map(map)),
+            Err(e) => self.error = Some(e),
+        }
         self
     }
 

@@ -25,12 +25,14 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 5] = [
+const HEADERS: [(&str, &str); 7] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
+    ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
+    ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
 ];
 
 impl Source {
@@ -46,10 +48,16 @@ impl Source {
     pub const EMBEDDING: Source = Source { file: "embedding.cu", text: include_str!("../../../kernels/embedding.cu") };
     /// Attention forward: training, prefill and decode.
     pub const ATTENTION: Source = Source { file: "attention.cu", text: include_str!("../../../kernels/attention.cu") };
+    /// Attention forward over whole histories on Hopper, by TMA and wgmma.
+    pub const ATTENTION_HOPPER: Source = Source { file: "attention_hopper.cu", text: include_str!("../../../kernels/attention_hopper.cu") };
     /// Attention backward.
     pub const ATTENTION_BWD: Source = Source { file: "attention_bwd.cu", text: include_str!("../../../kernels/attention_bwd.cu") };
     /// The products of a linear layer, with a LoRA adapter.
     pub const LINEAR: Source = Source { file: "linear.cu", text: include_str!("../../../kernels/linear.cu") };
+    /// The forward product for few rows.
+    pub const LINEAR_FEW: Source = Source { file: "linear_few.cu", text: include_str!("../../../kernels/linear_few.cu") };
+    /// The products on Hopper, by TMA and wgmma.
+    pub const LINEAR_HOPPER: Source = Source { file: "linear_hopper.cu", text: include_str!("../../../kernels/linear_hopper.cu") };
     /// The sum of squares of gradients.
     pub const NORM: Source = Source { file: "norm.cu", text: include_str!("../../../kernels/norm.cu") };
     /// Keys and values into their pages.
@@ -63,16 +71,19 @@ impl Source {
     pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 13] = [
+    pub const ALL: [Source; 16] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
         Source::ADAMW,
         Source::EMBEDDING,
         Source::ATTENTION,
+        Source::ATTENTION_HOPPER,
         Source::ATTENTION_BWD,
         Source::KV_PAGES,
         Source::LINEAR,
+        Source::LINEAR_FEW,
+        Source::LINEAR_HOPPER,
         Source::NORM,
         Source::HEAD,
         Source::SAMPLE,

@@ -36,7 +36,7 @@ impl BackwardWork {
     /// # Errors
     /// If the kernels do not know such heads, or the device is out of memory or failed.
     pub fn new(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads) -> Result<Self> {
-        let queries = Work::cut(gpu, &plan.segments, heads, Cut::Whole)?;
+        let queries = Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, false)?;
         let tables = PageTables::new(plan, pairs_of_run(heads.head_dim) / heads.group());
         let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
         let copies: Vec<u32> = plan.copies.iter().flat_map(|c| [c.from, c.to, c.slots]).collect();

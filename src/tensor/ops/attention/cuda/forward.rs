@@ -9,6 +9,7 @@ use std::f32::consts::LOG2_E;
 use std::sync::Arc;
 
 const WHOLE: [&str; 3] = ["attention_whole_d64", "attention_whole_d96", "attention_whole_d128"];
+const HOPPER: [&str; 3] = ["attention_hopper_d64", "attention_hopper_d96", "attention_hopper_d128"];
 const SPLIT: [&str; 3] = ["attention_split_d64", "attention_split_d96", "attention_split_d128"];
 
 /// o `[T, H * d]` bf16 and the logs of the sums of exponentials `[T, H]` f32, for q `[T, H * d]` bf16 (rotated) of the tokens of `work`, whose
@@ -26,6 +27,10 @@ pub fn forward(gpu: &Arc<Gpu>, q: &Buffer, kv: &DeviceKv, work: &Work, scale: f3
     let mut o = Buffer::uninit(gpu, DType::Bf16, work.tokens * num_heads * head_dim)?;
     let mut lse = Buffer::uninit(gpu, DType::F32, work.tokens * num_heads)?;
     if work.tokens == 0 {
+        return Ok((o, lse));
+    }
+    if work.hopper {
+        hopper(gpu, [&mut o, &mut lse], q, kv, work, scale).run()?;
         return Ok((o, lse));
     }
     let Some(merge) = &work.merge else {
@@ -56,6 +61,23 @@ pub fn forward(gpu: &Arc<Gpu>, q: &Buffer, kv: &DeviceKv, work: &Work, scale: f3
     Ok((o, lse))
 }
 
+/// The launch of `kernels/attention_hopper.cu`, which has the layout of its shared memory.
+fn hopper<'a>(gpu: &'a Gpu, [o, lse]: [&mut Buffer; 2], q: &Buffer, kv: &DeviceKv, work: &Work, scale: f32) -> Launch<'a> {
+    let Heads { num_heads, num_kv_heads, head_dim } = kv.heads;
+    let tile = head_dim.next_multiple_of(64) * TILE * DType::Bf16.size();
+    let stages = if head_dim == 64 { 4 } else { 2 };
+    let shared = (2 + 2 * stages) * tile + 2 * TILE * head_dim * DType::F32.size();
+    let kernel = Kernel { source: Source::ATTENTION_HOPPER, name: by_width(head_dim, HOPPER) };
+    let slots = kv.pages * num_kv_heads * TILE;
+    let launch = Launch::new(gpu, kernel, [work.num_items(), num_kv_heads, 1], [384, 1, 1], shared)
+        .output("o", o, DType::Bf16, work.tokens * num_heads * head_dim)
+        .output("lse", lse, DType::F32, work.tokens * num_heads)
+        .input("q", q, DType::Bf16, work.tokens * num_heads * head_dim)
+        .matrix("keys", Some(&kv.keys), slots, head_dim, TILE)
+        .matrix("values", Some(&kv.values), slots, head_dim, TILE);
+    tables(launch, kv, work, scale)
+}
+
 /// A block for each item and kv head. Shared memory: the queries in twice their room, which earlier splits take over, and two stages of a
 /// page's keys and values.
 fn launch<'a>(gpu: &'a Gpu, name: &'static str, kv: &DeviceKv, work: &Work) -> Launch<'a> {
@@ -65,16 +87,22 @@ fn launch<'a>(gpu: &'a Gpu, name: &'static str, kv: &DeviceKv, work: &Work) -> L
 
 /// The arguments that both kernels take after their outputs.
 fn inputs<'a>(launch: Launch<'a>, q: &Buffer, kv: &DeviceKv, work: &Work, scale: f32) -> Launch<'a> {
-    let Heads { num_heads, num_kv_heads, head_dim } = kv.heads;
-    launch
+    let Heads { num_heads, head_dim, .. } = kv.heads;
+    let launch = launch
         .input("q", q, DType::Bf16, work.tokens * num_heads * head_dim)
         .input("keys", &kv.keys, DType::Bf16, kv.len())
-        .input("values", &kv.values, DType::Bf16, kv.len())
+        .input("values", &kv.values, DType::Bf16, kv.len());
+    tables(launch, kv, work, scale)
+}
+
+/// The arguments behind the operands.
+fn tables<'a>(launch: Launch<'a>, kv: &DeviceKv, work: &Work, scale: f32) -> Launch<'a> {
+    launch
         .input("positions", &work.positions, DType::U32, work.tokens)
         .input("items", &work.items, DType::U32, 5 * work.num_items())
         .input("rows", &work.rows, DType::U32, work.rows.len())
         .input("pages", &work.pages, DType::U32, work.pages.len())
-        .dim("heads", num_heads)
-        .dim("kv_heads", num_kv_heads)
+        .dim("heads", kv.heads.num_heads)
+        .dim("kv_heads", kv.heads.num_kv_heads)
         .f32(scale * LOG2_E)
 }

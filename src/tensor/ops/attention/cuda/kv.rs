@@ -42,13 +42,14 @@ impl PageCopies {
 }
 
 impl DeviceKv {
-    /// Room for `pages` pages, with undefined contents: attention reads only what was written.
+    /// Room for `pages` pages, with undefined contents: attention reads only what was written. On Hopper, whose TMA copies whole pages, zeros.
     ///
     /// # Errors
     /// If the kernels do not know such heads, or the device is out of memory.
     pub fn new(gpu: &Arc<Gpu>, heads: Heads, pages: usize) -> Result<Self> {
         super::check(heads)?;
-        let numbers = || Buffer::uninit(gpu, DType::Bf16, pages * heads.num_kv_heads * TILE * heads.head_dim);
+        let new = if gpu.is_hopper() { Buffer::zeros } else { Buffer::uninit };
+        let numbers = || new(gpu, DType::Bf16, pages * heads.num_kv_heads * TILE * heads.head_dim);
         Ok(Self { heads, pages, keys: numbers()?, values: numbers()? })
     }
 

@@ -7,12 +7,15 @@
 use crate::Result;
 use crate::tensor::cuda::{Buffer, Gpu};
 use crate::tensor::ops::attention::Heads;
+use crate::tensor::ops::matmul;
 use crate::tensor::plan::{Segment, TILE};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Pairs of a token and a query head in one block (`ROWS` of the kernel).
 pub const PAIRS: usize = 64;
+/// The same where two warpgroups share a block's pages (`kernels/attention_hopper.cu`).
+const HOPPER_PAIRS: usize = 2 * PAIRS;
 /// Keys after which the softmax begins afresh (`SPLIT` of the kernel).
 pub const SPLIT: usize = 256;
 
@@ -35,6 +38,8 @@ pub struct Work {
     pub(super) pages: Buffer,
     pub(super) positions: Buffer,
     pub(super) merge: Option<MergeTables>,
+    /// Whether an item is for two warpgroups of `kernels/attention_hopper.cu`.
+    pub(super) hopper: bool,
     /// The pages that `pages` speaks of are below this.
     pub(super) page_limit: usize,
 }
@@ -67,7 +72,14 @@ impl Work {
     /// # Panics
     /// As [`Work::new`].
     pub fn cut(gpu: &Arc<Gpu>, segments: &[Segment], heads: Heads, cut: Cut) -> Result<Self> {
+        let hopper = cut == Cut::Whole && matmul::cuda::takes_wgmma(gpu)?;
+        Self::with_tables(gpu, segments, heads, cut, hopper)
+    }
+
+    /// The same for the blocks of 64 pairs that all chips have, or for Hopper's of 128.
+    pub(super) fn with_tables(gpu: &Arc<Gpu>, segments: &[Segment], heads: Heads, cut: Cut, hopper: bool) -> Result<Self> {
         super::check(heads)?;
+        let pairs = if hopper { HOPPER_PAIRS } else { PAIRS };
         let mut tokens = 0;
         let mut positions = Vec::new();
         for s in segments {
@@ -76,7 +88,7 @@ impl Work {
             positions.extend((s.start..s.end()).map(|p| p as u32));
         }
         let tables = match cut {
-            Cut::Whole => Tables::whole(segments, PAIRS / heads.group()),
+            Cut::Whole => Tables::whole(segments, pairs / heads.group()),
             Cut::Split => Tables::split(segments, PAIRS / heads.group()),
         };
         let merge = match cut {
@@ -95,6 +107,7 @@ impl Work {
             pages: Buffer::from_u32(gpu, &tables.pages)?,
             positions: Buffer::from_u32(gpu, &positions)?,
             merge,
+            hopper,
             page_limit,
         })
     }

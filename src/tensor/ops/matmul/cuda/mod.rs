@@ -1,7 +1,10 @@
-//! The linear layer on a CUDA device: launches of `kernels/linear.cu`, which has the equations and the order of every sum.
+//! The linear layer on a CUDA device: launches of `kernels/linear.cu`, which has the equations and the order of every sum, and of
+//! `kernels/linear_few.cu` for few rows and `kernels/linear_hopper.cu` on Hopper, which have the same bits.
 //!
 //! Operands are bf16 and rows lie as Hugging Face has them: x `[M, K]`, w `[N, K]`, y `[M, N]`. Outputs are rounded once, after the adapter's
 //! term and the bias; gradients of weights are f32 and added to. A row of y or dx has the same bits whatever M is.
+
+mod hopper;
 
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
 use crate::tensor::plan::K_CHUNK;
@@ -13,6 +16,29 @@ use std::sync::Arc;
 const SIDE: usize = 128;
 /// Three stages of two tiles of 128 x 64 bf16.
 const SHARED: usize = 3 * 2 * SIDE * K_CHUNK * 2;
+/// Stages of a tile's operands there (`STAGES` of the kernel), 64 terms each.
+const STAGES_OF_FEW: usize = 8;
+
+/// A tile of outputs of `kernels/linear_few.cu`.
+struct FewTile {
+    name: &'static str,
+    rows: usize,
+    columns: usize,
+}
+
+impl FewTile {
+    /// The tile for a product `[m, n]`; none where larger ones have work for all of the chip. Not tuned on one yet.
+    fn of(m: usize, n: usize) -> Option<Self> {
+        match m {
+            0..=16 => Some(Self { name: "linear_few_16x16", rows: 16, columns: 16 }),
+            _ if m <= 256 || n <= NARROW => Some(Self { name: "linear_few_64x32", rows: 64, columns: 32 }),
+            _ => None,
+        }
+    }
+}
+
+/// Outputs of a product that larger tiles would mostly miss, as an adapter's has.
+const NARROW: usize = 64;
 
 /// The sizes of a product y `[m, n]` = x `[m, k]` w `[n, k]`'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +94,20 @@ pub fn forward(
     if m * n == 0 {
         return Ok(y);
     }
-    let launch = launch(gpu, "linear_fwd_bf16", m, n)
+    let few = FewTile::of(m, n);
+    if few.is_none() && takes_wgmma(gpu)? {
+        hopper::forward(gpu, &mut y, x, w, bias, adapter, shape).run()?;
+        return Ok(y);
+    }
+    let launch = match few {
+        None => launch(gpu, "linear_fwd_bf16", m, n),
+        Some(FewTile { name, rows, columns }) => {
+            let shared = STAGES_OF_FEW * (rows + columns) * K_CHUNK * 2;
+            let grid = [n.div_ceil(columns), m.div_ceil(rows), 1];
+            Launch::new(gpu, Kernel { source: Source::LINEAR_FEW, name }, grid, [2 * columns, 1, 1], shared)
+        }
+    };
+    let launch = launch
         .output("y", &mut y, DType::Bf16, m * n)
         .input("x", x, DType::Bf16, m * k)
         .input("w", w, DType::Bf16, n * k)
@@ -88,6 +127,10 @@ pub fn backward_input(gpu: &Arc<Gpu>, dy: &Buffer, w: &Buffer, adapter: Option<L
     if m * k == 0 {
         return Ok(dx);
     }
+    if gpu.is_hopper() && k > NARROW {
+        hopper::backward_input(gpu, &mut dx, dy, w, adapter, shape).run()?;
+        return Ok(dx);
+    }
     let launch = launch(gpu, "linear_dx_bf16", m, k).output("dx", &mut dx, DType::Bf16, m * k).input("dy", dy, DType::Bf16, m * n).input(
         "w",
         w,
@@ -96,6 +139,14 @@ pub fn backward_input(gpu: &Arc<Gpu>, dy: &Buffer, w: &Buffer, adapter: Option<L
     );
     finish(launch, adapter, shape, k).run()?;
     Ok(dx)
+}
+
+/// Whether forward passes take wgmma, here and in attention: on Hopper, if it rounds there as mma.sync does, which decoding takes.
+///
+/// # Errors
+/// If the device failed at the first call, which finds out.
+pub fn takes_wgmma(gpu: &Arc<Gpu>) -> Result<bool> {
+    Ok(gpu.is_hopper() && gpu.wgmma_agrees(|| hopper::wgmma_agrees(gpu))?)
 }
 
 /// The arguments after a product's own operands; the adapter's matrix has `width` rows or columns.
@@ -132,7 +183,7 @@ impl TokenChunks {
     }
 }
 
-/// dw `[n, k]` f32 += scale dy' x, over the chunks, one after another; dy `[T, n]`, x `[T, k]`.
+/// dw `[n, k]` f32 += scale dy' x, over the chunks, one after another (with a scale of 1 in one chain); dy `[T, n]`, x `[T, k]`.
 ///
 /// # Errors
 /// As [`forward`].
@@ -160,7 +211,29 @@ pub fn backward_weight_rows(
         return Ok(());
     }
     let gpu = dy.gpu().clone();
-    launch(&gpu, "linear_dw_f32", n, k)
+    if scale != 1.0 {
+        return tiled_dw(&gpu, "linear_dw_scaled_f32", dw, first, dy, x, chunks, n, k).f32(scale).run();
+    }
+    if gpu.is_hopper() {
+        return hopper::backward_weight(&gpu, dw, first, dy, x, chunks, n, k).run();
+    }
+    tiled_dw(&gpu, "linear_dw_f32", dw, first, dy, x, chunks, n, k).run()
+}
+
+/// The launch of dw by linear.cu.
+#[allow(clippy::too_many_arguments)] // what the equation has
+fn tiled_dw<'a>(
+    gpu: &'a Gpu,
+    name: &'static str,
+    dw: &mut Buffer,
+    first: usize,
+    dy: &Buffer,
+    x: &Buffer,
+    chunks: &TokenChunks,
+    n: usize,
+    k: usize,
+) -> Launch<'a> {
+    launch(gpu, name, n, k)
         .output_from("dw", dw, DType::F32, first * k, n * k)
         .input("dy", dy, DType::Bf16, chunks.tokens * n)
         .input("x", x, DType::Bf16, chunks.tokens * k)
@@ -168,8 +241,6 @@ pub fn backward_weight_rows(
         .dim("count", chunks.count)
         .dim("n", n)
         .dim("k", k)
-        .f32(scale)
-        .run()
 }
 
 /// A block for each 128 x 128 of the outputs.
