@@ -251,10 +251,10 @@ __device__ __forceinline__ void whole(bf16 *o, float *lse, const Arguments &a) {
   }
   __syncthreads();
   if (group == MAX_GROUPS) {
-    ptx::give_registers<40>();
+    ptx::give_registers<32>();
     if (threadIdx.x == MAX_GROUPS * GROUP) load_pages<D>(shared, barriers, a, item);
   } else {
-    ptx::take_registers<232>();
+    ptx::take_registers<240>();
     if (group >= groups) return;
     Worker<D> worker{a, barriers, item, shared, group, groups, (int)threadIdx.x % GROUP, {}, {}};
     attention::State<D> state;

@@ -25,6 +25,7 @@
   extern __shared__ __align__(1024) unsigned char sorft_dyn_smem_[]; \
   T *name = reinterpret_cast<T *>(sorft_dyn_smem_)
 #define SORFT_UNROLL _Pragma("unroll")
+#define SORFT_NO_UNROLL _Pragma("unroll 1")
 #endif
 
 using i32 = int;

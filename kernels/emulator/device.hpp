@@ -19,6 +19,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define SORFT_UNROLL
+#define SORFT_NO_UNROLL
 
 struct bf16;
 struct TensorMap;

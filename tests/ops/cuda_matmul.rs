@@ -200,15 +200,26 @@ fn widths_that_are_no_multiples_of_8_are_refused() {
     assert!(error.contains("multiples of 8"), "{error}");
 }
 
-/// The library of a source with one mistake, which may stand in `linear.cuh`; the other kernels that its launches need are as they are.
+/// The headers that these sources share.
+const HEADERS: [(&str, &str); 3] = [
+    ("linear.cuh", include_str!("../../kernels/linear.cuh")),
+    ("linear_hopper.cuh", include_str!("../../kernels/linear_hopper.cuh")),
+    ("head.cuh", include_str!("../../kernels/head.cuh")),
+];
+
+/// The library of a source with one mistake, which may stand in a header; the other kernels that its launches need are as they are.
 pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
-    let header = include_str!("../../kernels/linear.cuh").replace("#pragma once", "");
-    let in_source = source.text.contains(mutant.from);
-    let text = if in_source { source.text.to_owned() } else { source.text.replace("#include \"linear.cuh\"", &header) };
+    let header = HEADERS.iter().find(|(_, text)| !source.text.contains(mutant.from) && text.contains(mutant.from));
+    let text = match header {
+        Some((name, text)) => source.text.replace(&format!("#include \"{name}\""), &text.replace("#pragma once", "")),
+        None => source.text.to_owned(),
+    };
     assert_eq!(text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
     let text = text.replacen(mutant.from, mutant.to, 1);
     let mut kernels = vec![KernelText { name: source.file.to_owned(), defines: Vec::new(), text }];
-    for other in [Source::LINEAR, Source::LINEAR_FEW, Source::LINEAR_HOPPER].into_iter().filter(|s| *s != source) {
+    let of_head = [Source::HEAD, Source::HEAD_HOPPER];
+    let others = [Source::LINEAR, Source::LINEAR_FEW, Source::LINEAR_HOPPER].into_iter();
+    for other in others.chain(of_head.into_iter().filter(|_| of_head.contains(&source))).filter(|s| *s != source) {
         kernels.push(KernelText { name: other.file.to_owned(), defines: Vec::new(), text: other.text.to_owned() });
     }
     emulator::library(&kernels)

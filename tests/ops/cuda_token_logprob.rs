@@ -119,6 +119,19 @@ fn several_chunks_equal_the_processor_s() {
     }
 }
 
+/// By TMA and wgmma: the bits that mma.sync gives.
+#[test]
+fn hopper_s_head_equals_the_other() {
+    let case = Case::new(131, 24, 2120, 0.9);
+    let [ampere, hopper] = [(8, 0), (9, 0)].map(|compute_capability| {
+        let gpu = emulator::gpu(Emulation { check: false, compute_capability, ..Emulation::default() });
+        let mut dw = zeros(&gpu, &case);
+        let got = run(&gpu, &case, &mut dw).expect("runs");
+        [bits(&got[0]), bits(&got[1]), bits(&got[2]), bits(&dw.to_f32().expect("downloaded"))]
+    });
+    assert!(ampere == hopper);
+}
+
 /// A row's bits do not depend on the other rows; a batch cut between trees gives dw's bits.
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
@@ -172,13 +185,36 @@ fn every_mistake_is_found() {
         ),
         mutant("the tiles of the first chunk", "const int first = (int)(at % chunks) *", "const int first = 0 *"),
         mutant("no shift", "ea * (a.weighted + a.sum * da)", "ea * a.weighted"),
-        mutant("the target's own part", "if (column + e == target) g[e] += a;", ""),
+        mutant("the target's own part", "return column == target ? g + a : g;", "return g;"),
         mutant("no entropy", "(a + b * (d + shift))", "a"),
         mutant("the weight's first rows", "head::column_of(at.column, j);\n      if", "head::column_of(0, j);\n      if"),
         mutant("rows beyond the last", "if (r.row >= rows) continue;", ""),
     ];
+    each_is_found(Source::HEAD, "struct Row {", &mutants, (8, 0));
+}
+
+/// What is left of mistakes where tiles and products are linear_hopper.cu's.
+#[test]
+fn every_mistake_on_hopper_is_found() {
+    let mutants = [
+        mutant("columns beyond the last", "at < vocab ? z / t : head::nothing()", "z / t"),
+        mutant("no temperature", "at < vocab ? z / t", "at < vocab ? z"),
+        mutant("the second strip is the first", "front_strip<8>(sum", "front_strip<0>(sum"),
+        mutant("the halves stay", "swap(sum[j][0], sum[j + 16][0]), swap", "swap"),
+        mutant("the second row is the first", "sum[j][0] = sum[j][2], sum", "sum"),
+        mutant("parts of the first half", "column / 128 + half", "column / 128"),
+        mutant("rows beyond the last", "if (own >= rows) continue;", ""),
+        mutant("the weight's first rows", "product.load(stages, row, first + column)", "product.load(stages, row, column)"),
+        mutant("the target of another chunk", "gradient.at(sum[j][2 * r], first + at)", "gradient.at(sum[j][2 * r], at)"),
+        mutant("dh begins afresh", "product.add(sum, stages, group, true)", "product.add(sum, stages, group, false)"),
+    ];
+    each_is_found(Source::HEAD_HOPPER, "struct Product {", &mutants, (9, 0));
+}
+
+fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], compute_capability: (u32, u32)) {
     let case = Case::new(6, 16, 2120, 0.8);
     let want = processor(&case);
+    let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability, ..mode });
     let right = |gpu: &Arc<Gpu>| -> Result<bool> {
         let mut dw = zeros(gpu, &case);
         let got = run(gpu, &case, &mut dw)?;
@@ -186,12 +222,12 @@ fn every_mistake_is_found() {
         let close = |i: usize, got: &[f32], bound| error(got, &want[i]) <= bound;
         Ok(close(0, &got[0], F32_BOUND) && close(1, &got[1], F32_BOUND) && close(2, &got[2], BF16_BOUND) && close(3, &dw, BF16_BOUND))
     };
-    let unbroken = broken(Source::HEAD, &mutant("nothing", "struct Part {", "struct Part {"));
-    assert!(right(&emulator::open(&unbroken, Emulation::default())).expect("no alarm"), "and its numbers are right");
-    for mutant in &mutants {
-        let library = broken(Source::HEAD, mutant);
-        for mode in modes().into_iter().step_by(5) {
-            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
+    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken));
+    assert!(right(&open(&unbroken, modes()[3])).expect("no alarm"), "and its numbers are right");
+    for mutant in mutants {
+        let library = broken(source, mutant);
+        for mode in [modes()[0], modes()[4]] {
+            assert!(!right(&open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }
     }
 }

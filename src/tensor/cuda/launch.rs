@@ -119,9 +119,15 @@ impl<'a> Launch<'a> {
             self.push('t', None, Value::Map(TensorMap::default()));
             return self;
         };
+        self.matrix_from(name, buffer, 0, rows, columns, box_rows)
+    }
+
+    /// The same of rows `first..first + rows` of a matrix.
+    pub fn matrix_from(mut self, name: &str, buffer: &Buffer, first: usize, rows: usize, columns: usize, box_rows: usize) -> Self {
         // The same checks, of a pointer that is not passed.
-        self.pointer('c', name, Some(buffer), DType::Bf16, rows * columns);
+        self.pointer('c', name, Some(buffer), DType::Bf16, (first + rows) * columns);
         let (Some(Value::Pointer(address)), None) = (self.values.pop(), &self.error) else { return self };
+        let address = address + (first * columns * DType::Bf16.size()) as u64;
         self.signature.truncate(self.signature.rfind(' ').unwrap_or(0));
         match self.gpu.backend().tensor_map(&Boxes { address, rows, columns, box_rows }) {
             Ok(map) => self.push('t', None, Value::Map(map)),

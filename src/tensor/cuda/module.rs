@@ -25,13 +25,15 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 7] = [
+const HEADERS: [(&str, &str); 9] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
+    ("linear_hopper.cuh", include_str!("../../../kernels/linear_hopper.cuh")),
+    ("head.cuh", include_str!("../../../kernels/head.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
 ];
 
@@ -65,13 +67,15 @@ impl Source {
 
     /// The fused head.
     pub const HEAD: Source = Source { file: "head.cu", text: include_str!("../../../kernels/head.cu") };
+    /// The fused head on Hopper, by TMA and wgmma.
+    pub const HEAD_HOPPER: Source = Source { file: "head_hopper.cu", text: include_str!("../../../kernels/head_hopper.cu") };
     /// What choosing tokens needs of the logits.
     pub const SAMPLE: Source = Source { file: "sample.cu", text: include_str!("../../../kernels/sample.cu") };
     /// Sums and roundings of activations.
     pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 16] = [
+    pub const ALL: [Source; 17] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -86,6 +90,7 @@ impl Source {
         Source::LINEAR_HOPPER,
         Source::NORM,
         Source::HEAD,
+        Source::HEAD_HOPPER,
         Source::SAMPLE,
         Source::RESIDUAL,
     ];

@@ -7,17 +7,23 @@ use crate::tensor::philox::Philox;
 use crate::tensor::plan::K_CHUNK;
 use std::sync::Arc;
 
-/// Rows, columns and threads of a block of `kernels/linear_hopper.cu`, and its four stages of 64 terms of both sides.
-const ROWS: usize = 128;
-const COLUMNS: usize = 256;
+/// Rows of a tile of outputs of `kernels/linear_hopper.cuh`.
+pub const ROWS: usize = 128;
+/// Its columns.
+pub const COLUMNS: usize = 256;
+/// Threads of a block, and its four stages of 64 terms of both sides.
 const THREADS: usize = 384;
 const SHARED: usize = 4 * (ROWS + COLUMNS) * K_CHUNK * 2;
 
-/// A launch of `kernels/linear_hopper.cu` for outputs `[rows, columns]`: blocks that stay, one on each multiprocessor.
-fn launch<'a>(gpu: &'a Gpu, name: &'static str, rows: usize, columns: usize) -> Launch<'a> {
+/// A launch of a kernel of `kernels/linear_hopper.cuh` for outputs `[rows, columns]`: blocks that stay, one on each multiprocessor.
+pub fn tiles<'a>(gpu: &'a Gpu, kernel: Kernel, rows: usize, columns: usize) -> Launch<'a> {
     let tiles = rows.div_ceil(ROWS) * columns.div_ceil(COLUMNS);
     let grid = [tiles.min(gpu.info().multiprocessors), 1, 1];
-    Launch::new(gpu, Kernel { source: Source::LINEAR_HOPPER, name }, grid, [THREADS, 1, 1], SHARED)
+    Launch::new(gpu, kernel, grid, [THREADS, 1, 1], SHARED)
+}
+
+fn launch<'a>(gpu: &'a Gpu, name: &'static str, rows: usize, columns: usize) -> Launch<'a> {
+    tiles(gpu, Kernel { source: Source::LINEAR_HOPPER, name }, rows, columns)
 }
 
 /// Whether wgmma gives the bits of mma.sync on this chip, which nobody promises: sums of 1024 terms of very different size, by both, in f32. The

@@ -4,7 +4,7 @@
 //! Operands are bf16 and rows lie as Hugging Face has them: x `[M, K]`, w `[N, K]`, y `[M, N]`. Outputs are rounded once, after the adapter's
 //! term and the bias; gradients of weights are f32 and added to. A row of y or dx has the same bits whatever M is.
 
-mod hopper;
+pub mod hopper;
 
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
 use crate::tensor::plan::K_CHUNK;

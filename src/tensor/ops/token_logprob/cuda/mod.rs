@@ -1,8 +1,11 @@
-//! The fused head on a CUDA device: launches of `kernels/head.cu`, which has the equations and the order of every sum.
+//! The fused head on a CUDA device: launches of `kernels/head.cu`, which has the equations and the order of every sum, and of
+//! `kernels/head_hopper.cu` on Hopper.
 //!
 //! The device gives, per row and chunk of [`VOCAB_CHUNK`] columns, the largest logit and the two sums of exponentials; the host merges the
 //! chunks in f64 by [`Softmax::merge`], the processor's own code. Training and sampling launch the same kernel and merge the same way, so a
 //! sampled token's log-probability is that of training, bit for bit. Logits are f32 and never rounded; they leave the chip for sampling alone.
+
+mod hopper;
 
 use super::{ChunkSums, Softmax};
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
@@ -10,6 +13,7 @@ use crate::tensor::ops::matmul;
 use crate::tensor::ops::matmul::cuda::TokenChunks;
 use crate::tensor::plan::VOCAB_CHUNK;
 use crate::{Error, Result};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows and columns of a block's logits (`SIDE` of the kernel).
@@ -93,12 +97,16 @@ impl Head<'_> {
         let (tiles, chunks) = (vocab.div_ceil(SIDE), self.chunks());
         let mut parts = Buffer::uninit(gpu, DType::F32, rows * tiles * 3)?;
         let kernel = |name| Kernel { source: Source::HEAD, name };
-        Launch::new(gpu, kernel("head_fwd_bf16"), [rows.div_ceil(SIDE), tiles, 1], [256, 1, 1], STAGES + SUMS)
+        let launch = if gpu.is_hopper() {
+            hopper::launch(gpu, "head_fwd_hopper", rows, vocab)
+        } else {
+            Launch::new(gpu, kernel("head_fwd_bf16"), [rows.div_ceil(SIDE), tiles, 1], [256, 1, 1], STAGES + SUMS)
+        };
+        let launch = launch
             .output("parts", &mut parts, DType::F32, rows * tiles * 3)
             .optional_output("target_z", target_z, DType::F32, rows)
-            .optional_output("logits", logits, DType::F32, rows * vocab)
-            .input("h", h, DType::Bf16, rows * width)
-            .input("w", w, DType::Bf16, vocab * width)
+            .optional_output("logits", logits, DType::F32, rows * vocab);
+        hopper::operands(launch, gpu, h, w, rows, vocab, width)
             .input("temperature", temperatures, DType::F32, rows)
             .optional_input("targets", targets, DType::U32, rows)
             .dim("rows", rows)
@@ -165,7 +173,7 @@ pub fn backward(
     mut dw: Option<(&mut Buffer, &TokenChunks)>,
 ) -> Result<Buffer> {
     head.check()?;
-    let Head { h, w, rows, vocab, width } = head;
+    let Head { h, rows, vocab, width, .. } = head;
     let mut dh = Buffer::zeros(gpu, DType::F32, rows * width)?;
     if rows == 0 {
         return Ok(dh);
@@ -174,33 +182,51 @@ pub fn backward(
     let mut dz = Buffer::uninit(gpu, DType::Bf16, rows * VOCAB_CHUNK.min(vocab))?;
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let columns = VOCAB_CHUNK.min(vocab - first);
-        let kernel = |name| Kernel { source: Source::HEAD, name };
-        Launch::new(gpu, kernel("head_dz_bf16"), [rows.div_ceil(SIDE), columns.div_ceil(SIDE), 1], [256, 1, 1], STAGES)
-            .output("dz", &mut dz, DType::Bf16, rows * columns)
-            .input("h", h, DType::Bf16, rows * width)
-            .input("w", w, DType::Bf16, vocab * width)
-            .input("temperature", &saved.temperatures, DType::F32, rows)
-            .input("targets", &saved.targets, DType::U32, rows)
-            .input("seeds", &seeds, DType::F32, rows * SEEDS)
-            .dim("rows", rows)
-            .dim("vocab", vocab)
-            .dim("k", width)
-            .dim("first", first)
-            .dim("width", columns)
-            .run()?;
-        Launch::new(gpu, kernel("head_dh_f32"), [rows.div_ceil(SIDE), width.div_ceil(SIDE), 1], [256, 1, 1], STAGES)
-            .output("dh", &mut dh, DType::F32, rows * width)
-            .input("dz", &dz, DType::Bf16, rows * columns)
-            .input_from("w", w, DType::Bf16, first * width, columns * width)
-            .dim("rows", rows)
-            .dim("width", columns)
-            .dim("k", width)
-            .run()?;
+        if gpu.is_hopper() {
+            hopper::dz(gpu, &mut dz, &head, saved, &seeds, first..first + columns)?;
+            hopper::add_dh(gpu, &mut dh, &dz, &head, first..first + columns)?;
+        } else {
+            tiled_dz(gpu, &mut dz, &head, saved, &seeds, first..first + columns)?;
+            tiled_dh(gpu, &mut dh, &dz, &head, first..first + columns)?;
+        }
         if let Some((dw, chunks)) = &mut dw {
             matmul::cuda::backward_weight_rows(dw, first, &dz, h, chunks, columns, width, 1.0)?;
         }
     }
     Ok(dh)
+}
+
+/// dz `[rows, chunk]` of a chunk of the vocabulary, by head.cu.
+fn tiled_dz(gpu: &Gpu, dz: &mut Buffer, head: &Head<'_>, saved: &Saved, seeds: &Buffer, chunk: Range<usize>) -> Result<()> {
+    let &Head { h, w, rows, vocab, width } = head;
+    let grid = [rows.div_ceil(SIDE), chunk.len().div_ceil(SIDE), 1];
+    Launch::new(gpu, Kernel { source: Source::HEAD, name: "head_dz_bf16" }, grid, [256, 1, 1], STAGES)
+        .output("dz", dz, DType::Bf16, rows * chunk.len())
+        .input("h", h, DType::Bf16, rows * width)
+        .input("w", w, DType::Bf16, vocab * width)
+        .input("temperature", &saved.temperatures, DType::F32, rows)
+        .input("targets", &saved.targets, DType::U32, rows)
+        .input("seeds", seeds, DType::F32, rows * SEEDS)
+        .dim("rows", rows)
+        .dim("vocab", vocab)
+        .dim("k", width)
+        .dim("first", chunk.start)
+        .dim("width", chunk.len())
+        .run()
+}
+
+/// dh += dz times the chunk's rows of w, by head.cu.
+fn tiled_dh(gpu: &Gpu, dh: &mut Buffer, dz: &Buffer, head: &Head<'_>, chunk: Range<usize>) -> Result<()> {
+    let &Head { w, rows, width, .. } = head;
+    let grid = [rows.div_ceil(SIDE), width.div_ceil(SIDE), 1];
+    Launch::new(gpu, Kernel { source: Source::HEAD, name: "head_dh_f32" }, grid, [256, 1, 1], STAGES)
+        .output("dh", dh, DType::F32, rows * width)
+        .input("dz", dz, DType::Bf16, rows * chunk.len())
+        .input_from("w", w, DType::Bf16, chunk.start * width, chunk.len() * width)
+        .dim("rows", rows)
+        .dim("width", chunk.len())
+        .dim("k", width)
+        .run()
 }
 
 /// Numbers of a row that turn its logits into the loss's gradient.
