@@ -85,7 +85,8 @@ pub fn language(path: &str) -> Option<&'static str> {
     SOURCE_EXTENSIONS.iter().find(|(_, all)| all.contains(&extension.as_str())).map(|&(name, _)| name)
 }
 
-/// The part that the file at `path` plays. The first that fits: lock file, generated, test, documentation, source, other.
+/// The part that the file at `path` plays. The first that fits: lock file, generated, test, documentation, source, other. A source whose
+/// path is not one line is other: prompts list paths one a line, and so do answers.
 pub fn role(path: &str) -> Role {
     let lower = path.to_ascii_lowercase();
     let name = file_name(&lower);
@@ -98,7 +99,7 @@ pub fn role(path: &str) -> Role {
         Role::Test
     } else if lower.split('/').next().is_some_and(|d| d != lower && DOC_DIRS.contains(&d)) || is_doc(name) {
         Role::Doc
-    } else if language(path).is_some() {
+    } else if language(path).is_some() && !path.contains(['\n', '\r']) {
         Role::Source
     } else {
         Role::Other
@@ -180,6 +181,7 @@ mod tests {
             ("Cargo.toml", Role::Other),
             ("Makefile", Role::Other),
             ("", Role::Other),
+            ("src/two\nlines.py", Role::Other),
         ];
         for (path, expected) in cases {
             assert_eq!(role(path), expected, "{path}");

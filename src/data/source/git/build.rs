@@ -34,6 +34,9 @@ pub(super) fn build(
         Ok(sources) => sources,
         Err(skip) => return Ok(Err(skip)),
     };
+    if sources.iter().all(ChangedFile::changes_line_ends_alone) {
+        return Ok(Err(Skip::NoLines));
+    }
     let patch = change::write_patch(&sources);
     if let Some(skip) = by_lines(&patch, options.max_lines)? {
         return Ok(Err(skip));

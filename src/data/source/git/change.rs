@@ -82,6 +82,12 @@ impl ChangedFile {
         self.old.as_ref().map_or(0, |v| v.len)
     }
 
+    /// True if only carriage returns before line feeds come or go.
+    pub(super) fn changes_line_ends_alone(&self) -> bool {
+        let (Some(old), Some(new)) = (&self.old, &self.new) else { return false };
+        old.text != new.text && old.text.lines().eq(new.text.lines()) && old.text.ends_with('\n') == new.text.ends_with('\n')
+    }
+
     /// What it holds: text only if both sides are.
     pub(super) fn content(&self) -> Content {
         self.old.iter().chain(&self.new).map(|v| v.content).max().unwrap_or(Content::Text)

@@ -47,7 +47,7 @@ pub enum Skip {
     Encoding,
     /// The changed sources are too large.
     Large,
-    /// No line of a source changes (a mode, or a move).
+    /// No line of a source changes (a mode, a move, or line ends: carriage returns are not seen in prompts and answers).
     NoLines,
     /// Too many lines change.
     ManyLines,

@@ -132,15 +132,19 @@ fn every_kind_of_change_applies() {
     f.commit("Carriage returns stay what they are", &[("lib/d.go", "package d\r\nvar a = 2\r\n")]);
     f.commit("Names beyond ASCII, first made here", &[("src/ä\"ö.py", "1\n"), ("src/b.py", "x = 4\ny = 3")]);
     f.commit("Names beyond ASCII, then changed here", &[("src/ä\"ö.py", "2\n")]);
+    f.commit("Line ends of d become those of unix", &[("lib/d.go", "package d\nvar a = 2\n")]);
+    f.commit("A name that no list of names can hold", &[("src/two\nlines.py", "1\n"), ("src/b.py", "x = 5\ny = 3")]);
+    f.commit("A name that no list can hold, changed", &[("src/two\nlines.py", "2\n")]);
     f.git(&["update-index", "--chmod=+x", "src/a.py"]);
     f.time += 1;
     f.git(&["commit", "-q", "-m", "Make a file executable, and no more"]);
     let (tasks, report) = f.mine();
     tasks.iter().for_each(|t| f.check_applies(t));
     let gold: Vec<_> = tasks.iter().map(|t| t.gold_files.clone().unwrap().join(" ")).collect();
-    assert_eq!(gold, ["src/b.py", "src/long.py", "src/b.py src/deep/c.rs", "lib/d.go", "src/b.py", "src/ä\"ö.py"]);
+    assert_eq!(gold, ["src/b.py", "src/long.py", "src/b.py src/deep/c.rs", "lib/d.go", "src/b.py", "src/ä\"ö.py", "src/b.py"]);
+    assert!(tasks.iter().flat_map(|t| &t.all_paths).all(|p| !p.contains('\n')));
     assert!(tasks[1].patch.contains("rename from src/long.py\nrename to src/moved file.py\n"));
-    assert_eq!(report.skipped, BTreeMap::from([(Skip::Root, 1), (Skip::NoLines, 1)]));
+    assert_eq!(report.skipped, BTreeMap::from([(Skip::Root, 1), (Skip::NoSource, 1), (Skip::NoLines, 2)]));
     for task in &tasks {
         let applied = Patch::parse(&task.patch).unwrap().apply(&task.files).unwrap();
         assert_ne!(applied, task.files);
