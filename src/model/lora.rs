@@ -19,6 +19,27 @@ pub struct LoraConfig {
     pub targets: Vec<String>,
 }
 
+impl LoraConfig {
+    /// # Errors
+    ///
+    /// A rank of 0; no module, one that is not of [`TARGETS`], or one named twice.
+    pub fn check(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::input("the rank of an adapter is at least 1").at("lora.rank"));
+        }
+        let refused = |what: String| Err(Error::input(what).at("lora.targets").hint(format!("one of {}", TARGETS.join(", "))));
+        for (i, target) in self.targets.iter().enumerate() {
+            if !TARGETS.contains(&target.as_str()) {
+                return refused(format!("unknown module {target}"));
+            }
+            if self.targets[..i].contains(target) {
+                return refused(format!("{target} is named twice"));
+            }
+        }
+        if self.targets.is_empty() { refused("an adapter needs at least one target module".to_owned()) } else { Ok(()) }
+    }
+}
+
 /// The modules that can have an adapter, in a block's order.
 pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -31,17 +52,7 @@ impl Transformer {
         if self.lora.is_some() {
             return Err(Error::input("the model already has an adapter"));
         }
-        if lora.rank == 0 {
-            return Err(Error::input("the rank of an adapter is at least 1").at("lora.rank"));
-        }
-        if let Some(unknown) = lora.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
-            return Err(Error::input(format!("unknown module {unknown}"))
-                .at("lora.targets")
-                .hint(format!("one of {}", TARGETS.join(", "))));
-        }
-        if lora.targets.is_empty() {
-            return Err(Error::input("an adapter needs at least one target module").at("lora.targets"));
-        }
+        lora.check()?;
         self.params.all_mut().iter_mut().for_each(|p| p.trainable = false);
         let mut blocks = std::mem::take(&mut self.blocks);
         for (layer, block) in blocks.iter_mut().enumerate() {

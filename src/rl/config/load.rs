@@ -171,6 +171,9 @@ fn check_all(leaves: &[Leaf<'_, '_>], base: &Path, origin: &Origin<'_>, in_stage
 
 fn known(name: &str, in_stage: bool, origin: &Origin<'_>, at: usize) -> Result<&'static Key> {
     let Some(key) = keys::find(name) else {
+        if matches!(name.split('.').next(), Some("stages" | "stage")) {
+            return Err(origin.error(format!("unknown setting `{name}`"), at).hint("each stage is a table of its own: [[stage]]"));
+        }
         let nearest = keys::nearest(name);
         return Err(origin
             .error(format!("unknown setting `{name}`"), at)

@@ -109,6 +109,8 @@ impl Config {
                 .at("lora.rank")
                 .hint("leave out `lora.rank` or `adapter`"));
         }
+        let lora = (rank > 0).then(|| LoraConfig { rank, alpha: r.number("lora.alpha") as f32, targets: r.texts("lora.targets") });
+        lora.iter().try_for_each(LoraConfig::check)?;
         check_subtasks(&r)?;
         check_critics(&stages, rank > 0 || adapter.is_some())?;
         Ok(Self {
@@ -120,7 +122,7 @@ impl Config {
             prompt: PromptSettings::read(&r),
             reward_beta: r.number("reward.beta"),
             rollout_batch: r.size("rollout_batch"),
-            lora: (rank > 0).then(|| LoraConfig { rank, alpha: r.number("lora.alpha") as f32, targets: r.texts("lora.targets") }),
+            lora,
             eval_every: r.size("eval.every") as u64,
             eval_at_start: r.bool("eval.at_start"),
             eval_tasks: r.size("eval.tasks"),

@@ -114,6 +114,11 @@ fn errors_name_file_line_and_field() {
     assert!(refused(&format!("{MINIMAL}algorithm = \"grpo\"\nadvantage.kind = \"gae\"\n")).contains("\"gae\" needs a critic's values"));
     assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\nlora.rank = 2\n")).contains("critic.kind: with an adapter the base is frozen"));
     assert!(refused(&format!("{MINIMAL}algorithm = \"ppo\"\ncritic.kind = \"lora\"\n")).contains("critic.kind: a critic with its own"));
+    for (targets, what) in
+        [("\"qproj\"", "unknown module qproj"), ("\"q_proj\", \"q_proj\"", "q_proj is named twice"), ("", "an adapter needs")]
+    {
+        assert!(refused(&format!("{MINIMAL}lora.rank = 2\nlora.targets = [{targets}]\n")).contains(&format!("lora.targets: {what}")));
+    }
     assert!(refused(&format!("{MINIMAL}dual_clip = 0.5\n")).contains("dual_clip: 0.5 is neither 0 nor above 1"));
     assert!(refused(&format!("{MINIMAL}kl.target = 6\n")).contains("kl.target: an adaptive weight that begins at 0"));
     assert!(refused("steps = \n").starts_with("/runs/a.toml:1: not TOML: "));
