@@ -117,14 +117,20 @@ impl Summary {
         let ending = if *repositories == 1 { "y" } else { "ies" };
         let of = if *runs == 1 { String::new() } else { format!(", {runs} runs together") };
         let mut out = format!("held-out {title}, {tasks} tasks of {repositories} repositor{ending}{of} [95 % interval]\n\n");
-        let header = columns.iter().fold(format!("{:<21}", ""), |line, (_, title)| line + &format!("{title:>13}"));
-        writeln!(out, "{}", header.trim_end()).ok();
-        for (i, row) in self.evaluations.iter().chain(&self.baselines).enumerate() {
+        let rows = self.evaluations.iter().chain(&self.baselines);
+        let cells: Vec<Vec<String>> =
+            rows.clone().map(|row| columns.iter().map(|(key, _)| cell(&row.values[key], key)).collect()).collect();
+        let widest = cells.iter().flatten().map(String::len).chain(columns.iter().map(|(_, title)| title.len())).max().unwrap_or(0);
+        let line = |name: &str, cells: &mut dyn Iterator<Item = &str>| {
+            let cells: String = cells.map(|c| format!("{c:>0$}", 13.max(widest + 2))).collect();
+            format!("{name:<21}{cells}\n")
+        };
+        out += &line("", &mut columns.iter().map(|(_, title)| *title));
+        for (i, (row, cells)) in rows.zip(&cells).enumerate() {
             if i == self.evaluations.len() {
                 out.push('\n');
             }
-            let cells = columns.iter().map(|(key, _)| cell(&row.values[key], key));
-            writeln!(out, "{:<21}{}", row.name, cells.collect::<String>()).ok();
+            out += &line(&row.name, &mut cells.iter().map(String::as_str));
         }
         for difference in &self.differences {
             let changes = [("fbeta", "F-beta"), ("hit", "hit"), ("similarity", "similarity")];
@@ -141,11 +147,10 @@ impl Summary {
 
 /// A mean with its interval: per cent, but for counts.
 fn cell(v: &Interval, key: &str) -> String {
-    let text = match key {
+    match key {
         "answers" => format!("{:.1}", v.mean),
         _ => format!("{:.0} [{:.0},{:.0}]", 100.0 * v.mean, 100.0 * v.low, 100.0 * v.high),
-    };
-    format!("{text:>13}")
+    }
 }
 
 /// The evaluations of all runs, in the order of their stages.
@@ -171,7 +176,11 @@ fn stages(run: &Run, dir: &Path, subtask: &str) -> Vec<(String, BTreeMap<String,
         let name = if line.get("reward_mean").is_some() { "RL" } else { "SFT" };
         match ends.get_mut(stage as usize) {
             Some(end) => end.0 = step,
-            None => ends.push((step, format!("after {name}"))),
+            // Stages are told apart where a run has several of a kind.
+            None => match format!("after {name}") {
+                taken if ends.iter().any(|(_, n)| *n == taken) => ends.push((step, format!("{taken} (stage {stage})"))),
+                name => ends.push((step, name)),
+            },
         }
     }
     // Records of a run with one subtask do not name it.
@@ -230,4 +239,37 @@ fn difference(before: &(String, Records), after: &(String, Records), columns: &[
         (key, Bootstrap::default().paired(&b, &a, Some(&clusters)))
     };
     Some(Difference { of: after.0.clone(), against: before.0.clone(), values: columns.iter().map(|(key, _)| change(key)).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn columns_stay_apart_and_stages_of_a_kind_have_rows_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("evals")).unwrap();
+        let mut run = Run::default();
+        for (step, hit) in [(0, 0.0), (1, 1.0), (2, 0.0), (3, 1.0)] {
+            let parts = json!({"valid": 1.0, "hit": hit, "top1": hit, "f1": hit, "fbeta": hit, "answers": 1.0});
+            let record = json!({"id": "t", "cluster": "r", "parts": parts});
+            std::fs::write(dir.path().join(format!("evals/{step}.jsonl")), format!("{record}\n")).unwrap();
+            match step {
+                0 => {}
+                1 => run.steps.push(json!({"step": 1, "stage": 1})),
+                _ => run.steps.push(json!({"step": step, "stage": step, "reward_mean": 0.5})),
+            }
+        }
+        let text = render(&summaries(&[(run, dir.path())]).unwrap());
+        let rows: Vec<Vec<&str>> =
+            text.lines().skip(2).take(5).map(|l| l.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
+        let all = "100 [100,100]";
+        assert_eq!(rows[2], ["after SFT", all, all, all, all, all, "1.0"], "{text}");
+        assert_eq!((rows[3][0], rows[3][2], rows[4][0], rows[4][2]), ("after RL", "0 [0,0]", "after RL (stage 3)", all), "{text}");
+        assert!(
+            text.lines().skip(3).take(4).all(|l| l.len() == text.lines().nth(2).unwrap().len()),
+            "the header ends where its columns do"
+        );
+    }
 }
