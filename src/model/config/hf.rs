@@ -288,12 +288,20 @@ fn rope(f: &Fields<'_>) -> Result<(f64, RopeScaling)> {
             if high_freq_factor <= low_freq_factor {
                 return Err(Error::input("high_freq_factor must be larger than low_freq_factor").at(place));
             }
-            needed("original_max_position_embeddings")?;
+            // Beside the settings it counts for transformers 5 and not for 4.
+            let (context, inside, beside) = ("original_max_position_embeddings", &r, f);
+            let of = match (inside.get(context), beside.get(context)) {
+                (Some(a), Some(b)) if a != b => {
+                    return Err(Error::input(format!("{b} contradicts the {a} of {place}")).at(context));
+                }
+                (None, Some(_)) => beside,
+                _ => needed(context).map(|_| inside)?,
+            };
             RopeScaling::Llama3 {
                 factor: needed("factor")?,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_position_embeddings: r.dim("original_max_position_embeddings", 0).map_err(|e| e.at(place))?,
+                original_max_position_embeddings: of.dim(context, 0).map_err(|e| e.at(place))?,
             }
         }
         other => {
@@ -374,6 +382,10 @@ mod tests {
         let added = ModelConfig::from_hf(&with(llama(), added)).unwrap();
         assert_eq!(added.rope_scaling, RopeScaling::Linear { factor: 4.0 }, "the older key, where it is added to the newer");
         assert_eq!(v4, v5);
+        let beside =
+            json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0});
+        let beside = json!({"rope_parameters": beside, "original_max_position_embeddings": 8192});
+        assert_eq!(ModelConfig::from_hf(&with(llama(), beside)).unwrap(), v5, "the context of pre-training beside the settings");
         assert_eq!(v4.rope_theta, 500_000.0);
         assert!(matches!(v4.rope_scaling, RopeScaling::Llama3 { factor: 32.0, original_max_position_embeddings: 8192, .. }));
         let linear = ModelConfig::from_hf(&with(llama(), json!({"rope_scaling": {"type": "linear", "factor": 2}}))).unwrap();
@@ -390,6 +402,11 @@ mod tests {
                 "rope_scaling.rope_type: rotary scaling `yarn` is not supported",
             ),
             (json!({"rope_scaling": {"type": "llama3", "factor": 8.0}}), "rope_scaling: rope_type `llama3` needs `low_freq_factor`"),
+            (
+                json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                       "original_max_position_embeddings": 64}, "original_max_position_embeddings": 300}),
+                "original_max_position_embeddings: 300 contradicts the 64 of rope_scaling",
+            ),
             (json!({"hidden_act": "gelu"}), "hidden_act: activation `gelu` is not supported"),
             (json!({"model_type": "mistral"}), "model_type: model type `mistral` is not supported"),
             (
