@@ -8,7 +8,7 @@ use serde_json::json;
 use super::common::DeviceArgs;
 use super::eval::{Folder, PipelineArgs, Reporter, load};
 use super::interrupt;
-use super::output::{json_line, say, to_stdout};
+use super::output::{json_line, plural, say, to_stdout};
 use crate::agentless::evaluate::why_none;
 use crate::agentless::fix::{Proposal, localisation, proposals, task};
 use crate::agentless::generator::Local;
@@ -86,7 +86,9 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         if args.json {
             print(&args, &product, &[], Some(&reason))?;
         }
-        return Err(Error::input(format!("no patch was found in {} answers: {reason}", product.candidates.len())).hint(hint));
+        return Err(
+            Error::input(format!("no patch was found in {}: {reason}", plural(product.candidates.len() as u64, "answer"))).hint(hint)
+        );
     };
     say!("{found}");
     print(&args, &product, &patches, None)?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::agentless::files;
 use crate::agentless::session::Progress;
-use crate::cli::output::say;
+use crate::cli::output::{plural, say};
 
 /// Between two lines of progress.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -39,8 +39,7 @@ impl Reporter {
         if self.hop.as_ref().is_none_or(|h| h.name != p.hop) {
             self.end_hop();
             let there = if p.done > 0 { format!(" ({} there already)", p.done) } else { String::new() };
-            let tasks = if self.tasks == 1 { "1 task".to_owned() } else { format!("{} tasks", self.tasks) };
-            say!("{}: {} answers to {tasks}{there}", p.hop, p.total);
+            say!("{}: {} to {}{there}", p.hop, plural(p.total as u64, "answer"), plural(self.tasks as u64, "task"));
             self.hop = Some(Hop { name: p.hop.to_owned(), begun: Instant::now(), answers: 0, tokens: 0 });
             self.last = Instant::now();
         }
@@ -50,7 +49,7 @@ impl Reporter {
             if self.last.elapsed() >= PAUSE {
                 self.last = Instant::now();
                 let rate = hop.tokens as f64 / hop.begun.elapsed().as_secs_f64();
-                say!("{}: {} of {} answers, {rate:.0} tokens/s", p.hop, p.done, p.total);
+                say!("{}: {} of {}, {rate:.0} tokens/s", p.hop, p.done, plural(p.total as u64, "answer"));
             }
         }
     }
