@@ -48,8 +48,8 @@ fn load_adapted(adapter: &Fixture) -> Transformer {
     model
 }
 
-/// All models, then all adapters on theirs.
-fn everything() -> Vec<(Fixture, Transformer)> {
+/// All models, then all adapters on theirs, one at a time.
+fn everything() -> impl Iterator<Item = (Fixture, Transformer)> {
     let bases = fixture::models().into_iter().map(|f| {
         let model = load(&f.path);
         (f, model)
@@ -58,7 +58,7 @@ fn everything() -> Vec<(Fixture, Transformer)> {
         let model = load_adapted(&f);
         (f, model)
     });
-    bases.chain(adapted).collect()
+    bases.chain(adapted)
 }
 
 /// Every token is a target.
@@ -103,7 +103,7 @@ fn logprobs_are_those_of_transformers() {
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
     let mut report = Report::default();
-    for f in fixture::models() {
+    for f in fixture::models().into_iter().filter(|f| !f.reference.greedy.is_empty()) {
         let model = load(&f.path);
         let greedy = &f.reference.greedy;
         let prompts: Vec<Vec<u32>> = greedy.iter().map(|g| g.prompt.clone()).collect();
@@ -126,8 +126,12 @@ fn gradients_are_at_most_twice_as_far_from_f64_as_pytorchs() {
         let want = &f.reference.sft;
         let mut grads = model.gradients().expect("gradients");
         let loss = sft(&model, &f.reference.lines, false, &mut grads);
-        report.at_most(&format!("{}: SFT loss", f.name), (loss / want.loss - 1.0).abs(), 1e-6);
-        report.at_most(&format!("{}: gradient norm", f.name), (grads.norm().expect("a norm") / want.grad_norm - 1.0).abs(), 1e-6);
+        // 1e-6, or what PyTorch's f32 allows itself on a real model.
+        let limit = |f32: f64, f64: f64| (TORCH_ERRORS * (f32 / f64 - 1.0).abs()).max(1e-6);
+        report.at_most(&format!("{}: SFT loss", f.name), (loss / want.loss - 1.0).abs(), limit(want.loss_f32, want.loss));
+        let norm = grads.norm().expect("a norm");
+        let what = format!("{}: gradient norm", f.name);
+        report.at_most(&what, (norm / want.grad_norm - 1.0).abs(), limit(want.grad_norm_f32, want.grad_norm));
         let names: Vec<String> = model.trainable().into_iter().map(|p| p.name).collect();
         for name in want.tensors.keys().filter(|n| !names.contains(n)) {
             report.check(false, || format!("{}: {name} is trained by PyTorch and not here", f.name));
@@ -154,7 +158,7 @@ fn ten_steps_of_adamw_are_those_of_pytorch() {
     for (f, mut model) in everything() {
         // Activation checkpointing computes the same again: use it where the fixture is an adapter, to cover both ways.
         let checkpointing = model.lora().is_some();
-        let steps = &f.reference.steps;
+        let Some(steps) = &f.reference.steps else { continue };
         let (losses, norms) = train(&mut model, steps, checkpointing);
         report.at_most(&format!("{}: losses of {} steps", f.name, losses.len()), max_relative(&losses, &steps.loss), STEP_LIMIT);
         report.at_most(&format!("{}: gradient norms", f.name), max_relative(&norms, &steps.grad_norm), STEP_LIMIT);

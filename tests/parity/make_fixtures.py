@@ -4,6 +4,8 @@
     python tests/parity/make_fixtures.py                                    # rewrites tests/parity/fixtures
     python tests/parity/make_fixtures.py --seed 7 --out /tmp/other          # other models and sequences, then:
     SORFT_PARITY_FIXTURES=/tmp/other cargo test --test parity
+    python tests/parity/make_fixtures.py --random 20 --out /tmp/other       # 20 models of random shapes; the test as above
+    python tests/parity/make_fixtures.py --real FOLDER --out /tmp/other     # gradients of a real model; the test as above, with --test-threads=1
 
 The versions that made the committed files are in README.md beside this script, and in every `reference.json`.
 """
@@ -13,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here comes from the hub: peft must not look for its base there
@@ -41,6 +44,9 @@ SKETCH_ABOVE = 4096
 """Gradients of more numbers than this are stored as a sketch."""
 
 SKETCH_BUCKETS = 2048
+
+PIECE = 1 << 22
+"""Numbers of a tensor that are sketched at a time: an embedding of 136 million in pieces."""
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -183,6 +189,53 @@ MODELS = {
     },
 }
 
+
+def random_spec(rng):
+    """A model of a random shape: head_dim apart from hidden / heads, 1 to 8 query heads for a key head, sizes that are multiples of nothing.
+
+    No narrower than 16: the norm of a handful of numbers blows up the rounding of a row that happens to be small, in PyTorch as here, and
+    which of the two has the better luck says nothing.
+    """
+    family = rng.choice(["llama", "qwen2", "qwen3"])
+    heads_kv, layers = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    heads = heads_kv * int(rng.integers(1, 9))
+    theta = float(rng.choice([500.0, 10000.0, 500000.0, 1000000.0]))
+    rope = {"rope_type": "default"}
+    if family == "llama" and rng.random() < 0.7:
+        low = float(rng.choice([1.0, 1.5, 2.0]))
+        rope = LLAMA3_ROPE | {
+            "factor": float(rng.choice([2.0, 8.0, 32.0])),
+            "low_freq_factor": low,
+            "high_freq_factor": low * float(rng.choice([1.5, 4.0])),
+            "original_max_position_embeddings": int(rng.integers(20, 300)),
+        }
+    dtype = rng.choice(["float32", "float16", "bfloat16"]).item()
+    config = COMMON | {
+        "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family] + "ForCausalLM"],
+        "model_type": family.item(),
+        "vocab_size": int(rng.integers(40, 5000)),
+        # transformers takes no Llama whose heads do not divide its width, even where head_dim says theirs.
+        "hidden_size": heads * int(rng.integers(-(-16 // heads), 9 + 16 // heads)) if family == "llama" else int(rng.integers(17, 90)),
+        "intermediate_size": int(rng.integers(5, 1200)),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads_kv,
+        "head_dim": 2 * int(rng.integers(1, 24)),
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": float(rng.choice([1e-5, 1e-6])),
+        "tie_word_embeddings": bool(rng.random() < 0.5),
+        "attention_bias": bool(rng.random() < 0.3),
+    }
+    if family == "llama":
+        config["mlp_bias"] = bool(rng.random() < 0.3)
+    if rng.random() < 0.5:
+        config |= {"dtype": dtype, "rope_parameters": rope | {"rope_theta": theta}}
+    else:
+        config |= {"torch_dtype": dtype, "rope_theta": theta, "rope_scaling": None if rope["rope_type"] == "default" else rope}
+    lengths = [int(n) for n in rng.choice([2, 3, 17, 63, 64, 65, 66, 127, 128, 129, 191, 193, 257, 520], 3, replace=False)]
+    return {"config": config, "dtype": getattr(torch, dtype), "shards": int(rng.integers(1, 4)), "lengths": lengths}
+
+
 ALL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # Adapters: (model, folder, rank, alpha, targets).
@@ -241,17 +294,21 @@ def sketch(x):
     Linear, covers every number, and keeps norms without bias (relative deviation about 1/sqrt(2 BUCKETS), 1.6 %): so
     ||sketch(a) - sketch(b)|| / ||sketch(b)|| stands for ||a - b|| / ||b|| at a hundredth of the size.
     """
-    z = np.arange(1, x.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    signed = np.where(z >> np.uint64(63), -1.0, 1.0) * x.reshape(-1)
-    return np.bincount((z % np.uint64(SKETCH_BUCKETS)).astype(np.int64), weights=signed, minlength=SKETCH_BUCKETS)
+    x, buckets = x.reshape(-1), np.zeros(SKETCH_BUCKETS)
+    for start in range(0, x.size, PIECE):
+        piece = x[start : start + PIECE]
+        z = np.arange(start + 1, start + piece.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        signed = np.where(z >> np.uint64(63), -1.0, 1.0) * piece
+        buckets += np.bincount((z % np.uint64(SKETCH_BUCKETS)).astype(np.int64), weights=signed, minlength=SKETCH_BUCKETS)
+    return buckets
 
 
 def random_line(rng, vocab, length):
     """A sequence with a mask: a prompt's worth of tokens out, then most in."""
-    prompt = int(rng.integers(0, length // 3))
+    prompt = int(rng.integers(0, max(1, length // 3)))
     mask = (np.arange(length) >= prompt) & (rng.random(length) < 0.9)
     mask[-1] = True
     return {"ids": rng.integers(0, vocab, length).tolist(), "loss_mask": mask.astype(int).tolist()}
@@ -259,21 +316,23 @@ def random_line(rng, vocab, length):
 
 def gradient_reference(model, exact, lines, arrays):
     """Loss and gradients in f64; how far PyTorch's f32 gradient is from them, tensor by tensor. Arrays go to `arrays`."""
-    loss, grads = reference.gradients(exact, lines)
-    loss_f32, grads_f32 = reference.gradients(model, lines)
-    tensors = {}
-    for name, g in grads.items():
-        sketched = g.size > SKETCH_ABOVE
-        arrays[f"grad.{name}"] = (sketch(g) if sketched else g).astype(np.float32)
-        error = reference.relative_error(grads_f32[name], g)
-        tensors[name] = {"shape": list(g.shape), "norm": reference.norm(g), "torch_f32_error": error, "sketched": sketched}
-    return {
-        "loss": loss,
-        "loss_f32": loss_f32,
-        "grad_norm": reference.total_norm(grads),
-        "grad_norm_f32": reference.total_norm(grads_f32),
-        "tensors": tensors,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        loss, grads = reference.gradients(exact, lines, folder / "f64")
+        loss_f32, grads_f32 = reference.gradients(model, lines, folder / "f32")
+        tensors = {}
+        for name, g in grads.items():
+            sketched = g.size > SKETCH_ABOVE
+            arrays[f"grad.{name}"] = (sketch(g) if sketched else g).astype(np.float32)
+            error = reference.relative_error(grads_f32[name], g)
+            tensors[name] = {"shape": list(g.shape), "norm": reference.norm(g), "torch_f32_error": error, "sketched": sketched}
+        return {
+            "loss": loss,
+            "loss_f32": loss_f32,
+            "grad_norm": reference.total_norm(grads),
+            "grad_norm_f32": reference.total_norm(grads_f32),
+            "tensors": tensors,
+        }
 
 
 def steps_reference(load, rng, vocab, longest, max_grad_norm):
@@ -361,11 +420,30 @@ def make_model(out, name, seed):
     write_reference(folder, numbers, arrays)
 
 
-def make_adapter(out, base, folder_name, rank, alpha, targets, seed):
-    folder, vocab = out / base / folder_name, MODELS[base]["config"]["vocab_size"]
-    key = [seed, 100 + list(MODELS).index(base)]
-    rng = np.random.default_rng(key)
-    generator = torch.Generator().manual_seed(key[0] * 1000 + key[1])
+def make_real(out, source, seed):
+    """What PyTorch says of a real model and of a random adapter on it: log-probabilities and gradients of short sequences, no steps and no
+    continuations, which `check_real.py` compares through the binary. The model itself is linked, not copied."""
+    folder = out / source.name
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.name == "config.json" or ".safetensors" in file.name:
+            (folder / file.name).symlink_to(file.resolve())
+    rng = np.random.default_rng([seed, 200])
+
+    def write(place, model, lengths):
+        lines = [random_line(rng, model.config.vocab_size, n) for n in lengths]
+        exact, arrays = reference.doubled(model), {}
+        scores(model, exact, lines, arrays)
+        write_reference(place, {"lines": lines, "sft": gradient_reference(model, exact, lines, arrays)}, arrays)
+
+    write(folder, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa"), [65, 40, 129])
+    write(folder / "lora_all", write_adapter(out, folder.name, "lora_all", 4, 8, ALL_TARGETS, seed, 0.02)(), [65, 40])
+
+
+def write_adapter(out, base, folder_name, rank, alpha, targets, seed, size=None):
+    """An adapter as peft saves it, B of the given size and not zero; a function that loads base and adapter."""
+    folder = out / base / folder_name
+    generator = torch.Generator().manual_seed(seed)
 
     def base_model():
         return AutoModelForCausalLM.from_pretrained(out / base, dtype=torch.float32, attn_implementation="sdpa")
@@ -377,7 +455,7 @@ def make_adapter(out, base, folder_name, rank, alpha, targets, seed):
     model = peft.get_peft_model(base_model(), config)
     with torch.no_grad():
         for name, p in reference.trained(model):
-            scale = 0.5 / rank**0.5 if "lora_B" in name else 1.0 / p.shape[1] ** 0.5
+            scale = (size or 0.5 / rank**0.5) if "lora_B" in name else 1.0 / p.shape[1] ** 0.5
             p.copy_(scale * torch.randn(p.shape, generator=generator))
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(folder)
@@ -385,10 +463,14 @@ def make_adapter(out, base, folder_name, rank, alpha, targets, seed):
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["target_modules"] = targets  # peft writes a set, in an order of its own each time
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return lambda: peft.PeftModel.from_pretrained(base_model(), folder, is_trainable=True)
 
-    def load():
-        return peft.PeftModel.from_pretrained(base_model(), folder, is_trainable=True)
 
+def make_adapter(out, base, folder_name, rank, alpha, targets, seed, size=None):
+    vocab = MODELS[base]["config"]["vocab_size"]
+    key = [seed, 100 + list(MODELS).index(base)]
+    rng = np.random.default_rng(key)
+    load = write_adapter(out, base, folder_name, rank, alpha, targets, key[0] * 1000 + key[1], size)
     model = load()
     exact = reference.doubled(model)
     lines = [random_line(rng, vocab, n) for n in (40, 140)]
@@ -400,7 +482,7 @@ def make_adapter(out, base, folder_name, rank, alpha, targets, seed):
         # Clipping that bites in some steps and not in others.
         "steps": steps_reference(load, rng, vocab, 80, 8.0),
     }
-    write_reference(folder, numbers, arrays)
+    write_reference(out / base / folder_name, numbers, arrays)
 
 
 def main():
@@ -409,18 +491,29 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "fixtures")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=MODELS, help="one model, the others left as they are")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="N models of random shapes instead")
+    parser.add_argument("--real", type=pathlib.Path, metavar="FOLDER", help="the gradients of a real model instead")
     args = parser.parse_args()
+    if (args.random or args.real) and args.out == parser.get_default("out"):
+        parser.error("--random and --real need an --out of their own")
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")  # of peft (the base model's name is ours to choose) and of deprecations inside transformers
-    names = [args.only] if args.only else list(MODELS)
+    if args.real:
+        return make_real(args.out, args.real, args.seed)
+    for i in range(args.random):
+        MODELS[f"random{i}"] = random_spec(np.random.default_rng([args.seed, 300 + i]))
+        targets = ALL_TARGETS if i % 2 == 0 else ["q_proj", "o_proj", "up_proj"]
+        ADAPTERS.append((f"random{i}", "lora", 1 + i % 5, 8, targets))
+    names = [args.only] if args.only else [n for n in MODELS if n.startswith("random") or not args.random]
     for name in names:
         shutil.rmtree(args.out / name, ignore_errors=True)
         make_model(args.out, name, args.seed)
         for adapter in ADAPTERS:
             if adapter[0] == name:
-                make_adapter(args.out, *adapter, args.seed)
+                # Of random shapes a small one: large products of A and B on top of any weights make losses that no f32 agrees on.
+                make_adapter(args.out, *adapter, args.seed, 0.1 if args.random else None)
         print(f"{name}: done", flush=True)
     (args.out / "grpo.json").write_text(json.dumps({"versions": versions(), "cases": grpo.cases(args.seed)}, separators=(",", ":")) + "\n")
 

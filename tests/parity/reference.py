@@ -67,13 +67,27 @@ def trained(model):
     return [(name.replace(".default.", "."), p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def gradients(model, lines):
-    """Loss and every trained tensor's gradient as f64 arrays."""
-    model.zero_grad()
+def gradients(model, lines, folder):
+    """Loss and every trained tensor's gradient, in the model's own precision, as arrays mapped from files in `folder`.
+
+    A gradient goes to its file as soon as a line's backward pass has made it: beside the model, one tensor's at a time is in memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(path):
+        def hook(p):
+            grad = p.grad.numpy()
+            np.save(path, grad if not path.exists() else np.load(path, mmap_mode="r") + grad)
+            p.grad = None
+
+        return hook
+
+    paths = {name: folder / f"{name}.npy" for name, _ in trained(model)}
+    hooks = [p.register_post_accumulate_grad_hook(keep(paths[name])) for name, p in trained(model)]
     loss = sft_backward(model, lines)
-    grads = {name: p.grad.double().numpy().copy() for name, p in trained(model)}
-    model.zero_grad()
-    return loss, grads
+    for hook in hooks:
+        hook.remove()
+    return loss, {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 
 
 def norm(x):
