@@ -9,7 +9,7 @@
 // An item is work for one block and kv head: up to 64 pairs (a token and one of the kv head's query heads; pair i is token rows[i / group])
 // against a run of pages that all its tokens share. Its five numbers: first entry of `rows`, tokens, first entry of `pages` (that of position
 // 0), first key position (on a split's start), one past the last. Keys beyond `position` are masked; those beyond the item are not read,
-// so unwritten slots may hold anything.
+// so unwritten slots may hold anything. In `split`, an item without tokens fills a table of fixed size, and a token without entries has no history.
 //
 // Order of sums. Tiles of 64 keys at absolute positions, one after another; a tile is 16 keys at a time on the tensor cores, and the sum of
 // exponentials a fixed tree over a quad. Every SPLIT keys the state (max, sum, output) is merged into the states before it and begins afresh.
@@ -122,6 +122,7 @@ template <int D>
 __device__ __forceinline__ void split(float *parts, float *states, const Arguments &a) {
   SORFT_DYN_SMEM(bf16, shared);
   const Item item(a.items);
+  if (item.rows == 0) return;
   State<D> state;
   run_item(state, a, item, shared);
   const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
@@ -161,7 +162,7 @@ ATTENTION_FORWARD(96)
 ATTENTION_FORWARD(128)
 
 // o [T, H, D] and lse [T, H] from the states of each token's splits, merged one after another: those at entries order[starts[t]..starts[t + 1]]
-// of `parts` and `states`. Grid: (tokens, heads); block: D / 2 threads, two columns each.
+// of `parts` and `states`; zeros where there is none. Grid: (tokens, heads); block: D / 2 threads, two columns each.
 extern "C" __global__ void __launch_bounds__(64)
 attention_merge(bf16 *__restrict__ o, float *__restrict__ lse, const float *__restrict__ parts, const float *__restrict__ states,
                 const u32 *__restrict__ order, const u32 *__restrict__ starts, i32 heads, float scale_log2) {
@@ -182,7 +183,7 @@ attention_merge(bf16 *__restrict__ o, float *__restrict__ lse, const float *__re
     }
   }
   const i64 at = token * heads + head;
-  const float inverse = 1.0f / sum;
+  const float inverse = first < end ? 1.0f / sum : 0.0f;
   store_vec(o + at * width + column, to_bf16x2(out.x * inverse, out.y * inverse));
   if (threadIdx.x == 0) lse[at] = attention::log_sum_exp(max, sum, scale_log2);
 }

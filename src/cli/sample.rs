@@ -179,8 +179,10 @@ fn sample_text(args: &Args, model: &Transformer, files: &ModelFiles, params: &Sa
     let mut failure = None;
     let alone = params.n == 1;
     let answers = generate(model, tokenizer, &[ids], params, args.max_batch, &mut |event| {
-        if let (Event::Text(_, _, piece), true) = (event, alone) {
-            failure = out.text(piece).err();
+        match event {
+            Event::Text(_, _, piece) if alone => failure = out.text(piece).err(),
+            Event::Warning(text) => say!("warning: {text}"),
+            _ => {}
         }
         failure.is_none() && !interrupt::pressed()
     })?;
@@ -221,9 +223,13 @@ fn sample_lines(args: &Args, model: &Transformer, files: &ModelFiles, params: &S
     let mut failure = writer.flush().err();
     let tokenizer = files.tokenizer.as_ref();
     generate(model, tokenizer, &prompts, params, args.max_batch, &mut |event| {
-        if let Event::Done(completion) = event {
-            writer.done.insert((completion.prompt_index, completion.index), completion.clone());
-            failure = failure.take().or(writer.flush().err());
+        match event {
+            Event::Done(completion) => {
+                writer.done.insert((completion.prompt_index, completion.index), completion.clone());
+                failure = failure.take().or(writer.flush().err());
+            }
+            Event::Warning(text) => say!("warning: {text}"),
+            _ => {}
         }
         failure.is_none() && !interrupt::pressed()
     })?;

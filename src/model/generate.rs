@@ -128,6 +128,8 @@ pub enum Event<'a> {
     Done(&'a Completion),
     /// Tokens generated so far, over all samples.
     Progress(usize),
+    /// Something that people should know; the answers are what they would be without it.
+    Warning(&'a str),
 }
 
 /// Samples `params.n` answers for each prompt; the result is ordered by (prompt_index, index). `max_batch`: how many answers are decoded

@@ -15,12 +15,12 @@ pub(crate) enum KvLayers {
 }
 
 impl KvLayers {
-    fn copy(&mut self, copy: PageCopy) -> Result<()> {
+    fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {
         match self {
-            KvLayers::Cpu(layers) => layers.iter_mut().for_each(|l| l.copy(&[copy])),
+            KvLayers::Cpu(layers) => layers.iter_mut().for_each(|l| l.copy(copies)),
             KvLayers::Device(layers) => {
                 let Some(first) = layers.first() else { return Ok(()) };
-                let copies = PageCopies::new(first.gpu(), &[copy])?;
+                let copies = PageCopies::new(first.gpu(), copies)?;
                 layers.iter_mut().try_for_each(|l| l.copy(&copies))?;
             }
         }
@@ -43,6 +43,8 @@ pub(crate) struct KvCache {
     device: Option<(Arc<Gpu>, Heads, usize)>,
     users: Vec<u32>,
     free: Vec<u32>,
+    /// What [`KvCache::copy_forked`] has to do.
+    forked: Vec<PageCopy>,
     /// Beyond it the cache grows page by page.
     limit: usize,
 }
@@ -54,7 +56,7 @@ impl KvCache {
             Some(_) => KvLayers::Device(Vec::new()),
         };
         let device = gpu.map(|gpu| (gpu.clone(), heads, num_layers));
-        Self { layers, device, users: Vec::new(), free: Vec::new(), limit: usize::MAX }
+        Self { layers, device, users: Vec::new(), free: Vec::new(), forked: Vec::new(), limit: usize::MAX }
     }
 
     /// How many pages are wanted at most: the cache grows ahead of need, but not beyond them.
@@ -75,7 +77,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// The pages of a child that goes on from position `len` of a parent: whole pages shared, the partial one copied.
+    /// The pages of a child that goes on from position `len` of a parent: whole pages shared, the partial one copied by the next
+    /// [`KvCache::copy_forked`], until when the parent's is not to be released.
     pub fn fork(&mut self, pages: &[u32], len: usize) -> Result<Vec<u32>> {
         let whole = len / TILE;
         let mut child = pages[..whole].to_vec();
@@ -84,11 +87,16 @@ impl KvCache {
         }
         if !len.is_multiple_of(TILE) {
             let to = self.take()?;
-            let copy = PageCopy { from: pages[whole], to, slots: (len % TILE) as u32 };
-            self.layers.copy(copy)?;
+            self.forked.push(PageCopy { from: pages[whole], to, slots: (len % TILE) as u32 });
             child.push(to);
         }
         Ok(child)
+    }
+
+    /// Copies the partial pages of all children that were forked, at once.
+    pub fn copy_forked(&mut self) -> Result<()> {
+        let copies = std::mem::take(&mut self.forked);
+        if copies.is_empty() { Ok(()) } else { self.layers.copy(&copies) }
     }
 
     /// Gives a sequence's pages back.

@@ -264,6 +264,19 @@ impl Transformer {
         }
     }
 
+    /// One more token of each sequence: the logits behind a plan whose segments have a token each, as [`Transformer::hidden`] and
+    /// [`Transformer::logits`] give them. They are good until the decoder's next step.
+    pub(crate) fn decode(&self, plan: &Plan, kv: &mut KvLayers, decoder: &mut device::Decoder, draws: &[Draw]) -> Result<Logits> {
+        if let (KvLayers::Device(layers), Some(gpu)) = (&mut *kv, self.params.gpu()) {
+            self.check(plan)?;
+            let temperatures: Vec<f32> = draws.iter().map(Draw::divisor).collect();
+            return Ok(Logits::Device(self.decode_on(gpu, plan, layers, decoder, &temperatures)?));
+        }
+        let rows: Vec<u32> = (0..plan.num_tokens() as u32).collect();
+        let hidden = self.hidden(plan, kv, &rows, Adapter::On)?;
+        self.logits(&hidden, draws)
+    }
+
     /// The final hidden states (normed) that predict, `[predictions, D]`, nothing saved: what the head, or a value head, reads.
     pub fn predicting(&self, plan: &Plan, adapter: Adapter) -> Result<Tensor> {
         self.check(plan)?;

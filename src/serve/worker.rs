@@ -109,6 +109,9 @@ pub(super) fn run(model: &Model, settings: &Settings, work: &Receiver<Work>, loa
         }
         clients.drop_gone(&mut engine);
         let stepped = engine.step(&mut |event| {
+            if let Event::Warning(text) = event {
+                log(&format!("warning: {text}"));
+            }
             clients.hand_out(event);
             true
         });
@@ -192,7 +195,7 @@ impl Clients {
         let name = match &event {
             Event::Token(name, ..) | Event::Text(name, ..) => *name,
             Event::Done(completion) => completion.prompt_index,
-            Event::Progress(_) => return,
+            Event::Progress(_) | Event::Warning(_) => return,
         };
         let Some(&(client_name, first)) = self.prompts.get(&name) else { return };
         let Some(client) = self.by_name.get_mut(&client_name) else { return };

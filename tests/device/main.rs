@@ -10,6 +10,7 @@ mod tiny;
 
 mod block;
 mod commands;
+mod decode;
 mod memory;
 
 mod step;

@@ -4,7 +4,7 @@
 //! environment of its own.
 
 use crate::emulator::{self, KernelText};
-use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source, probe};
+use sorft_native::tensor::cuda::{Arena, Buffer, DType, Emulation, Gpu, Graph, Source, probe};
 use sorft_native::tensor::ops::rmsnorm::cuda::{self as rmsnorm_cuda, RowChunks};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -84,7 +84,7 @@ fn ops_run_through_the_driver_and_everything_is_released() {
         return;
     }
     let folder = standin(&[]);
-    for machine in ["gpu", "no_pools"] {
+    for machine in ["gpu", "no_pools", "no_pinned"] {
         let text = expect_success(run_on(machine, folder.path(), CASE));
         assert!(text.contains("stand-in driver: all released"), "{text}");
     }
@@ -157,4 +157,150 @@ fn a_failed_launch_is_an_error_later() {
         return;
     }
     expect_success(run_on("gpu", standin(&[]).path(), CASE));
+}
+
+/// Uploads do not wait, however late the device gets to them: more of them than the staging memory holds, from memory that is reused at once.
+#[test]
+fn uploads_are_what_was_uploaded() {
+    const CASE: &str = "cuda_driver::uploads_are_what_was_uploaded";
+    if machine().is_some() {
+        let gpu = Gpu::open(0).expect("opened");
+        let mut data = vec![0u32; 300_000];
+        let mut buffers = Vec::new();
+        for i in 0..9 {
+            data.fill(i);
+            buffers.push(Buffer::from_u32(&gpu, &data[..300_000 - i as usize]).expect("uploaded"));
+        }
+        let large = Buffer::from_u32(&gpu, &vec![77; 2_000_000]).expect("uploaded");
+        data.fill(99);
+        for (i, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.to_u32().expect("downloaded").iter().all(|x| *x == i as u32), "buffer {i}");
+        }
+        assert!(large.to_u32().expect("downloaded").iter().all(|x| *x == 77));
+        return;
+    }
+    let folder = standin(&[]);
+    for machine in ["gpu", "no_pools", "no_pinned"] {
+        expect_success(run_on(machine, folder.path(), CASE));
+    }
+}
+
+/// The norm of the norm of what lies in x.
+fn norms(gpu: &Arc<Gpu>, x: &Buffer, w: &Buffer) -> sorft_native::Result<Buffer> {
+    let (y, _) = rmsnorm_cuda::forward(gpu, x, w, 2, 64, 1e-6)?;
+    Ok(rmsnorm_cuda::forward(gpu, &y, w, 2, 64, 1e-6)?.0)
+}
+
+/// Recorded launches are queued one by one the first time, as a graph from then on; where the driver makes none, one by one for good, and why is
+/// said once. The numbers are those of the launches themselves.
+#[test]
+fn recorded_launches_become_a_graph() {
+    const CASE: &str = "cuda_driver::recorded_launches_become_a_graph";
+    let refusals = [
+        ("no_capture", "cuda:0: beginning a capture: stand-in error"),
+        ("broken_capture", "cuda:0: ending a capture: stand-in error"),
+        ("no_instantiate", "cuda:0: making a graph of 2 launches: out of memory"),
+        ("old_graphs", "the CUDA driver (CUDA 13.0) has no cuGraphInstantiateWithFlags"),
+    ];
+    if let Some(machine) = machine() {
+        let gpu = Gpu::open(0).expect("opened");
+        let x = |step: usize| (0..128).map(|i| ((i * (step + 3)) % 29) as f32 / 8.0 - 1.5).collect::<Vec<_>>();
+        let w = Buffer::from_f32(&gpu, DType::Bf16, &x(7)[..64]).expect("uploaded");
+        let mut input = Buffer::uninit(&gpu, DType::Bf16, 128).expect("allocated");
+        let mut arena = Arena::default();
+        let (mut graph, y) = Graph::record(&gpu, &mut arena, || norms(&gpu, &input, &w)).expect("recorded");
+        assert_eq!(graph.len(), 2);
+        for step in 0..4 {
+            input.upload_f32(&x(step)).expect("uploaded");
+            graph.launch().expect("queued");
+            let got = y.to_f32().expect("downloaded");
+            assert_eq!(got, norms(&gpu, &input, &w).expect("queued").to_f32().expect("downloaded"), "step {step}");
+            println!("\n{machine}: step {step}");
+        }
+        let warning = gpu.graph_warning();
+        match refusals.iter().find(|r| r.0 == machine) {
+            None => assert_eq!(warning, None),
+            Some((_, why)) => {
+                let warning = warning.expect("why there is no graph");
+                assert!(warning.starts_with("the launches of decoding are queued one by one") && warning.contains(why), "{warning}");
+                assert_eq!(gpu.graph_warning(), None, "once");
+            }
+        }
+        return;
+    }
+    let folder = standin(&[]);
+    let text = expect_success(run_on("gpu", folder.path(), CASE));
+    let said: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("stand-in driver: ").or(l.strip_prefix("gpu: "))).collect();
+    let graph = "launches a graph";
+    let want =
+        ["step 0", "begins a capture", "ends a capture of 2 launches", "instantiates", graph, "step 1", graph, "step 2", graph, "step 3"];
+    assert_eq!(sorted_streams(&said), sorted_streams(&want), "{text}");
+    assert!(text.contains("all released"), "{text}");
+    for (machine, _) in &refusals[..3] {
+        let text = expect_success(run_on(machine, folder.path(), CASE));
+        assert!(!text.contains("launches a graph") && text.contains("all released"), "{text}");
+    }
+    expect_success(run_on("old_graphs", standin(&["OLD_GRAPHS"]).path(), CASE));
+}
+
+/// The lines of standard output, then those of standard error: which of them were written in between each other is not known.
+fn sorted_streams<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    let ours = |l: &&&str| l.starts_with("step");
+    lines.iter().filter(ours).chain(lines.iter().filter(|l| !ours(l) && **l != "all released")).copied().collect()
+}
+
+/// What may not be recorded is refused, and so is a list that speaks of memory that is gone.
+#[test]
+fn recordings_are_refused_where_they_would_go_wrong() {
+    let gpu = emulator::gpu(Emulation::default());
+    let ones = |n: usize| Buffer::from_f32(&gpu, DType::Bf16, &vec![1.0; n]).expect("uploaded");
+    let (x, w) = (ones(128), ones(64));
+    let mut arena = Arena::default();
+    let error = Graph::record(&gpu, &mut arena, || Buffer::from_u32(&gpu, &[1])).expect_err("an upload").to_string();
+    assert!(error.contains("an upload while launches are recorded: only launches can be repeated"), "{error}");
+    let error = Graph::record(&gpu, &mut arena, || x.to_f32()).expect_err("a download").to_string();
+    assert!(error.contains("a download while launches are recorded"), "{error}");
+    // Other threads go on as ever.
+    let counts = gpu.counts();
+    let (mut graph, y) = Graph::record(&gpu, &mut arena, || {
+        let other = || norms(&gpu, &x, &w).and_then(|y| y.to_f32()).expect("runs");
+        let elsewhere = std::thread::scope(|s| s.spawn(other).join().expect("no panic"));
+        Ok((norms(&gpu, &x, &w)?, elsewhere))
+    })
+    .expect("recorded");
+    assert_eq!((graph.len(), gpu.counts().launches - counts.launches), (2, 2));
+    graph.launch().expect("runs");
+    assert_eq!(y.0.to_f32().expect("downloaded"), y.1);
+    // The arena's memory stays while a graph needs it; other memory does not.
+    let held = arena.bytes();
+    drop(arena);
+    graph.launch().expect("runs");
+    assert!(held > 0);
+    drop(w);
+    let error = graph.launch().expect_err("w is gone").to_string();
+    assert!(error.contains("recorded launches name memory that was given back"), "{error}");
+}
+
+/// Graphs of one arena share its memory; a recording reuses what it has dropped itself.
+#[test]
+fn an_arena_is_shared() {
+    let gpu = emulator::gpu(Emulation::default());
+    let x = Buffer::from_f32(&gpu, DType::Bf16, &[1.5; 128]).expect("uploaded");
+    let w = Buffer::from_f32(&gpu, DType::Bf16, &[0.5; 64]).expect("uploaded");
+    let mut arena = Arena::default();
+    let mut chain = |length: usize| {
+        let record = || (0..length).try_fold(norms(&gpu, &x, &w)?, |y, _| norms(&gpu, &y, &w));
+        let (graph, y) = Graph::record(&gpu, &mut arena, record).expect("recorded");
+        (graph, y, arena.bytes())
+    };
+    let ((mut short, short_y, few), (mut long, long_y, more)) = (chain(2), chain(20));
+    assert_eq!((short.len(), long.len()), (6, 42));
+    assert_eq!(few, more, "no more memory for more launches");
+    for _ in 0..2 {
+        short.launch().expect("runs");
+        let first = short_y.to_f32().expect("downloaded");
+        long.launch().expect("runs");
+        // The norm of a norm with these weights is a fixed point after the first.
+        assert_eq!(long_y.to_f32().expect("downloaded"), first);
+    }
 }

@@ -2,31 +2,55 @@
 // that matter for using them rightly. So the driver path (contexts, streams, memory, modules, launches, and every way in which a machine
 // lacks something) is tested where there is no GPU. It proves nothing about NVIDIA's driver.
 //
+// What is queued runs as late as it may: when the stream is waited for. So a copy from memory of the host that was reused too early brings the
+// wrong numbers.
+//
 // SORFT_STANDIN names the machine: `gpu`, `no_device`, `turing` (compute capability 7.5), `cuda11` (a driver older than the compiler),
-// `no_pools` (no stream-ordered allocation), `no_memory`, `no_compiler` (NVRTC fails on everything). Compiled with OLD_DRIVER it lacks a
-// function.
+// `no_pools` (no stream-ordered allocation), `no_memory`, `no_pinned` (no page-locked memory), `no_compiler` (NVRTC fails on everything),
+// `no_capture`, `broken_capture`, `no_instantiate` (which step on the way to a graph fails). Compiled with OLD_DRIVER it lacks a function, with
+// OLD_GRAPHS one that graphs take.
 #include <dlfcn.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "api.hpp"
 
 namespace {
 
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719,
+              CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 using Entry = void (*)(void **);
 
 struct Function {
-  Entry entry;
+  Entry entry = nullptr;
   uint64_t pointers = 0;
   uint32_t arguments = 0;
   int shared_limit = 48 * 1024;
+  std::vector<size_t> sizes;  // of the arguments
+};
+
+// A launch with its arguments, as the driver takes them when it is called.
+struct Call {
+  Entry entry;
+  emu::Launch launch;
+  std::vector<std::vector<uint8_t>> arguments;
+};
+
+struct Stream {
+  bool captures = false;
+  std::vector<Call> captured;
+};
+
+struct Graph {
+  std::vector<Call> calls;
 };
 
 // The driver may be called from any thread; the emulator's device by one at a time.
@@ -34,11 +58,13 @@ std::mutex mutex;
 #define ONE_AT_A_TIME std::lock_guard<std::mutex> guard(mutex)
 
 // Handles: what lies there does not matter, that it is the right one does.
-int context_object, stream_object, module_object, pool_object;
+int context_object, module_object, pool_object;
 thread_local void *current = nullptr;
+thread_local Stream *capturing = nullptr;
 emu::Device *device = nullptr;
 std::set<unsigned long long> allocated;
-bool stream_open = false;
+std::set<void *> streams, graphs, pinned;
+std::vector<std::function<int()>> queued;
 int modules_open = 0;
 bool lost = false;  // a launch has failed: everything after it fails too
 
@@ -47,10 +73,35 @@ bool machine(const char *name) {
   return set && strcmp(set, name) == 0;
 }
 
-int usable(const void *stream = &stream_object) {
+int usable() {
   if (current != &context_object) return INVALID_CONTEXT;
-  if (stream != &stream_object || !stream_open) return INVALID_VALUE;
+  if (capturing) return CAPTURE_INVALIDATED;  // a thread that captures launches, and does nothing else
   return lost ? LAUNCH_FAILED : SUCCESS;
+}
+
+int usable(void *stream) {
+  return !streams.count(stream) || static_cast<Stream *>(stream)->captures ? INVALID_VALUE : usable();
+}
+
+// Does what was queued.
+int drain() {
+  std::vector<std::function<int()>> now;
+  now.swap(queued);
+  for (const auto &work : now) {
+    if (!lost && work()) {
+      fprintf(stderr, "stand-in driver: %s\n", emu_error(device));
+      lost = true;
+    }
+  }
+  return lost ? LAUNCH_FAILED : SUCCESS;
+}
+
+int run(Call call) {
+  std::vector<void *> arguments;
+  for (auto &bytes : call.arguments) arguments.push_back(bytes.data());
+  const emu::Options options{0, 0, 0, 0, 1};  // unchecked: a device whose elements' size it does not know cannot tell neighbours apart
+  emu::Stats stats;
+  return emu_launch(device, call.entry, &call.launch, arguments.data(), &options, &stats);
 }
 
 int allocate(unsigned long long *out, size_t bytes) {
@@ -63,7 +114,8 @@ int allocate(unsigned long long *out, size_t bytes) {
 
 int release(unsigned long long address) {
   if (!allocated.erase(address)) return INVALID_VALUE;
-  return emu_free(device, reinterpret_cast<void *>(address)) ? INVALID_VALUE : SUCCESS;
+  queued.push_back([address] { return emu_free(device, reinterpret_cast<void *>(address)); });
+  return SUCCESS;
 }
 
 }  // namespace
@@ -128,8 +180,9 @@ int cuDevicePrimaryCtxRetain(void **context, int) {
 int cuDevicePrimaryCtxRelease_v2(int) {
   ONE_AT_A_TIME;
   // Everything that was opened must have been closed by now.
-  if (!allocated.empty() || stream_open || modules_open) {
-    fprintf(stderr, "stand-in driver: released with %zu allocations, %d streams and %d modules left\n", allocated.size(), stream_open, modules_open);
+  if (!allocated.empty() || !pinned.empty() || !streams.empty() || !graphs.empty() || modules_open || !queued.empty()) {
+    fprintf(stderr, "stand-in driver: released with %zu allocations, %zu of the host, %zu streams, %zu graphs, %d modules and %zu pieces of work left\n",
+            allocated.size(), pinned.size(), streams.size(), graphs.size(), modules_open, queued.size());
     abort();
   }
   emu_close(device);
@@ -142,19 +195,85 @@ int cuCtxSetCurrent(void *context) {
 }
 int cuStreamCreate(void **stream, unsigned) {
   ONE_AT_A_TIME;
-  stream_open = true;
-  *stream = &stream_object;
-  return current == &context_object ? SUCCESS : INVALID_CONTEXT;
+  streams.insert(*stream = new Stream);
+  return usable();
 }
 int cuStreamSynchronize(void *stream) {
   ONE_AT_A_TIME;
-  return usable(stream);
+  const int result = usable(stream), done = drain();
+  return result ? result : done;
 }
 int cuStreamDestroy_v2(void *stream) {
   ONE_AT_A_TIME;
   const int result = usable(stream);
-  stream_open = false;
+  if (streams.erase(stream)) delete static_cast<Stream *>(stream);
   return result;
+}
+
+// ---- graphs
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+  ONE_AT_A_TIME;
+  if (usable(stream) || mode != 1) return INVALID_VALUE;  // of this thread alone
+  if (machine("no_capture")) return CAPTURE_UNSUPPORTED;
+  fprintf(stderr, "stand-in driver: begins a capture\n");
+  capturing = static_cast<Stream *>(stream);
+  capturing->captures = true;
+  return SUCCESS;
+}
+int cuStreamEndCapture(void *stream, void **graph) {
+  ONE_AT_A_TIME;
+  if (!capturing || stream != capturing) return INVALID_VALUE;
+  fprintf(stderr, "stand-in driver: ends a capture of %zu launches\n", capturing->captured.size());
+  Graph *made = new Graph{std::move(capturing->captured)};
+  capturing->captures = false;
+  capturing = nullptr;
+  *graph = nullptr;
+  if (machine("broken_capture")) {
+    delete made;
+    return CAPTURE_INVALIDATED;
+  }
+  graphs.insert(*graph = made);
+  return SUCCESS;
+}
+#if !defined(OLD_GRAPHS)
+int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) {
+  ONE_AT_A_TIME;
+  if (usable() || !graphs.count(graph) || flags) return INVALID_VALUE;
+  if (machine("no_instantiate")) return OUT_OF_MEMORY;
+  fprintf(stderr, "stand-in driver: instantiates\n");
+  graphs.insert(*made = new Graph(*static_cast<Graph *>(graph)));
+  return SUCCESS;
+}
+#endif
+int cuGraphDestroy(void *graph) {
+  ONE_AT_A_TIME;
+  if (!graphs.erase(graph)) return INVALID_VALUE;
+  delete static_cast<Graph *>(graph);
+  return usable();
+}
+int cuGraphExecDestroy(void *made) { return cuGraphDestroy(made); }
+int cuGraphLaunch(void *made, void *stream) {
+  ONE_AT_A_TIME;
+  if (!graphs.count(made)) return INVALID_VALUE;
+  if (usable(stream)) return usable(stream);
+  fprintf(stderr, "stand-in driver: launches a graph\n");
+  for (const Call &call : static_cast<Graph *>(made)->calls) queued.push_back([call] { return run(call); });
+  return SUCCESS;
+}
+
+// ---- memory
+int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
+  ONE_AT_A_TIME;
+  if (usable() || flags) return INVALID_VALUE;
+  if (machine("no_pinned")) return OUT_OF_MEMORY;
+  pinned.insert(*out = malloc(bytes));
+  return SUCCESS;
+}
+int cuMemFreeHost(void *memory) {
+  ONE_AT_A_TIME;
+  if (!pinned.erase(memory)) return INVALID_VALUE;
+  free(memory);
+  return SUCCESS;
 }
 #if !defined(OLD_DRIVER)
 int cuMemAllocAsync(unsigned long long *out, size_t bytes, void *stream) {
@@ -178,31 +297,39 @@ int cuMemAlloc_v2(unsigned long long *out, size_t bytes) {
 int cuMemFree_v2(unsigned long long address) {
   ONE_AT_A_TIME;
   const int result = usable();
-  return result ? result : release(address);
+  const int released = release(address);
+  drain();
+  return result ? result : released;
 }
 int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *host, size_t bytes, void *stream) {
   ONE_AT_A_TIME;
   const int result = usable(stream);
-  return result ? result : emu_write(device, reinterpret_cast<void *>(to), host, bytes);
+  if (!result) queued.push_back([=] { return emu_write(device, reinterpret_cast<void *>(to), host, bytes); });
+  return result;
 }
 int cuMemcpyDtoHAsync_v2(void *host, unsigned long long from, size_t bytes, void *stream) {
   ONE_AT_A_TIME;
   const int result = usable(stream);
-  return result ? result : emu_read(device, host, reinterpret_cast<void *>(from), bytes);
+  if (!result) queued.push_back([=] { return emu_read(device, host, reinterpret_cast<void *>(from), bytes); });
+  return result;
 }
 int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
   ONE_AT_A_TIME;
-  int result = usable(stream);
-  char *through = new char[bytes];
-  if (!result) result = emu_read(device, through, reinterpret_cast<void *>(from), bytes);
-  if (!result) result = emu_write(device, reinterpret_cast<void *>(to), through, bytes);
-  delete[] through;
+  const int result = usable(stream);
+  if (!result)
+    queued.push_back([=] {
+      std::vector<char> through(bytes);
+      const int failed = emu_read(device, through.data(), reinterpret_cast<void *>(from), bytes);
+      return failed ? failed : emu_write(device, reinterpret_cast<void *>(to), through.data(), bytes);
+    });
   return result;
 }
 int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void *stream) {
   ONE_AT_A_TIME;
   const int result = usable(stream);
-  return result || value != 0 ? INVALID_VALUE : emu_zero(device, reinterpret_cast<void *>(to), bytes);
+  if (result || value != 0) return INVALID_VALUE;
+  queued.push_back([=] { return emu_zero(device, reinterpret_cast<void *>(to), bytes); });
+  return SUCCESS;
 }
 int cuModuleLoadData(void **module, const void *image) {
   ONE_AT_A_TIME;
@@ -226,11 +353,13 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   void *entry = library ? dlsym(library, (std::string(name) + "__emu").c_str()) : nullptr;
   if (!entry) return NOT_FOUND;
   const auto spell = reinterpret_cast<const char *(*)()>(dlsym(library, (std::string(name) + "__emu_signature").c_str()));
-  Function *made = new Function{reinterpret_cast<Entry>(entry)};
+  Function *made = new Function;
+  made->entry = reinterpret_cast<Entry>(entry);
   const char *letters = spell();
   while (*letters) {
     const size_t length = strcspn(letters, " ");
     if (length == 2) made->pointers |= (uint64_t)1 << made->arguments;
+    made->sizes.push_back(length == 2 || *letters == 'l' ? 8 : 4);
     made->arguments++;
     letters += length + (letters[length] == ' ');
   }
@@ -254,17 +383,18 @@ int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                    void **arguments, void **extra) {
   ONE_AT_A_TIME;
-  const int result = usable(stream);
+  const bool captured = capturing && stream == capturing;
+  const int result = captured ? SUCCESS : usable(stream);
   if (result) return result;
   const Function &kernel = *static_cast<Function *>(function);
   if (extra || static_cast<int>(shared) > kernel.shared_limit) return INVALID_VALUE;
-  const emu::Launch launch{{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.pointers};
-  const emu::Options options{0, 0, 0, 0, 1};  // unchecked: a device whose elements' size it does not know cannot tell neighbours apart
-  emu::Stats stats;
-  if (emu_launch(device, kernel.entry, &launch, arguments, &options, &stats)) {
-    fprintf(stderr, "stand-in driver: %s\n", emu_error(device));
-    lost = true;  // as on a device, the launch itself is queued, and fails later
+  Call call{kernel.entry, {{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.pointers}, {}};
+  for (uint32_t i = 0; i < kernel.arguments; i++) {
+    const uint8_t *value = static_cast<const uint8_t *>(arguments[i]);
+    call.arguments.emplace_back(value, value + kernel.sizes[i]);
   }
+  if (captured) capturing->captured.push_back(std::move(call));
+  else queued.push_back([call] { return run(call); });
   return SUCCESS;
 }
 

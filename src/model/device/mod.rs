@@ -10,9 +10,11 @@
 
 mod batch;
 mod block;
+mod decode;
 mod linear;
 mod numbers;
 mod trunk;
 
+pub(crate) use decode::Decoder;
 pub(crate) use numbers::DeviceNumbers;
 pub(crate) use trunk::{Saved, SavedTrunk};

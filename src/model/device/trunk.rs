@@ -12,7 +12,7 @@ use crate::tensor::ops::attention::cuda::DeviceKv;
 use crate::tensor::ops::embedding::cuda::{self as embedding, DeviceIds};
 use crate::tensor::ops::matmul::cuda::TokenChunks;
 use crate::tensor::ops::residual::cuda as residual;
-use crate::tensor::ops::token_logprob::cuda::{self as token_logprob, Head, Logits};
+use crate::tensor::ops::token_logprob::cuda::{self as token_logprob, Head, Logits, Queued};
 use crate::tensor::plan::Plan;
 use std::sync::Arc;
 
@@ -46,8 +46,11 @@ fn predictions(plan: &Plan) -> (Vec<u32>, Vec<u32>) {
 
 impl Transformer {
     fn pass_on<'a>(&'a self, gpu: &'a Arc<Gpu>, plan: &Plan, adapter: Adapter) -> Result<Pass<'a>> {
-        let batch = Batch::new(gpu, plan, self.heads(), self.config().vocab_size, self.inv_freq())?;
-        Ok(Pass { gpu, params: &self.params, heads: self.heads(), eps: self.config().rms_norm_eps as f32, adapter, batch })
+        Ok(self.pass_of(gpu, Batch::new(gpu, plan, self.heads(), self.config().vocab_size, self.inv_freq())?, adapter))
+    }
+
+    pub(super) fn pass_of<'a>(&'a self, gpu: &'a Arc<Gpu>, batch: Batch, adapter: Adapter) -> Pass<'a> {
+        Pass { gpu, params: &self.params, heads: self.heads(), eps: self.config().rms_norm_eps as f32, adapter, batch }
     }
 
     fn embed_on(&self, pass: &Pass<'_>) -> Result<Stream> {
@@ -69,18 +72,27 @@ impl Transformer {
     /// [`Transformer::hidden`] on the device: `[rows, D]` bf16 there.
     pub(crate) fn hidden_on(&self, gpu: &Arc<Gpu>, plan: &Plan, kv: &mut [DeviceKv], rows: &[u32], adapter: Adapter) -> Result<Tensor> {
         let pass = self.pass_on(gpu, plan, adapter)?;
-        let mut x = self.embed_on(&pass)?;
-        for (block, kv) in self.blocks.iter().zip(kv) {
-            x = block.forward_on(&pass, &x, kv)?.0;
-        }
-        let normed = pass.norm_stream(&x, self.final_norm)?;
-        let hidden = self.gather_on(gpu, &normed.y, pass.batch.tokens, rows)?;
+        let hidden = self.gather_on(gpu, &self.trunk_on(&pass, kv)?, pass.batch.tokens, rows)?;
         Ok(Tensor::from_device(&[rows.len(), self.config().hidden_size], hidden))
+    }
+
+    /// Final hidden states (normed) of all rows, nothing saved; keys and values live in `kv`.
+    pub(super) fn trunk_on(&self, pass: &Pass<'_>, kv: &mut [DeviceKv]) -> Result<Buffer> {
+        let mut x = self.embed_on(pass)?;
+        for (block, kv) in self.blocks.iter().zip(kv) {
+            x = block.forward_on(pass, &x, kv)?.0;
+        }
+        Ok(pass.norm_stream(&x, self.final_norm)?.y)
     }
 
     /// Logits of final hidden states, each row with its chunk sums at its own temperature.
     pub(crate) fn logits_on(&self, gpu: &Arc<Gpu>, hidden: &Tensor, temperatures: &[f32]) -> Result<Logits> {
         token_logprob::logits(gpu, self.head_on(hidden.buffer(), hidden.rows()), temperatures)
+    }
+
+    /// The launches of [`Transformer::logits_on`], with the temperatures on the device.
+    pub(super) fn queue_logits(&self, gpu: &Arc<Gpu>, hidden: &Buffer, rows: usize, temperatures: &Buffer) -> Result<Queued> {
+        token_logprob::queue(gpu, self.head_on(hidden, rows), temperatures)
     }
 
     /// [`Transformer::predicting`], left on the device.

@@ -3,6 +3,7 @@
 use super::logits::Row;
 use super::text::AnswerText;
 use super::{Choice, Completion, Event, FinishReason, SamplingParams};
+use crate::model::device::Decoder;
 use crate::model::kv_cache::KvCache;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::{Adapter, Transformer};
@@ -66,6 +67,7 @@ pub struct Engine<'a> {
     tokenizer: Option<&'a Tokenizer>,
     max_batch: usize,
     cache: KvCache,
+    decoder: Decoder,
     max_pages: usize,
     reserved: usize,
     jobs: BTreeMap<usize, Job>,
@@ -83,6 +85,7 @@ impl<'a> Engine<'a> {
             tokenizer,
             max_batch: max_batch.max(1),
             cache: KvCache::new(model.params.gpu(), model.heads(), model.config().num_layers),
+            decoder: Decoder::default(),
             max_pages: usize::MAX,
             reserved: 0,
             jobs: BTreeMap::new(),
@@ -176,7 +179,9 @@ impl<'a> Engine<'a> {
             return Ok(false);
         }
         self.decode()?;
-        self.retire(on_event)
+        let warning = self.model.params.gpu().and_then(|gpu| gpu.graph_warning());
+        let goes_on = warning.is_none_or(|text| on_event(Event::Warning(&text)));
+        Ok(self.retire(on_event)? && goes_on)
     }
 
     /// Prefills as many waiting prompts as their samples have places for, at least one, within [`PREFILL_TOKENS`] a pass.
@@ -254,11 +259,12 @@ impl<'a> Engine<'a> {
             }
             if prompt.next_sample == sequence.request.params.n {
                 let prompt = self.ready.pop_front().expect("its front was just used");
+                self.cache.copy_forked()?;
                 self.cache.release(&prompt.pages);
             }
             self.active.push(sequence);
         }
-        Ok(())
+        self.cache.copy_forked()
     }
 
     /// The pages that a request may come to need: its prompt's, and for each of its samples that can be under way at once, those behind the
@@ -278,10 +284,8 @@ impl<'a> Engine<'a> {
             let last = *s.completion.ids.last().expect("an active sample has a token");
             plan.push_span(&[last], position, &s.pages);
         }
-        let rows: Vec<u32> = (0..self.active.len() as u32).collect();
-        let hidden = self.model.hidden(&plan, &mut self.cache.layers, &rows, Adapter::On)?;
         let draws: Vec<Draw> = self.active.iter().map(Sequence::draw).collect();
-        let logits = self.model.logits(&hidden, &draws)?;
+        let logits = self.model.decode(&plan, &mut self.cache.layers, &mut self.decoder, &draws)?;
         let choices = logits.choose(&draws)?;
         for (i, (s, choice)) in self.active.iter_mut().zip(choices).enumerate() {
             let row = (s.request.top_logprobs > 0).then(|| logits.row(i)).transpose()?;

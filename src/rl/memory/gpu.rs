@@ -5,6 +5,7 @@ use super::{Largest, Numbers, Row, largest, positions, row, sampled_together, wi
 use crate::model::ModelConfig;
 use crate::rl::config::{Algorithm, Config, CriticKind, Stage};
 use crate::rl::dataset::Dataset;
+use crate::tensor::ops::attention::cuda::work::SPLIT;
 use crate::tensor::plan::{TILE, VOCAB_CHUNK};
 
 /// Bytes of numbers.
@@ -13,6 +14,9 @@ const F32: usize = 4;
 
 /// Columns of the vocabulary that a block of the head's kernel sums (`SIDE` of `kernels/head.cu`), three f32 a row for each.
 const HEAD_TILE: usize = 128;
+
+/// Rows of a recorded step of decoding, at most (`model::device::decode`).
+const DECODED: usize = 256;
 
 /// Prompt tokens prefilled in one pass, at most (`model::generate`).
 const PREFILL: usize = 2048;
@@ -81,8 +85,15 @@ pub fn sampling(c: &ModelConfig, config: &Config, stage: &Stage, dataset: &Datas
     let together = sampled_together(config, stage, dataset)?;
     let (answers, prompts, longest) = together;
     let cache = BF16 * positions(stage, together) * 2 * kv * c.num_layers;
-    let logits = F32 * answers * (c.vocab_size + 3 * c.vocab_size.div_ceil(HEAD_TILE));
+    // A recorded step of decoding has rows for a power of two, and keeps its memory: logits, a block's activations, the splits' states.
+    let rows = if answers > DECODED { answers } else { answers.next_power_of_two() };
+    let splits = (rows * (longest + stage.max_new_tokens).div_ceil(SPLIT)).next_power_of_two();
+    let logits = F32 * (rows * (c.vocab_size + 3 * c.vocab_size.div_ceil(HEAD_TILE)) + answers * VOCAB_CHUNK);
+    let block = BF16 * rows * (6 * d + 2 * q + 2 * kv + 3 * ffn) + F32 * splits * c.num_heads * (c.head_dim + 2);
     let prefill = BF16 * (PREFILL.min(prompts * longest)).max(longest) * (4 * d + 2 * q + 2 * kv + 3 * ffn);
+    // Prompts are prefilled before anything is decoded, unless they wait for places.
+    let waits = stage.batch_prompts * stage.group_size > answers;
+    let working = if waits { logits + block + prefill } else { (logits + block).max(prefill) };
     let because = format!("KV cache of {answers} answers of {} tokens on {prompts} prompts of {longest}, logits", stage.max_new_tokens);
-    Some(row("sampling", (cache + logits.max(prefill)) as u64, because, "rollout_batch"))
+    Some(row("sampling", (cache + working) as u64, because, "rollout_batch"))
 }

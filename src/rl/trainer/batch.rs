@@ -110,9 +110,13 @@ impl Trainer<'_> {
         let (stop, hooks, total) = (self.stop, &mut *self.hooks, items.len() * stage.group_size);
         let mut done = 0;
         let completions = generate(&self.model, self.tokenizer, &prompts, &params, self.config.rollout_batch, &mut |event| {
-            if let generate::Event::Done(_) = event {
-                done += 1;
-                hooks.event(Event::Sampling(done, total));
+            match event {
+                generate::Event::Done(_) => {
+                    done += 1;
+                    hooks.event(Event::Sampling(done, total));
+                }
+                generate::Event::Warning(text) => hooks.event(Event::Warning(text.to_owned())),
+                _ => {}
             }
             !stop()
         })?;

@@ -52,9 +52,26 @@ impl fmt::Display for DType {
     }
 }
 
+/// A piece of a device's memory, given back when the last buffer on it is dropped.
+pub(super) struct Memory {
+    pub gpu: Arc<Gpu>,
+    pub address: u64,
+    pub bytes: usize,
+    /// What it is a part of, and lives as long as: then there is nothing to give back.
+    pub of: Option<Arc<Memory>>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.of.is_none() {
+            self.gpu.free(self.address, self.bytes);
+        }
+    }
+}
+
 /// Memory of a [`Gpu`]: `len` elements of one dtype, freed when dropped.
 pub struct Buffer {
-    gpu: Arc<Gpu>,
+    memory: Arc<Memory>,
     address: u64,
     len: usize,
     dtype: DType,
@@ -67,8 +84,17 @@ impl Buffer {
     /// If the device is out of memory.
     pub fn uninit(gpu: &Arc<Gpu>, dtype: DType, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(dtype.size()).ok_or_else(|| Error::device(format!("a buffer of {len} {dtype} cannot be addressed")))?;
-        let address = gpu.alloc(bytes.max(1), dtype.size())?;
-        Ok(Self { gpu: gpu.clone(), address, len, dtype })
+        let memory = gpu.memory(bytes.max(1), dtype.size())?;
+        Ok(Self { address: memory.address, memory, len, dtype })
+    }
+
+    /// `len` elements of its memory from the element `first` on, as elements of `dtype`. They stay when the buffer is dropped.
+    ///
+    /// # Panics
+    /// If the buffer ends before, or its elements are of another size.
+    pub fn part(&self, dtype: DType, first: usize, len: usize) -> Self {
+        assert!(first + len <= self.len && dtype.size() == self.dtype.size(), "{len} {dtype} from {first} on of {self:?}");
+        Self { memory: self.memory.clone(), address: self.address + (first * dtype.size()) as u64, len, dtype }
     }
 
     /// Memory filled with zeros.
@@ -77,7 +103,7 @@ impl Buffer {
     /// If the device is out of memory or failed.
     pub fn zeros(gpu: &Arc<Gpu>, dtype: DType, len: usize) -> Result<Self> {
         let buffer = Self::uninit(gpu, dtype, len)?;
-        gpu.backend().zero(buffer.address, buffer.bytes())?;
+        gpu.zero(buffer.address, buffer.bytes())?;
         Ok(buffer)
     }
 
@@ -99,9 +125,21 @@ impl Buffer {
     /// # Errors
     /// If the device is out of memory or failed.
     pub fn from_u32(gpu: &Arc<Gpu>, data: &[u32]) -> Result<Self> {
-        let buffer = Self::uninit(gpu, DType::U32, data.len())?;
-        gpu.backend().upload(buffer.address, bytemuck::cast_slice(data))?;
+        let mut buffer = Self::uninit(gpu, DType::U32, data.len())?;
+        buffer.upload_u32(data)?;
         Ok(buffer)
+    }
+
+    /// Replaces the first elements of a buffer of unsigned integers.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else, or fewer.
+    pub fn upload_u32(&mut self, data: &[u32]) -> Result<()> {
+        assert!(self.dtype == DType::U32 && data.len() <= self.len, "{} u32 for {self:?}", data.len());
+        self.gpu().upload(self.address, bytemuck::cast_slice(data))
     }
 
     /// Sets all bytes to zero.
@@ -109,7 +147,7 @@ impl Buffer {
     /// # Errors
     /// If the device failed.
     pub fn zero(&mut self) -> Result<()> {
-        self.gpu.backend().zero(self.address, self.bytes())
+        self.gpu().zero(self.address, self.bytes())
     }
 
     /// A copy with memory of its own.
@@ -117,7 +155,7 @@ impl Buffer {
     /// # Errors
     /// If the device is out of memory or failed.
     pub fn try_clone(&self) -> Result<Self> {
-        let mut copy = Self::uninit(&self.gpu, self.dtype, self.len)?;
+        let mut copy = Self::uninit(self.gpu(), self.dtype, self.len)?;
         copy.copy_from(self)?;
         Ok(copy)
     }
@@ -130,8 +168,8 @@ impl Buffer {
     /// # Panics
     /// If `from` is longer, holds something else or lies on another device.
     pub fn copy_from(&mut self, from: &Buffer) -> Result<()> {
-        assert!(from.len <= self.len && from.dtype == self.dtype && Arc::ptr_eq(&from.gpu, &self.gpu), "room for the same numbers");
-        self.gpu.backend().copy(self.address, from.address, from.bytes())
+        assert!(from.len <= self.len && from.dtype == self.dtype && Arc::ptr_eq(from.gpu(), self.gpu()), "room for the same numbers");
+        self.gpu().copy(self.address, from.address, from.bytes())
     }
 
     /// Replaces the contents, converting as [`Buffer::from_f32`] does.
@@ -144,10 +182,10 @@ impl Buffer {
     pub fn upload_f32(&mut self, data: &[f32]) -> Result<()> {
         assert_eq!(data.len(), self.len, "as many numbers as the buffer holds");
         match self.dtype {
-            DType::F32 => self.gpu.backend().upload(self.address, bytemuck::cast_slice(data)),
+            DType::F32 => self.gpu().upload(self.address, bytemuck::cast_slice(data)),
             DType::Bf16 => {
                 let rounded: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
-                self.gpu.backend().upload(self.address, bytemuck::cast_slice(&rounded))
+                self.gpu().upload(self.address, bytemuck::cast_slice(&rounded))
             }
             DType::F64 | DType::U32 => panic!("f32 numbers for a buffer of {}", self.dtype),
         }
@@ -164,12 +202,12 @@ impl Buffer {
         match self.dtype {
             DType::F32 => {
                 let mut data = vec![0f32; self.len];
-                self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+                self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
                 Ok(data)
             }
             DType::Bf16 => {
                 let mut data = vec![bf16::ZERO; self.len];
-                self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+                self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
                 Ok(data.into_iter().map(bf16::to_f32).collect())
             }
             DType::F64 | DType::U32 => panic!("f32 numbers of a buffer of {}", self.dtype),
@@ -187,7 +225,7 @@ impl Buffer {
         assert_eq!(self.dtype, DType::F32, "a buffer of f32");
         assert!(part.end <= self.len, "elements {part:?} of {}", self.len);
         let mut data = vec![0f32; part.len()];
-        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address + (part.start * 4) as u64)?;
+        self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address + (part.start * 4) as u64)?;
         Ok(data)
     }
 
@@ -201,7 +239,7 @@ impl Buffer {
     pub fn to_u32(&self) -> Result<Vec<u32>> {
         assert_eq!(self.dtype, DType::U32, "a buffer of u32");
         let mut data = vec![0u32; self.len];
-        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+        self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
         Ok(data)
     }
 
@@ -215,7 +253,7 @@ impl Buffer {
     pub fn to_f64(&self) -> Result<Vec<f64>> {
         assert_eq!(self.dtype, DType::F64, "a buffer of f64");
         let mut data = vec![0f64; self.len];
-        self.gpu.backend().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+        self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
         Ok(data)
     }
 
@@ -241,22 +279,20 @@ impl Buffer {
 
     /// Whose memory it is.
     pub fn gpu(&self) -> &Arc<Gpu> {
-        &self.gpu
+        &self.memory.gpu
     }
 
     pub(super) fn address(&self) -> u64 {
         self.address
     }
-}
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.gpu.free(self.address, self.bytes().max(1));
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 }
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({} {} on {})", self.len, self.dtype, self.gpu.info().name)
+        write!(f, "Buffer({} {} on {})", self.len, self.dtype, self.gpu().info().name)
     }
 }

@@ -1,10 +1,11 @@
-//! The CUDA driver: a device's context, one stream, memory, and loaded modules.
+//! The CUDA driver: a device's context, one stream, memory, loaded modules and graphs.
 
 use crate::tensor::cuda::Nvrtc;
 use crate::tensor::cuda::gpu::{Backend, Boxes, GpuInfo, TensorMap};
-use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::tensor::cuda::launch::{Call, Geometry, Kernel};
 use crate::tensor::cuda::module::{self, Source};
 use crate::tensor::cuda::probe::CudaVersion;
+use crate::tensor::cuda::staging::Staging;
 use crate::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -18,7 +19,7 @@ const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 
 /// Every driver function used here. cudarc panics at the first call of one that the driver lacks, so they are looked for beforehand; the
 /// newest of them came with CUDA 11.2.
-const NEEDED: [&str; 30] = [
+const NEEDED: [&str; 32] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -37,6 +38,8 @@ const NEEDED: [&str; 30] = [
     "cuStreamDestroy_v2",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
     "cuMemAllocAsync",
     "cuMemFreeAsync",
     "cuMemPoolSetAttribute",
@@ -49,6 +52,16 @@ const NEEDED: [&str; 30] = [
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
+];
+
+/// What graphs take besides; they came with CUDA 11.4, and without them launches are queued one by one.
+const GRAPHS: [&str; 6] = [
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
 ];
 
 /// Shared memory that a kernel may use without asking for more.
@@ -146,6 +159,8 @@ pub(super) struct Context {
     stream: sys::CUstream,
     /// Whether memory is allocated and freed in the stream's order, without waiting.
     pools: bool,
+    /// Where uploads wait for the stream.
+    staging: Mutex<Staging>,
     loaded: Mutex<Loaded>,
 }
 
@@ -187,7 +202,8 @@ impl Context {
         let device = result::device::get(ordinal as c_int).map_err(at("opening the device"))?;
         // SAFETY: a device that the driver has just given; released in `drop`.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(at("opening the device's context"))?;
-        let mut this = Self { info, driver, device, context, stream: std::ptr::null_mut(), pools: false, loaded: Mutex::default() };
+        let stream = std::ptr::null_mut();
+        let mut this = Self { info, driver, device, context, stream, pools: false, staging: Mutex::default(), loaded: Mutex::default() };
         this.bind()?;
         this.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(at("creating a stream"))?;
         this.pools = keep_freed_memory(device).map_err(at("setting up the memory pool"))?;
@@ -238,6 +254,59 @@ impl Context {
         Ok(function)
     }
 
+    /// Waits until what was queued has been done.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as self.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("running what was queued", e))
+    }
+
+    /// The kernel's function, ready for a launch with so much dynamic shared memory.
+    fn prepared(&self, kernel: Kernel, shared_bytes: u32) -> Result<sys::CUfunction> {
+        let function = self.function(kernel)?;
+        if shared_bytes > DEFAULT_SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a loaded function.
+            unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as c_int) }
+                .map_err(|e| self.failed(&format!("asking for {shared_bytes} bytes of shared memory"), e))?;
+        }
+        Ok(function)
+    }
+
+    /// # Safety
+    /// The function takes such arguments, and the stream is open.
+    unsafe fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        function: sys::CUfunction,
+        geometry: &Geometry,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let Geometry { grid, block, shared_bytes } = *geometry;
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
+        // SAFETY: as the caller promises.
+        unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream, arguments) }.map_err(|e| self.failed("launching", e))
+    }
+
+    /// A graph of the calls: what a stream that captures is given. Nobody else knows the stream, so nothing of another thread gets into it.
+    fn capture(&self, stream: sys::CUstream, calls: &mut [Call]) -> Result<sys::CUgraph> {
+        // Compiling and loading are done before: they are not allowed in a capture.
+        let functions = calls.iter().map(|c| self.prepared(c.kernel, c.geometry.shared_bytes).map_err(|e| c.at(e)));
+        let functions = functions.collect::<Result<Vec<_>>>()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: an open stream.
+        unsafe { result::stream::begin_capture(stream, mode) }.map_err(|e| self.failed("beginning a capture", e))?;
+        // SAFETY: the calls' arguments are what their kernels take (`Launch`).
+        let launch = |(call, function): (&mut Call, _)| unsafe {
+            let mut arguments = call.arguments();
+            self.launch_on(stream, function, &call.geometry, &mut arguments).map_err(|e| call.at(e))
+        };
+        let launched = calls.iter_mut().zip(functions).try_for_each(launch);
+        // SAFETY: the stream captures; it is to stop also where a launch was refused.
+        let graph = unsafe { result::stream::end_capture(stream) };
+        launched?;
+        graph.map_err(|e| self.failed("ending a capture", e))
+    }
+
     fn load(&self, nvrtc: &Nvrtc, source: Source) -> Result<sys::CUmodule> {
         let architecture = module::architecture(self.info.compute_capability);
         let compiled = module::compile_cached(nvrtc, source, &architecture, module::cache_folder().as_deref())?;
@@ -285,9 +354,15 @@ impl Backend for Context {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller's buffer has room for the bytes, which stay valid until the copy has ended.
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(|e| self.failed("uploading", e))?;
-        self.synchronize()
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's buffer has room for the bytes; they stay valid until the copy has ended, in the staging memory or here.
+        unsafe {
+            if let Some(staged) = staging.stage(bytes, || self.wait())? {
+                return result::memcpy_htod_async(to, staged, self.stream).map_err(|e| self.failed("uploading", e));
+            }
+            result::memcpy_htod_async(to, bytes, self.stream).map_err(|e| self.failed("uploading", e))?;
+        }
+        self.wait()
     }
 
     fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
@@ -320,8 +395,10 @@ impl Backend for Context {
 
     fn synchronize(&self) -> Result<()> {
         self.bind()?;
-        // SAFETY: the stream lives as long as self.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("running what was queued", e))
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wait()?;
+        staging.landed();
+        Ok(())
     }
 
     fn has_tensor_maps(&self) -> bool {
@@ -370,19 +447,47 @@ impl Backend for Context {
 
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], _signature: &str) -> Result<()> {
         self.bind()?;
-        let function = self.function(kernel)?;
-        let Geometry { grid, block, shared_bytes } = *geometry;
-        if shared_bytes > DEFAULT_SHARED_BYTES {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a loaded function.
-            unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as c_int) }
-                .map_err(|e| self.failed(&format!("asking for {shared_bytes} bytes of shared memory"), e))?;
-        }
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
+        let function = self.prepared(kernel, geometry.shared_bytes)?;
         // SAFETY: a loaded function and our stream; the arguments are as the caller promises.
-        unsafe { result::launch_kernel(function, grid, block, shared_bytes, self.stream, arguments) }
-            .map_err(|e| self.failed("launching", e))
+        unsafe { self.launch_on(self.stream, function, geometry, arguments) }
     }
+
+    fn make_graph(&self, calls: &mut [Call]) -> Result<Option<u64>> {
+        self.bind()?;
+        // SAFETY: the driver's library is there; symbols are only looked up.
+        let missing = unsafe { GRAPHS.iter().find(|name| sys::culib().get::<*const c_void>(name.as_bytes()).is_err()) };
+        if let Some(missing) = missing {
+            return Err(Error::device(format!("the CUDA driver (CUDA {}) has no {missing}", self.driver)));
+        }
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| self.failed("creating a stream", e))?;
+        let graph = self.capture(stream, calls);
+        // SAFETY: the stream is our own and idle; the graph is whole, and is not needed once it is instantiated.
+        unsafe {
+            let _ = result::stream::destroy(stream);
+            let graph = graph?;
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            let made = made.map_err(|e| self.failed(&format!("making a graph of {} launches", calls.len()), e))?;
+            Ok(Some(made.expose_provenance() as u64))
+        }
+    }
+
+    unsafe fn launch_graph(&self, graph: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::graph::launch(exec(graph), self.stream) }.map_err(|e| self.failed("launching a graph", e))
+    }
+
+    fn destroy_graph(&self, graph: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: made by `make_graph`, destroyed once; one that still runs goes when it has ended. There is nobody to tell of an error.
+            let _ = unsafe { result::graph::exec_destroy(exec(graph)) };
+        }
+    }
+}
+
+fn exec(graph: u64) -> sys::CUgraphExec {
+    std::ptr::with_exposed_provenance_mut(graph as usize)
 }
 
 impl Drop for Context {
@@ -391,12 +496,14 @@ impl Drop for Context {
             return;
         }
         let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: created by `open` and `load`, and no buffer is left (each holds the Gpu). Errors have nobody to go to.
+        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: created by `open`, `upload` and `load`, and no buffer is left (each holds the Gpu). Errors have nobody to go to.
         unsafe {
             if !self.stream.is_null() {
                 let _ = result::stream::synchronize(self.stream);
                 let _ = result::stream::destroy(self.stream);
             }
+            staging.free();
             for (_, module) in loaded.modules.drain() {
                 let _ = result::module::unload(module);
             }

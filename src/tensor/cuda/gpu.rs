@@ -1,14 +1,16 @@
 //! The device handle.
 
+use crate::tensor::cuda::buffer::Memory;
 use crate::tensor::cuda::context::Context;
 use crate::tensor::cuda::emulator::{Emulation, EmulationStats, Emulator};
-use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::tensor::cuda::graph::Recording;
+use crate::tensor::cuda::launch::{Call, Geometry, Kernel};
 use crate::{Error, Result};
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,9 +78,57 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
     /// The values have the types that the signature says, and buffers are as large as the kernel takes them to be.
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], signature: &str) -> Result<()>;
 
+    /// Makes one thing of launches that follow each other; `None` where launching them one by one is as good.
+    fn make_graph(&self, _calls: &mut [Call]) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Queues what [`Backend::make_graph`] has made.
+    ///
+    /// # Safety
+    /// The graph is this backend's, not destroyed, and the memory that its launches name is there.
+    unsafe fn launch_graph(&self, graph: u64) -> Result<()> {
+        Err(Error::device(format!("graph {graph} is of another device")))
+    }
+
+    /// Gives back what [`Backend::make_graph`] has made.
+    fn destroy_graph(&self, _graph: u64) {}
+
     fn emulator(&self) -> Option<&Emulator> {
         None
     }
+}
+
+/// What the host has asked of a device so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels launched one by one.
+    pub launches: u64,
+    /// Recorded launches queued again, a whole [`Graph`](super::Graph) at a time.
+    pub graphs: u64,
+    /// Copies to the device.
+    pub uploads: u64,
+    /// Copies from the device; the host waits for each.
+    pub downloads: u64,
+    /// Pieces of memory asked for.
+    pub allocations: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    launches: AtomicU64,
+    graphs: AtomicU64,
+    uploads: AtomicU64,
+    downloads: AtomicU64,
+    allocations: AtomicU64,
+}
+
+/// Why the driver makes no graphs.
+#[derive(Debug, Default)]
+struct Refusal {
+    refused: bool,
+    /// What nobody has been told yet.
+    untold: Option<String>,
 }
 
 /// A device that runs the kernels.
@@ -90,6 +140,13 @@ pub struct Gpu {
     held: AtomicUsize,
     peak: AtomicUsize,
     wgmma_agrees: OnceLock<bool>,
+    counters: Counters,
+    recording: Mutex<Option<Recording>>,
+    refusal: Mutex<Refusal>,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Gpu {
@@ -125,7 +182,16 @@ impl Gpu {
     }
 
     fn new(info: GpuInfo, backend: Box<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { info, backend, held: AtomicUsize::new(0), peak: AtomicUsize::new(0), wgmma_agrees: OnceLock::new() })
+        Arc::new(Self {
+            info,
+            backend,
+            held: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            wgmma_agrees: OnceLock::new(),
+            counters: Counters::default(),
+            recording: Mutex::default(),
+            refusal: Mutex::default(),
+        })
     }
 
     /// Opens the emulator that `SORFT_EMULATOR` names: a library that the tests have built. So the commands themselves, with `--device
@@ -187,12 +253,39 @@ impl Gpu {
         held
     }
 
+    /// What has been asked of the device since it was opened.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { launches, graphs, uploads, downloads, allocations } = &self.counters;
+        Counts {
+            launches: read(launches),
+            graphs: read(graphs),
+            uploads: read(uploads),
+            downloads: read(downloads),
+            allocations: read(allocations),
+        }
+    }
+
+    /// Why recorded launches are queued one by one on this device, if they are; said once.
+    pub fn graph_warning(&self) -> Option<String> {
+        self.lock(&self.refusal).untold.take()
+    }
+
+    /// Memory: of the recording's own, where this thread records.
+    pub(super) fn memory(self: &Arc<Self>, bytes: usize, grain: usize) -> Result<Arc<Memory>> {
+        match self.recorded(|recording| recording.memory(self, bytes, grain)) {
+            Some(memory) => memory,
+            None => self.lasting_memory(bytes, grain),
+        }
+    }
+
     /// [`Backend::alloc`], counted.
-    pub(super) fn alloc(&self, bytes: usize, grain: usize) -> Result<u64> {
+    pub(super) fn lasting_memory(self: &Arc<Self>, bytes: usize, grain: usize) -> Result<Arc<Memory>> {
         let address = self.backend.alloc(bytes, grain)?;
+        count(&self.counters.allocations);
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(held, Ordering::Relaxed);
-        Ok(address)
+        Ok(Arc::new(Memory { gpu: self.clone(), address, bytes, of: None }))
     }
 
     /// [`Backend::free`], counted.
@@ -214,7 +307,79 @@ impl Gpu {
         self.backend.emulator().map(Emulator::stats)
     }
 
+    /// Queues a launch, or notes it down where this thread records. `memory` is what its arguments point into.
+    pub(super) fn queue(&self, call: Call, memory: &[Arc<Memory>]) -> Result<()> {
+        let mut call = Some(call);
+        let noted = self.recorded(|recording| recording.calls.extend(call.take().map(|c| (c, memory.to_vec()))));
+        let (None, Some(mut call)) = (noted, call) else { return Ok(()) };
+        count(&self.counters.launches);
+        // SAFETY: the memory is there.
+        unsafe { call.queue(&*self.backend) }
+    }
+
+    /// [`Backend::upload`], counted.
+    pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.refuse_in_recording("an upload")?;
+        count(&self.counters.uploads);
+        self.backend.upload(to, bytes)
+    }
+
+    /// [`Backend::download`], counted.
+    pub(super) fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
+        self.refuse_in_recording("a download")?;
+        count(&self.counters.downloads);
+        self.backend.download(bytes, from)
+    }
+
+    /// [`Backend::zero`].
+    pub(super) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.refuse_in_recording("clearing memory")?;
+        self.backend.zero(address, bytes)
+    }
+
+    /// [`Backend::copy`].
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.refuse_in_recording("a copy")?;
+        self.backend.copy(to, from, bytes)
+    }
+
     pub(super) fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// Begins or ends a recording; returns the one before.
+    pub(super) fn set_recording(&self, recording: Option<Recording>) -> Option<Recording> {
+        std::mem::replace(&mut *self.lock(&self.recording), recording)
+    }
+
+    /// `note` of the recording, where this thread has one under way.
+    fn recorded<R>(&self, note: impl FnOnce(&mut Recording) -> R) -> Option<R> {
+        self.lock(&self.recording).as_mut().filter(|r| r.thread == std::thread::current().id()).map(note)
+    }
+
+    fn refuse_in_recording(&self, what: &str) -> Result<()> {
+        match self.recorded(|_| ()) {
+            None => Ok(()),
+            Some(()) => Err(Error::device(format!("{what} while launches are recorded: only launches can be repeated"))),
+        }
+    }
+
+    /// Whether the driver has refused to make a graph; `why` says that it has now.
+    pub(super) fn graphs_refused(&self, why: Option<&Error>) -> bool {
+        let mut refusal = self.lock(&self.refusal);
+        if let (Some(why), false) = (why, refusal.refused) {
+            let untold = format!("the launches of decoding are queued one by one, since the driver made no graph of them: {why}");
+            *refusal = Refusal { refused: true, untold: Some(untold) };
+        }
+        refusal.refused
+    }
+
+    pub(super) fn count_graph(&self) {
+        count(&self.counters.graphs);
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        // What is in there is whole between any two statements.
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,12 @@
 //! One kernel launch. Geometry and arguments are given together and checked together, against the shapes that the op states; then they become
 //! the array of pointers that both `cuLaunchKernel` and the emulator take.
 
-use crate::tensor::cuda::gpu::{Boxes, TensorMap};
+use crate::tensor::cuda::buffer::Memory;
+use crate::tensor::cuda::gpu::{Backend, Boxes, TensorMap};
 use crate::tensor::cuda::{Buffer, DType, Gpu, Source};
 use crate::{Error, Result};
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// An entry point: the source that holds it, and its name there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +47,42 @@ impl Value {
     }
 }
 
+/// A launch that has been checked: it can be queued, again and again with the same arguments.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub kernel: Kernel,
+    pub geometry: Geometry,
+    values: Vec<Value>,
+    signature: String,
+}
+
+impl Call {
+    /// Queues the launch.
+    ///
+    /// # Safety
+    /// The memory that its arguments name is there.
+    pub unsafe fn queue(&mut self, backend: &dyn Backend) -> Result<()> {
+        let mut arguments = self.arguments();
+        // SAFETY: each argument points to a value of the type that the signature says, which lives as long as `self` (the driver copies
+        // it); `Launch::pointer` has compared every buffer's size with what the op stated, and the memory is there.
+        unsafe { backend.launch(self.kernel, &self.geometry, &mut arguments, &self.signature) }.map_err(|e| self.at(e))
+    }
+
+    /// Pointers to the arguments' values, good for as long as the call stays where it is.
+    pub fn arguments(&mut self) -> Vec<*mut c_void> {
+        self.values.iter_mut().map(Value::as_pointer).collect()
+    }
+
+    /// The error, with the kernel that it is about.
+    pub fn at(&self, e: Error) -> Error {
+        e.at(format_args!("kernels/{}: {}", self.kernel.source.file, self.kernel.name))
+    }
+}
+
 /// A launch under construction: arguments in the kernel's order, then [`Launch::run`].
 ///
-/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars, `t` for a tensor map) is what the
+/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars, `t` for a
+/// tensor map) is what the
 /// emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
 #[must_use = "nothing is launched before run()"]
 #[derive(Debug)]
@@ -57,6 +92,8 @@ pub struct Launch<'a> {
     geometry: [usize; 7],
     values: Vec<Value>,
     signature: String,
+    /// What the pointers point into.
+    memory: Vec<Arc<Memory>>,
     error: Option<Error>,
 }
 
@@ -64,7 +101,7 @@ impl<'a> Launch<'a> {
     /// A launch of `grid` blocks of `block` threads, with `shared_bytes` of dynamic shared memory a block.
     pub fn new(gpu: &'a Gpu, kernel: Kernel, grid: [usize; 3], block: [usize; 3], shared_bytes: usize) -> Self {
         let geometry = [grid[0], grid[1], grid[2], block[0], block[1], block[2], shared_bytes];
-        Self { gpu, kernel, geometry, values: Vec::new(), signature: String::new(), error: None }
+        Self { gpu, kernel, geometry, values: Vec::new(), signature: String::new(), memory: Vec::new(), error: None }
     }
 
     /// A buffer that the kernel only reads, with at least `len` elements.
@@ -157,7 +194,7 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Queues the launch.
+    /// Queues the launch, or notes it down where this thread records a [`Graph`](super::Graph).
     ///
     /// # Errors
     /// If an argument does not fit what the op stated, the geometry goes over the device's limits, the kernel cannot be compiled, or the
@@ -167,11 +204,8 @@ impl<'a> Launch<'a> {
             return Err(error);
         }
         let geometry = self.checked_geometry()?;
-        let mut arguments: Vec<*mut c_void> = self.values.iter_mut().map(Value::as_pointer).collect();
-        // SAFETY: each pointer is to a value of the type that the signature spells (`push`), alive until the call returns (the driver
-        // copies the values); the op has stated every buffer's size, and `pointer` has checked it.
-        unsafe { self.gpu.backend().launch(self.kernel, &geometry, &mut arguments, &self.signature) }
-            .map_err(|e| e.at(format_args!("kernels/{}: {}", self.kernel.source.file, self.kernel.name)))
+        let Self { gpu, kernel, values, signature, memory, .. } = self;
+        gpu.queue(Call { kernel, geometry, values, signature }, &memory)
     }
 
     fn pointer(&mut self, access: char, name: &str, buffer: Option<&Buffer>, dtype: DType, len: usize) {
@@ -184,7 +218,10 @@ impl<'a> Launch<'a> {
                 return self.fail(format!("{name} holds {} numbers where the kernel takes {len}", buffer.len()));
             }
             Some(buffer) if !std::ptr::eq(&**buffer.gpu(), self.gpu) => return self.fail(format!("{name} is memory of another device")),
-            Some(buffer) => buffer.address(),
+            Some(buffer) => {
+                self.memory.push(buffer.memory().clone());
+                buffer.address()
+            }
         };
         self.push(access, Some(dtype), Value::Pointer(address));
     }

@@ -1,8 +1,10 @@
 //! The launch path of the CUDA kernels: a [`Gpu`] runs them on the driver or, in tests, on the emulator; a [`Buffer`] is its memory.
 //!
 //! * `gpu.rs`: the device handle, and what its two backends have in common. `buffer.rs`: device memory with a dtype.
-//! * `launch.rs`: one kernel launch, checked against the op's shapes; the only place where arguments become raw pointers.
-//! * `context.rs` (the driver), `module.rs` and `nvrtc.rs` (kernel sources to machine code, cached on disk), `probe.rs` (what is there).
+//! * `launch.rs`: one kernel launch, checked against the op's shapes; the only place where arguments become raw pointers. `graph.rs`: launches
+//!   recorded once and queued again and again.
+//! * `context.rs` (the driver), `module.rs` and `nvrtc.rs` (kernel sources to machine code, cached on disk), `probe.rs` (what is there),
+//!   `staging.rs` (uploads on their way).
 //! * `emulator.rs`: loads the library that tests build from `kernels/emulator/`. The program itself carries no emulator.
 //!
 //! Nothing here is linked against CUDA: the driver and the compiler are looked for at run time, and where they are missing, too old, or
@@ -12,14 +14,17 @@ mod buffer;
 mod context;
 mod emulator;
 mod gpu;
+mod graph;
 mod launch;
 mod module;
 mod nvrtc;
 mod probe;
+mod staging;
 
 pub use buffer::{Buffer, DType};
 pub use emulator::{Emulation, EmulationStats, Schedule};
-pub use gpu::{Gpu, GpuInfo};
+pub use gpu::{Counts, Gpu, GpuInfo};
+pub use graph::{Arena, Graph};
 pub use launch::{Kernel, Launch};
 pub use module::{Compiled, Source, compile};
 pub use nvrtc::Nvrtc;

@@ -63,6 +63,11 @@ impl DeviceIds {
 }
 
 impl DeviceIds {
+    /// The ids of as many tokens as the buffer has, for [`forward`] alone; they are in a vocabulary of `vocab`.
+    pub fn of(ids: Buffer, vocab: usize) -> Self {
+        Self { tokens: ids.len(), ids: vec![(0, ids)], groups: Vec::new(), vocab }
+    }
+
     /// How many tokens there are.
     pub fn tokens(&self) -> usize {
         self.tokens

@@ -22,6 +22,11 @@ impl DeviceAngles {
         let tokens = angles.table.len() / (2 * angles.half);
         Ok(Self { table: Buffer::from_f32(gpu, DType::F32, &angles.table)?, half: angles.half, tokens })
     }
+
+    /// The angles of as many tokens as `table` has room for, `[T, 2, d/2]` f32 for halves of `half`.
+    pub fn of(table: Buffer, half: usize) -> Self {
+        Self { tokens: table.len() / (2 * half), table, half }
+    }
 }
 
 /// Turns every head of x `[T, heads * d]` bf16 in place.

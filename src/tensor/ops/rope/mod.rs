@@ -34,6 +34,21 @@ impl Angles {
         });
         Self { half, table }
     }
+
+    /// The numbers of token `i`: cosines, then sines, `[2, d/2]`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.table[i * 2 * self.half..][..2 * self.half]
+    }
+
+    /// How many tokens there are.
+    pub fn tokens(&self) -> usize {
+        self.table.len() / (2 * self.half).max(1)
+    }
+
+    /// Adds the angles of tokens behind the others.
+    pub fn extend(&mut self, positions: &[u32], inv_freq: &[f32]) {
+        self.table.extend(Self::new(positions, inv_freq).table);
+    }
 }
 
 /// Turns every head of x `[T, H * d]` in place.

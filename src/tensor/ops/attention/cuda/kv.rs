@@ -7,6 +7,9 @@ use crate::tensor::plan::{PageCopy, TILE};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// The page of a row whose key and value are not written: it only fills a batch of fixed size (`NOWHERE` of the kernel).
+pub const NOWHERE: u32 = u32::MAX;
+
 /// Keys and values of one layer on a device: each `[pages, H_kv, TILE, d]` bf16.
 #[derive(Debug)]
 pub struct DeviceKv {
@@ -17,7 +20,7 @@ pub struct DeviceKv {
 }
 
 /// A batch's page copies on the device. Those of one level do not depend on each other; the next level copies what they made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PageCopies {
     levels: Vec<(usize, Buffer)>,
 }
@@ -70,6 +73,11 @@ impl DeviceKv {
         }
         self.pages = pages;
         Ok(())
+    }
+
+    /// How many pages there is room for.
+    pub fn pages(&self) -> usize {
+        self.pages
     }
 
     /// Whose memory it is.

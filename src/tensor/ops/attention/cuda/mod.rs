@@ -12,8 +12,8 @@ pub mod work;
 
 pub use backward::{BackwardWork, backward};
 pub use forward::forward;
-pub use kv::{DeviceKv, PageCopies};
-pub use work::Work;
+pub use kv::{DeviceKv, NOWHERE, PageCopies};
+pub use work::{DecodeTables, Work};
 
 use crate::tensor::ops::attention::Heads;
 use crate::{Error, Result};

@@ -9,7 +9,7 @@ use crate::tensor::cuda::{Buffer, Gpu};
 use crate::tensor::ops::attention::Heads;
 use crate::tensor::ops::matmul;
 use crate::tensor::plan::{Segment, TILE};
-use std::collections::BTreeMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// Pairs of a token and a query head in one block (`ROWS` of the kernel).
@@ -112,9 +112,53 @@ impl Work {
         })
     }
 
+    /// The work of a step of decoding, from buffers of any room that [`DecodeTables`] are uploaded to: items beyond the tables' have no tokens
+    /// (zeros), tokens beyond theirs no entries (`starts` goes on with its last number). `order` and `rows` have the same length, the number of
+    /// tokens is that of `positions`.
+    ///
+    /// # Errors
+    /// If the kernels do not know such heads.
+    pub fn decoding(
+        heads: Heads,
+        items: Buffer,
+        rows: Buffer,
+        pages: Buffer,
+        positions: Buffer,
+        (order, starts): (Buffer, Buffer),
+    ) -> Result<Self> {
+        super::check(heads)?;
+        let (tokens, group) = (positions.len(), heads.group());
+        // Which pages there are is known when the tables are.
+        Ok(Self { tokens, group, items, rows, pages, positions, merge: Some(MergeTables { order, starts }), hopper: false, page_limit: 0 })
+    }
+
     /// Blocks for each kv head.
     pub fn num_items(&self) -> usize {
         self.items.len() / 5
+    }
+}
+
+/// The tables of a step of decoding, cut in splits, on the host: for a [`Work`] whose tables have more room ([`Work::decoding`]).
+#[derive(Debug)]
+pub struct DecodeTables {
+    /// Five numbers each.
+    pub items: Vec<u32>,
+    /// The tokens of items, one item's after another's.
+    pub rows: Vec<u32>,
+    /// For each token, the entries of `rows` that are its splits, in order.
+    pub order: Vec<u32>,
+    /// Where each token's entries begin in `order`, and where the last one's end.
+    pub starts: Vec<u32>,
+    /// The pages of segments, one segment's after another's.
+    pub pages: Vec<u32>,
+}
+
+impl DecodeTables {
+    /// The tables of some segments.
+    pub fn new(segments: &[Segment], heads: Heads) -> Self {
+        let tables = Tables::split(segments, PAIRS / heads.group());
+        let (order, starts) = tables.merge_order(segments.last().map_or(0, |s| s.tokens.end));
+        Self { items: tables.items.into_flattened(), rows: tables.rows, order, starts, pages: tables.pages }
     }
 }
 
@@ -131,6 +175,8 @@ struct Tables {
 /// Rows that see the same pages whole, and one of the segments that name them.
 struct Sharers {
     segment: usize,
+    /// The split.
+    begin: usize,
     rows: Vec<usize>,
 }
 
@@ -167,7 +213,7 @@ impl Tables {
     fn split(segments: &[Segment], rows_of_item: usize) -> Self {
         let mut tables = Self::new(segments);
         // Tokens that see all of a split's pages, by those pages, whatever their segments.
-        let mut shared: BTreeMap<(usize, &[u32]), Sharers> = BTreeMap::new();
+        let (mut found, mut shared): (FxHashMap<(usize, &[u32]), usize>, Vec<Sharers>) = Default::default();
         for (i, s) in segments.iter().enumerate() {
             for from in s.tokens.clone().step_by(rows_of_item) {
                 let to = (from + rows_of_item).min(s.tokens.end);
@@ -182,13 +228,16 @@ impl Tables {
                     }
                     if all < to {
                         let pages = &s.pages[begin / TILE..end / TILE];
-                        let sharers = shared.entry((begin, pages)).or_insert(Sharers { segment: i, rows: Vec::new() });
-                        sharers.rows.extend(all..to);
+                        let at = *found.entry((begin, pages)).or_insert(shared.len());
+                        if at == shared.len() {
+                            shared.push(Sharers { segment: i, begin, rows: Vec::new() });
+                        }
+                        shared[at].rows.extend(all..to);
                     }
                 }
             }
         }
-        for ((begin, _), Sharers { segment, rows }) in shared {
+        for Sharers { segment, begin, rows } in shared {
             for rows in rows.chunks(rows_of_item) {
                 tables.push(rows.iter().copied(), segment, begin, begin + SPLIT);
             }
@@ -198,19 +247,20 @@ impl Tables {
 
     /// The entries of `rows` by token, by position inside one; and where each token's begin.
     fn merge_order(&self, tokens: usize) -> (Vec<u32>, Vec<u32>) {
-        let mut entries = vec![Vec::new(); tokens];
+        let mut starts = vec![0; tokens + 1];
+        self.rows.iter().for_each(|row| starts[*row as usize + 1] += 1);
+        (0..tokens).for_each(|t| starts[t + 1] += starts[t]);
+        let mut entries = vec![(0, 0); self.rows.len()];
+        let mut next = starts.clone();
         for &[first, count, _, begin, _] in &self.items {
             for entry in first..first + count {
-                entries[self.rows[entry as usize] as usize].push((begin, entry));
+                let place = &mut next[self.rows[entry as usize] as usize];
+                entries[*place as usize] = (begin, entry);
+                *place += 1;
             }
         }
-        let (mut order, mut starts) = (Vec::new(), vec![0]);
-        for token in &mut entries {
-            token.sort_unstable();
-            order.extend(token.iter().map(|(_, entry)| *entry));
-            starts.push(order.len() as u32);
-        }
-        (order, starts)
+        starts.windows(2).for_each(|w| entries[w[0] as usize..w[1] as usize].sort_unstable());
+        (entries.into_iter().map(|(_, entry)| entry).collect(), starts)
     }
 }
 

@@ -80,18 +80,19 @@ impl Head<'_> {
         self.vocab.div_ceil(VOCAB_CHUNK)
     }
 
-    /// The chunk sums of every row, and what else the launch is asked for: targets' z, logits.
+    /// The chunk sums of every row, `[rows, chunks, 3]` f32 on the device, and what else the launch is asked for: targets' z, logits.
     fn launch(
         &self,
         gpu: &Arc<Gpu>,
         temperatures: &Buffer,
         target: Option<(&Buffer, &mut Buffer)>,
         logits: Option<&mut Buffer>,
-    ) -> Result<Vec<Vec<ChunkSums>>> {
+    ) -> Result<Buffer> {
         self.check()?;
         let &Head { h, w, rows, vocab, width } = self;
+        let mut sums = Buffer::uninit(gpu, DType::F32, rows * self.chunks() * 3)?;
         if rows == 0 {
-            return Ok(Vec::new());
+            return Ok(sums);
         }
         let (targets, target_z) = target.unzip();
         let (tiles, chunks) = (vocab.div_ceil(SIDE), self.chunks());
@@ -113,7 +114,6 @@ impl Head<'_> {
             .dim("vocab", vocab)
             .dim("k", width)
             .run()?;
-        let mut sums = Buffer::uninit(gpu, DType::F32, rows * chunks * 3)?;
         Launch::new(gpu, kernel("head_chunk_sums_f32"), [(rows * chunks).div_ceil(128), 1, 1], [128, 1, 1], 0)
             .output("sums", &mut sums, DType::F32, rows * chunks * 3)
             .input("parts", &parts, DType::F32, rows * tiles * 3)
@@ -121,10 +121,14 @@ impl Head<'_> {
             .dim("chunks", chunks)
             .dim("tiles", tiles)
             .run()?;
-        let sums = sums.to_f32()?;
-        let of_chunk = |s: &[f32]| ChunkSums { max: s[0], sum: s[1], weighted: s[2] };
-        Ok(sums.chunks(self.chunks() * 3).map(|row| row.chunks(3).map(of_chunk).collect()).collect())
+        Ok(sums)
     }
+}
+
+/// The chunk sums of each row.
+fn download(sums: &Buffer, chunks: usize) -> Result<Vec<Vec<ChunkSums>>> {
+    let of_chunk = |s: &[f32]| ChunkSums { max: s[0], sum: s[1], weighted: s[2] };
+    Ok(sums.to_f32()?.chunks(chunks * 3).map(|row| row.chunks(3).map(of_chunk).collect()).collect())
 }
 
 /// Per row: logprob, entropy, and what [`backward`] needs.
@@ -140,7 +144,7 @@ pub fn forward(gpu: &Arc<Gpu>, head: Head<'_>, targets: &[u32], temperature: f32
     let temperatures = Buffer::from_f32(gpu, DType::F32, &vec![temperature; head.rows])?;
     let targets = Buffer::from_u32(gpu, targets)?;
     let mut target_z = Buffer::uninit(gpu, DType::F32, head.rows)?;
-    let sums = head.launch(gpu, &temperatures, Some((&targets, &mut target_z)), None)?;
+    let sums = download(&head.launch(gpu, &temperatures, Some((&targets, &mut target_z)), None)?, head.chunks())?;
     let softmax: Vec<Softmax> = sums.iter().map(|row| row.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c))).collect();
     let logprob = softmax.iter().zip(target_z.to_f32()?).map(|(s, z)| s.logprob(z)).collect();
     let entropy = softmax.iter().map(Softmax::entropy).collect();
@@ -154,9 +158,40 @@ pub fn forward(gpu: &Arc<Gpu>, head: Head<'_>, targets: &[u32], temperature: f32
 pub fn logits(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &[f32]) -> Result<Logits> {
     assert_eq!(head.rows, temperatures.len(), "one temperature a row");
     let temperatures = Buffer::from_f32(gpu, DType::F32, temperatures)?;
+    queue(gpu, head, &temperatures)?.first(head.rows)
+}
+
+/// Logits and chunk sums on the device, nothing waited for.
+#[derive(Debug)]
+pub struct Queued {
+    logits: Buffer,
+    sums: Buffer,
+    vocab: usize,
+}
+
+/// The launches of [`logits`], with the temperatures on the device: each row's, 1 where it is greedy.
+///
+/// # Errors
+/// As [`forward`].
+pub fn queue(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &Buffer) -> Result<Queued> {
     let mut logits = Buffer::uninit(gpu, DType::F32, head.rows * head.vocab)?;
-    let sums = head.launch(gpu, &temperatures, None, Some(&mut logits))?;
-    Ok(Logits { logits, sums })
+    let sums = head.launch(gpu, temperatures, None, Some(&mut logits))?;
+    Ok(Queued { logits, sums, vocab: head.vocab })
+}
+
+impl Queued {
+    /// Waits for the first `rows` rows.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn first(&self, rows: usize) -> Result<Logits> {
+        let chunks = self.vocab.div_ceil(VOCAB_CHUNK);
+        let sums = download(&self.sums.part(DType::F32, 0, rows * chunks * 3), chunks)?;
+        Ok(Logits { logits: self.logits.part(DType::F32, 0, rows * self.vocab), sums })
+    }
 }
 
 /// dh `[rows, width]` f32; adds to dW `[vocab, width]` f32, rows summed over `chunks`. Chunks of the vocabulary come one after another: their

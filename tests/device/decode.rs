@@ -1,0 +1,93 @@
+//! Steps of decoding that were recorded once: whatever comes and goes, the bits of the training forward, and few calls of the device.
+
+use crate::{bits, emulator, smallest, tiny, twins};
+use sorft_native::model::config::ModelConfig;
+use sorft_native::model::generate::{Completion, Engine, Event, Request, SamplingParams};
+use sorft_native::model::transformer::Transformer;
+use sorft_native::tensor::cuda::{Counts, Emulation};
+use sorft_native::tensor::plan::{Plan, Tree};
+use std::sync::Arc;
+
+fn request(prompt: &[u32], n: usize, max_new_tokens: usize, temperature: f32) -> Request {
+    let params = SamplingParams { n, max_new_tokens, temperature, ignore_eos: true, seed: 6, ..Default::default() };
+    Request { prompt: prompt.into(), params: Arc::new(params), top_logprobs: 0 }
+}
+
+fn quick() -> Emulation {
+    Emulation { check: false, ..Emulation::default() }
+}
+
+/// Steps until all requests have ended, with what each step that only decoded asked of the device.
+fn run(engine: &mut Engine<'_>, model_counts: impl Fn() -> Counts) -> (Vec<Completion>, Vec<Counts>) {
+    let (mut done, mut steps) = (Vec::new(), Vec::new());
+    let mut goes_on = true;
+    while goes_on {
+        let before = model_counts();
+        goes_on = engine
+            .step(&mut |event| {
+                if let Event::Done(c) = event {
+                    done.push(c.clone());
+                }
+                true
+            })
+            .expect("a step");
+        let after = model_counts();
+        let of = |field: fn(&Counts) -> u64| field(&after) - field(&before);
+        steps.push(Counts {
+            launches: of(|c| c.launches),
+            graphs: of(|c| c.graphs),
+            uploads: of(|c| c.uploads),
+            downloads: of(|c| c.downloads),
+            allocations: of(|c| c.allocations),
+        });
+    }
+    done.sort_by_key(|c| (c.prompt_index, c.index));
+    (done, steps)
+}
+
+/// What training computes for the answers of a prompt, shared by all.
+fn trained(model: &Transformer, prompt: &[u32], answers: &[Completion], temperature: f32) -> Vec<f32> {
+    let ids: Vec<Vec<u32>> = answers.iter().map(|c| c.ids.clone()).collect();
+    model.forward(&Plan::for_trees(&[Tree::prompt_with_answers(prompt, &ids)]), temperature, false).expect("a forward pass").0.logprob
+}
+
+/// Sequences of many lengths and temperatures come, grow over the ends of pages and splits, end and are replaced, so that batches of one to five
+/// rows and tables of several sizes are decoded, and the cache grows in between.
+#[test]
+fn whatever_comes_and_goes_the_bits_are_those_of_training() {
+    let gpu = emulator::gpu(quick());
+    let (_, model) = twins(&gpu, &ModelConfig { num_layers: 2, max_position_embeddings: 1024, ..smallest() }, 5);
+    let requests = [(253, 2, 6), (3, 3, 5), (63, 1, 7), (64, 2, 3), (510, 1, 4), (1, 1, 9)];
+    let prompt = |i: usize| tiny::ids(requests[i].0, i as u64);
+    let temperature = |i: usize| 0.7 + 0.1 * i as f32;
+    let mut engine = Engine::new(&model, None, 5);
+    for (i, &(_, n, max)) in requests.iter().enumerate() {
+        engine.add(i, request(&prompt(i), n, max, temperature(i))).expect("taken in");
+    }
+    let (done, steps) = run(&mut engine, || gpu.counts());
+    assert!(steps.iter().map(|s| s.graphs).sum::<u64>() >= 9, "{steps:?}");
+    for i in 0..requests.len() {
+        let answers: Vec<Completion> = done.iter().filter(|c| c.prompt_index == i).cloned().collect();
+        assert_eq!(answers.len(), requests[i].1);
+        let recorded: Vec<f32> = answers.iter().flat_map(|c| c.logprobs.clone()).collect();
+        assert_eq!(bits(&recorded), bits(&trained(&model, &prompt(i), &answers, temperature(i))), "request {i}");
+    }
+}
+
+/// A step of decoding asks the device for one upload of all tables, one graph, what the choice needs, and next to no memory, however many layers
+/// there are.
+#[test]
+fn a_step_takes_few_calls() {
+    let gpu = emulator::gpu(quick());
+    let mut steady = Vec::new();
+    for layers in [1, 3] {
+        let (_, model) = twins(&gpu, &ModelConfig { num_layers: layers, ..smallest() }, 5);
+        let mut engine = Engine::new(&model, None, 4);
+        engine.add(0, request(&tiny::ids(5, 1), 4, 6, 1.0)).expect("taken in");
+        let (_, steps) = run(&mut engine, || gpu.counts());
+        println!("{layers} layers: {steps:?}");
+        steady.push(steps[2]);
+    }
+    assert_eq!(steady[0], steady[1]);
+    assert_eq!(steady[0], Counts { launches: 1, graphs: 1, uploads: 2, downloads: 2, allocations: 2 });
+}
