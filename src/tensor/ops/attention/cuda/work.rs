@@ -213,7 +213,8 @@ impl Tables {
     fn split(segments: &[Segment], rows_of_item: usize) -> Self {
         let mut tables = Self::new(segments);
         // Tokens that see all of a split's pages, by those pages, whatever their segments.
-        let (mut found, mut shared): (FxHashMap<(usize, &[u32]), usize>, Vec<Sharers>) = Default::default();
+        let mut found: FxHashMap<(usize, &[u32]), usize> = FxHashMap::default();
+        let mut shared: Vec<Sharers> = Vec::new();
         for (i, s) in segments.iter().enumerate() {
             for from in s.tokens.clone().step_by(rows_of_item) {
                 let to = (from + rows_of_item).min(s.tokens.end);
