@@ -66,9 +66,9 @@ fn whatever_comes_and_goes_the_bits_are_those_of_training() {
     }
     let (done, steps) = run(&mut engine, || gpu.counts());
     assert!(steps.iter().map(|s| s.graphs).sum::<u64>() >= 9, "{steps:?}");
-    for i in 0..requests.len() {
+    for (i, &(_, n, _)) in requests.iter().enumerate() {
         let answers: Vec<Completion> = done.iter().filter(|c| c.prompt_index == i).cloned().collect();
-        assert_eq!(answers.len(), requests[i].1);
+        assert_eq!(answers.len(), n);
         let recorded: Vec<f32> = answers.iter().flat_map(|c| c.logprobs.clone()).collect();
         assert_eq!(bits(&recorded), bits(&trained(&model, &prompt(i), &answers, temperature(i))), "request {i}");
     }
