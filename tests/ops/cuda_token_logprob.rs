@@ -212,7 +212,7 @@ fn every_mistake_on_hopper_is_found() {
 }
 
 fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], compute_capability: (u32, u32)) {
-    let case = Case::new(6, 16, 2120, 0.8);
+    let case = Case::new(13, 16, 2120, 0.8);
     let want = processor(&case);
     let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability, ..mode });
     let right = |gpu: &Arc<Gpu>| -> Result<bool> {
