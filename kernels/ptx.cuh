@@ -29,10 +29,10 @@ __device__ __forceinline__ float ex2(float x) {
 #endif
 }
 
-// lg2.approx.ftz.f32: log2 x, absolute error below 2^-22 near 1.
+// lg2.approx.ftz.f32: log2 x, absolute error below 2^-22 near 1; -inf for 0 and subnormal numbers.
 __device__ __forceinline__ float lg2(float x) {
 #if defined(SORFT_EMULATOR)
-  return log2f(x);
+  return log2f(fabsf(x) < 1.17549435e-38f ? 0.0f : x);
 #else
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 mod attend;
 mod elements;
+mod instructions;
 mod model;
 mod products;
 
@@ -86,7 +87,13 @@ impl Check {
 /// A group of checks.
 type Group = (&'static str, fn(&mut Check) -> Result<()>);
 
-const GROUPS: [Group; 4] = [("elements", elements::run), ("products", products::run), ("attention", attend::run), ("model", model::run)];
+const GROUPS: [Group; 5] = [
+    ("instructions", instructions::run),
+    ("elements", elements::run),
+    ("products", products::run),
+    ("attention", attend::run),
+    ("model", model::run),
+];
 
 /// Runs every check; one that cannot run is a line of the table too, and the others go on.
 pub(super) fn run(gpu: Arc<Gpu>, small: bool, json: bool) -> Result<()> {

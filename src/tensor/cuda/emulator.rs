@@ -149,10 +149,6 @@ impl Emulator {
         }
     }
 
-    pub(super) fn stats(&self) -> EmulationStats {
-        self.lock().stats
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // The library's state is whole between calls, whatever panicked on the Rust side.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -260,8 +256,8 @@ impl Backend for Emulator {
         self.check(&state, status)
     }
 
-    fn emulator(&self) -> Option<&Emulator> {
-        Some(self)
+    fn emulation_stats(&self) -> Option<EmulationStats> {
+        Some(self.lock().stats)
     }
 }
 

@@ -33,29 +33,39 @@ pub struct GpuInfo {
 
 /// A bf16 matrix in device memory, rows one after another, and the boxes of 64 columns that TMA copies from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Boxes {
+pub struct Boxes {
+    /// Of its first number.
     pub address: u64,
+    /// Its rows.
     pub rows: usize,
+    /// Its columns.
     pub columns: usize,
+    /// Rows of a box.
     pub box_rows: usize,
 }
 
 /// The 128 bytes that tell TMA of a matrix (`TensorMap` of `kernels/hopper.cuh`).
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub(super) struct TensorMap(pub [u64; 16]);
+pub struct TensorMap(pub [u64; 16]);
 
-/// What the driver and the emulator both do. Addresses are those that kernels get.
-pub(super) trait Backend: fmt::Debug + Send + Sync {
+/// What the driver and the emulator both do; tests have a third way to run kernels behind it. Addresses are those that kernels get. Every error is
+/// the device's.
+#[allow(clippy::missing_errors_doc)]
+pub trait Backend: fmt::Debug + Send + Sync {
     /// Memory for elements of `grain` bytes, aligned to 256 bytes.
     fn alloc(&self, bytes: usize, grain: usize) -> Result<u64>;
     /// Gives memory back once all launches so far have ended.
     fn free(&self, address: u64);
+    /// Copies bytes to the device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+    /// Copies bytes from the device, after all launches so far.
     fn download(&self, bytes: &mut [u8], from: u64) -> Result<()>;
+    /// Sets bytes to zero.
     fn zero(&self, address: u64, bytes: usize) -> Result<()>;
     /// Copies memory of the device to other memory of the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    /// Waits until everything queued so far has been done.
     fn synchronize(&self) -> Result<()>;
     /// Bytes of memory that are free; `None` where there is no bound.
     fn free_bytes(&self) -> Result<Option<u64>> {
@@ -94,7 +104,8 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
     /// Gives back what [`Backend::make_graph`] has made.
     fn destroy_graph(&self, _graph: u64) {}
 
-    fn emulator(&self) -> Option<&Emulator> {
+    /// What the last launch cost; `None` where nobody counts.
+    fn emulation_stats(&self) -> Option<EmulationStats> {
         None
     }
 }
@@ -181,7 +192,8 @@ impl Gpu {
         Ok(Self::new(info, Box::new(emulator)))
     }
 
-    fn new(info: GpuInfo, backend: Box<dyn Backend>) -> Arc<Self> {
+    /// A device of another kind: tests run launches through one of their own.
+    pub fn new(info: GpuInfo, backend: Box<dyn Backend>) -> Arc<Self> {
         Arc::new(Self {
             info,
             backend,
@@ -219,7 +231,7 @@ impl Gpu {
 
     /// Whether kernels run on the emulator.
     pub fn is_emulated(&self) -> bool {
-        self.backend.emulator().is_some()
+        self.backend.emulation_stats().is_some()
     }
 
     /// Whether this chip's wgmma gives the bits of its mma.sync, as `find_out` finds at the first call.
@@ -304,7 +316,7 @@ impl Gpu {
 
     /// What the last launch cost, on the emulator; `None` on a real device.
     pub fn emulation_stats(&self) -> Option<EmulationStats> {
-        self.backend.emulator().map(Emulator::stats)
+        self.backend.emulation_stats()
     }
 
     /// Queues a launch, or notes it down where this thread records. `memory` is what its arguments point into.
@@ -343,7 +355,8 @@ impl Gpu {
         self.backend.copy(to, from, bytes)
     }
 
-    pub(super) fn backend(&self) -> &dyn Backend {
+    /// What carries out the work.
+    pub fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
 

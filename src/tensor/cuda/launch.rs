@@ -19,9 +19,12 @@ pub struct Kernel {
 
 /// Threads and shared memory of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Geometry {
+pub struct Geometry {
+    /// Blocks.
     pub grid: [u32; 3],
+    /// Threads of a block.
     pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
 }
 
@@ -49,8 +52,10 @@ impl Value {
 
 /// A launch that has been checked: it can be queued, again and again with the same arguments.
 #[derive(Debug)]
-pub(super) struct Call {
+pub struct Call {
+    /// What is launched.
     pub kernel: Kernel,
+    /// With how many threads.
     pub geometry: Geometry,
     values: Vec<Value>,
     signature: String,

@@ -5,12 +5,14 @@
 //!   recorded once and queued again and again.
 //! * `context.rs` (the driver), `module.rs` and `nvrtc.rs` (kernel sources to machine code, cached on disk), `probe.rs` (what is there),
 //!   `staging.rs` (uploads on their way).
+//! * `conformance.rs`: every instruction of `kernels/ptx.cuh` by itself, for a new kind of device.
 //! * `emulator.rs`: loads the library that tests build from `kernels/emulator/`. The program itself carries no emulator.
 //!
 //! Nothing here is linked against CUDA: the driver and the compiler are looked for at run time, and where they are missing, too old, or
 //! have no device, there is an [`Error`](crate::Error) that says so.
 
 mod buffer;
+pub mod conformance;
 mod context;
 mod emulator;
 mod gpu;
@@ -23,9 +25,9 @@ mod staging;
 
 pub use buffer::{Buffer, DType};
 pub use emulator::{Emulation, EmulationStats, Schedule};
-pub use gpu::{Counts, Gpu, GpuInfo};
+pub use gpu::{Backend, Boxes, Counts, Gpu, GpuInfo, TensorMap};
 pub use graph::{Arena, Graph};
-pub use launch::{Kernel, Launch};
+pub use launch::{Call, Geometry, Kernel, Launch};
 pub use module::{Compiled, Source, compile};
 pub use nvrtc::Nvrtc;
 pub use probe::{CudaVersion, GpuReport, Probe, probe};

@@ -73,9 +73,11 @@ impl Source {
     pub const SAMPLE: Source = Source { file: "sample.cu", text: include_str!("../../../kernels/sample.cu") };
     /// Sums and roundings of activations.
     pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };
+    /// Every wrapper of inline assembly by itself.
+    pub const CONFORMANCE: Source = Source { file: "conformance.cu", text: include_str!("../../../kernels/conformance.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 17] = [
+    pub const ALL: [Source; 18] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -93,6 +95,7 @@ impl Source {
         Source::HEAD_HOPPER,
         Source::SAMPLE,
         Source::RESIDUAL,
+        Source::CONFORMANCE,
     ];
 }
 
@@ -101,6 +104,8 @@ impl Source {
 pub struct Compiled {
     /// A CUBIN.
     pub cubin: Vec<u8>,
+    /// The PTX that it was assembled from. Empty if the code came from the cache.
+    pub ptx: String,
     /// What the compiler said: registers, spills and warnings of every kernel. Empty if the code came from the cache.
     pub log: String,
 }
@@ -129,7 +134,7 @@ fn options(architecture: &str) -> Vec<String> {
 pub(super) fn compile_cached(nvrtc: &Nvrtc, source: Source, architecture: &str, folder: Option<&Path>) -> Result<Compiled> {
     let file = folder.map(|f| f.join(format!("{}-{architecture}-{}.cubin", source.file, cache_key(nvrtc, source, architecture))));
     if let Some(cubin) = file.as_deref().and_then(read_cached) {
-        return Ok(Compiled { cubin, log: String::new() });
+        return Ok(Compiled { cubin, ptx: String::new(), log: String::new() });
     }
     let compiled = compile(nvrtc, source, architecture)?;
     if let Some(file) = file {

@@ -1,6 +1,6 @@
 //! NVRTC, NVIDIA's run-time compiler, loaded when it is needed.
 //!
-//! Own bindings (eleven C functions), because the compiler must be found where the user has it, a missing library or function must be an
+//! Own bindings (thirteen C functions), because the compiler must be found where the user has it, a missing library or function must be an
 //! error and not a panic, and the compiler's log is wanted after a success too.
 
 use crate::tensor::cuda::module::Compiled;
@@ -25,6 +25,8 @@ struct Functions {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    ptx_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
 }
 
 /// The compiler.
@@ -87,6 +89,8 @@ impl Nvrtc {
                 log: symbol(&library, &path, "nvrtcGetProgramLog")?,
                 cubin_size: symbol(&library, &path, "nvrtcGetCUBINSize")?,
                 cubin: symbol(&library, &path, "nvrtcGetCUBIN")?,
+                ptx_size: symbol(&library, &path, "nvrtcGetPTXSize")?,
+                ptx: symbol(&library, &path, "nvrtcGetPTX")?,
             }
         };
         let (mut major, mut minor) = (0, 0);
@@ -107,7 +111,7 @@ impl Nvrtc {
         &self.path
     }
 
-    /// Compiles a source to a CUBIN, with its headers given in memory.
+    /// Compiles a source to a CUBIN by way of PTX, with its headers given in memory.
     pub(super) fn compile(&self, file: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Result<Compiled> {
         self.check_architecture(options).map_err(|e| e.at(file))?;
         let (file_c, text) = (c_string(file)?, c_string(text)?);
@@ -127,10 +131,12 @@ impl Nvrtc {
         // SAFETY: the program was created above; as before for the strings.
         let status = unsafe { (self.functions.compile)(program.program, options_p.len() as c_int, options_p.as_ptr()) };
         let log = program.bytes("log", self.functions.log_size, self.functions.log)?;
-        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned();
+        let log = text(log);
         self.check(status, "nvrtcCompileProgram").map_err(|e| e.hint(log.clone()).at(format_args!("kernels/{file}")))?;
         let cubin = program.bytes("CUBIN", self.functions.cubin_size, self.functions.cubin)?;
-        Ok(Compiled { cubin, log })
+        let ptx = text(program.bytes("PTX", self.functions.ptx_size, self.functions.ptx)?);
+        Ok(Compiled { cubin, ptx, log })
     }
 
     fn check_architecture(&self, options: &[String]) -> Result<()> {
