@@ -36,18 +36,17 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
   const u32 *rows = rows_table + item.first_row, *pages = pages_table + item.first_page;
   bf16 *queries = shared, *d_outs = shared + PAGE, *stages = shared + 2 * PAGE;
   const float scale_log2 = a.scale * LOG2_E;
+  // Where a pair's row is, in q and in lse. Not kept over the loop: registers are what there is least of.
+  const auto row_of = [&](int pair) { return (i64)rows[pair / group] * a.heads + kv_head * group + pair % group; };
   int position[2];
-  i64 at[2];
   float lse[2], delta[2];
   SORFT_UNROLL
   for (int r = 0; r < 2; r++) {
     const int pair = row + lane / 4 + 8 * r;
     const bool valid = pair < pairs;
-    const i64 token = valid ? rows[pair / group] : 0;
-    at[r] = token * a.heads + kv_head * group + pair % group;
-    position[r] = valid ? (int)a.positions[token] : -1;
-    lse[r] = valid ? a.lse[at[r]] * LOG2_E : 0.0f;
-    delta[r] = valid ? a.delta[at[r]] : 0.0f;
+    position[r] = valid ? (int)a.positions[rows[pair / group]] : -1;
+    lse[r] = valid ? a.lse[row_of(pair)] * LOG2_E : 0.0f;
+    delta[r] = valid ? a.delta[row_of(pair)] : 0.0f;
   }
   copy_pairs<D, ROWS>(queries, a.q, rows, pairs, group, a.heads, kv_head * group);
   copy_pairs<D, ROWS>(d_outs, a.d_o, rows, pairs, group, a.heads, kv_head * group);
@@ -82,9 +81,11 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
   }
   SORFT_UNROLL
   for (int r = 0; r < 2; r++) {
-    if (position[r] < 0) continue;
+    const int pair = row + lane / 4 + 8 * r;
+    if (pair >= pairs) continue;
+    const i64 at = row_of(pair);
     SORFT_UNROLL
-    for (int j = 0; j < D / 8; j++) store_vec(dq + at[r] * D + 8 * j + lane % 4 * 2, to_bf16x2(sum[j][2 * r], sum[j][2 * r + 1]));
+    for (int j = 0; j < D / 8; j++) store_vec(dq + at * D + 8 * j + lane % 4 * 2, to_bf16x2(sum[j][2 * r], sum[j][2 * r + 1]));
   }
 }
 
