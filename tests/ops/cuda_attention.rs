@@ -47,7 +47,7 @@ pub fn pages(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<De
 }
 
 /// o and the logs of the sums.
-fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, cut: Cut) -> Result<[Vec<f32>; 2]> {
+pub fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, cut: Cut) -> Result<[Vec<f32>; 2]> {
     let kv = pages(gpu, heads, plan, x)?;
     let work = Work::cut(gpu, &plan.segments, heads, cut)?;
     let (o, lse) = cuda::forward(gpu, &upload(gpu, &x.q)?, &kv, &work, scale(heads))?;

@@ -34,7 +34,7 @@ fn processor(heads: Heads, plan: &Plan, x: &Inputs) -> Reference {
 }
 
 /// dq, dk and dv, after the device's own forward pass.
-fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<[Vec<f32>; 3]> {
+pub fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<[Vec<f32>; 3]> {
     let kv = pages(gpu, heads, plan, x)?;
     let q = upload(gpu, &x.q)?;
     let (o, lse) = cuda::forward(gpu, &q, &kv, &Work::new(gpu, &plan.segments, heads)?, scale(heads))?;
@@ -64,7 +64,7 @@ fn all_bits(x: &[Vec<f32>; 3]) -> [Vec<u32>; 3] {
 }
 
 /// A copy of a copy, an empty segment, a page that two answers share.
-fn group() -> Vec<Tree> {
+pub fn group() -> Vec<Tree> {
     vec![tree(&[(None, 67), (Some(0), 3), (Some(1), 2), (Some(0), 1), (Some(0), 0), (Some(4), 2)]), tree(&[(None, 1)])]
 }
 

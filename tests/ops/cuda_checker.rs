@@ -3,14 +3,14 @@
 pub use crate::emulator::modes;
 use crate::emulator::{self, KernelText};
 use sorft_native::Error;
-use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Kernel, Launch, Source};
+use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Kernel, Launch, Source};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-const ZOO: Source = Source { file: "zoo.cu", text: include_str!("zoo.cu") };
+pub const ZOO: Source = Source { file: "zoo.cu", text: include_str!("zoo.cu") };
 
 /// The zoo's library, with or without the mistakes.
-fn library(mistake: bool) -> &'static Path {
+pub fn library(mistake: bool) -> &'static Path {
     static LIBRARIES: [OnceLock<PathBuf>; 2] = [const { OnceLock::new() }; 2];
     LIBRARIES[usize::from(mistake)].get_or_init(|| {
         let defines = vec![format!("MISTAKE={}", u8::from(mistake))];
@@ -19,8 +19,8 @@ fn library(mistake: bool) -> &'static Path {
 }
 
 /// What a zoo kernel needs: blocks, the length of `out`, whether that comes in written, and n.
-struct Setting {
-    name: &'static str,
+pub struct Setting {
+    pub name: &'static str,
     blocks: usize,
     out: usize,
     written: bool,
@@ -37,7 +37,7 @@ const fn blocks(name: &'static str, kind: &'static str, out: usize) -> Setting {
     Setting { blocks: 3, out, ..setting(name, kind) }
 }
 
-fn settings() -> Vec<Setting> {
+pub fn settings() -> Vec<Setting> {
     const LAST: usize = 4 + 4 * 128;
     vec![
         setting("missing_syncthreads", "shared `s`"),
@@ -70,15 +70,18 @@ fn settings() -> Vec<Setting> {
 }
 
 fn run(mistake: bool, setting: &Setting, emulation: Emulation) -> Result<(), Error> {
-    let gpu = emulator::open(library(mistake), emulation);
+    run_on(&emulator::open(library(mistake), emulation), setting)
+}
+
+pub fn run_on(gpu: &Arc<Gpu>, setting: &Setting) -> Result<(), Error> {
     let input: Vec<f32> = (0..256).map(|i| i as f32).collect();
-    let input = Buffer::from_f32(&gpu, DType::F32, &input)?;
-    let mut out = Buffer::uninit(&gpu, DType::F32, setting.out)?;
+    let input = Buffer::from_f32(gpu, DType::F32, &input)?;
+    let mut out = Buffer::uninit(gpu, DType::F32, setting.out)?;
     if setting.written {
         out.upload_f32(&vec![0.0; setting.out])?;
     }
     let kernel = Kernel { source: ZOO, name: setting.name };
-    Launch::new(&gpu, kernel, [setting.blocks, 1, 1], [128, 1, 1], 512)
+    Launch::new(gpu, kernel, [setting.blocks, 1, 1], [128, 1, 1], 512)
         .output("out", &mut out, DType::F32, setting.out)
         .input("in", &input, DType::F32, 256)
         .dim("n", setting.n)
@@ -129,38 +132,39 @@ fn what_is_found_without_the_race_checker() {
 
 #[test]
 fn warp_and_block_operations_return_what_cuda_says() {
-    for mode in modes() {
-        let gpu = emulator::open(library(false), mode);
-        let input: Vec<f32> = (0..128).map(|i| i as f32).collect();
-        let input = Buffer::from_f32(&gpu, DType::F32, &input).expect("uploaded");
-        let mut out = Buffer::uninit(&gpu, DType::F32, 12 * 128).expect("allocated");
-        Launch::new(&gpu, Kernel { source: ZOO, name: "values" }, [1, 1, 1], [128, 1, 1], 0)
-            .output("out", &mut out, DType::F32, 12 * 128)
-            .input("in", &input, DType::F32, 128)
-            .dim("n", 128)
-            .run()
-            .expect("a correct kernel");
-        let out = out.to_f32().expect("downloaded");
-        for t in 0..128 {
-            let lane = t % 32;
-            let matches = |i: usize| (0..32).filter(|j| j % 5 == i % 5).count() as f32;
-            let expected = [
-                5.0,
-                if lane < 3 { lane } else { lane - 3 } as f32,
-                if lane % 8 < 5 { lane + 3 } else { lane } as f32,
-                (lane ^ 9) as f32,
-                11.0,
-                matches(lane),
-                1.0,
-                32.0,
-                1.0,
-                (0..128).sum::<usize>() as f32,
-                (0..128).sum::<usize>() as f32,
-                (lane ^ 8) as f32,
-            ];
-            for (i, expected) in expected.into_iter().enumerate() {
-                assert_eq!(out[i * 128 + t], expected, "value {i} of thread {t} under {mode:?}");
-            }
+    modes().into_iter().for_each(|mode| values_on(&emulator::open(library(false), mode), &format!("under {mode:?}")));
+}
+
+pub fn values_on(gpu: &Arc<Gpu>, what: &str) {
+    let input: Vec<f32> = (0..128).map(|i| i as f32).collect();
+    let input = Buffer::from_f32(gpu, DType::F32, &input).expect("uploaded");
+    let mut out = Buffer::uninit(gpu, DType::F32, 12 * 128).expect("allocated");
+    Launch::new(gpu, Kernel { source: ZOO, name: "values" }, [1, 1, 1], [128, 1, 1], 0)
+        .output("out", &mut out, DType::F32, 12 * 128)
+        .input("in", &input, DType::F32, 128)
+        .dim("n", 128)
+        .run()
+        .expect("a correct kernel");
+    let out = out.to_f32().expect("downloaded");
+    for t in 0..128 {
+        let lane = t % 32;
+        let matches = |i: usize| (0..32).filter(|j| j % 5 == i % 5).count() as f32;
+        let expected = [
+            5.0,
+            if lane < 3 { lane } else { lane - 3 } as f32,
+            if lane % 8 < 5 { lane + 3 } else { lane } as f32,
+            (lane ^ 9) as f32,
+            11.0,
+            matches(lane),
+            1.0,
+            32.0,
+            1.0,
+            (0..128).sum::<usize>() as f32,
+            (0..128).sum::<usize>() as f32,
+            (lane ^ 8) as f32,
+        ];
+        for (i, expected) in expected.into_iter().enumerate() {
+            assert_eq!(out[i * 128 + t], expected, "value {i} of thread {t} {what}");
         }
     }
 }

@@ -37,51 +37,59 @@ fn on_all_devices(check: impl Fn(&Arc<Gpu>)) {
 
 #[test]
 fn swiglu_has_the_processor_s_bits() {
-    on_all_devices(|gpu| {
-        for n in SIZES {
-            // Large gates too, where e^-g leaves f32's range.
-            let gate = round(&normal(n, 1).iter().map(|x| x * 40.0).collect::<Vec<_>>());
-            let (up, dy) = (round(&normal(n, 2)), round(&normal(n, 3)));
-            let tensor = |x: &[f32]| Tensor::from_vec(&[1, n], x.to_vec());
-            let (g, u, d) = (upload(gpu, &gate), upload(gpu, &up), upload(gpu, &dy));
-            let y = swiglu::cuda::forward(gpu, &g, &u).expect("forward");
-            let want = swiglu::forward(&tensor(&gate), &tensor(&up));
-            assert_eq!(bits(&download(&y)), bits(&round(want.data())), "y of {n}");
-            let (d_gate, d_up) = swiglu::cuda::backward(gpu, &d, &g, &u).expect("backward");
-            let (want_gate, want_up) = swiglu::backward(&tensor(&dy), &tensor(&gate), &tensor(&up));
-            assert_eq!(bits(&download(&d_gate)), bits(&round(want_gate.data())), "d gate of {n}");
-            assert_eq!(bits(&download(&d_up)), bits(&round(want_up.data())), "d up of {n}");
-        }
-    });
+    on_all_devices(swiglu_on);
+}
+
+pub fn swiglu_on(gpu: &Arc<Gpu>) {
+    for n in SIZES {
+        // Large gates too, where e^-g leaves f32's range.
+        let gate = round(&normal(n, 1).iter().map(|x| x * 40.0).collect::<Vec<_>>());
+        let (up, dy) = (round(&normal(n, 2)), round(&normal(n, 3)));
+        let tensor = |x: &[f32]| Tensor::from_vec(&[1, n], x.to_vec());
+        let (g, u, d) = (upload(gpu, &gate), upload(gpu, &up), upload(gpu, &dy));
+        let y = swiglu::cuda::forward(gpu, &g, &u).expect("forward");
+        let want = swiglu::forward(&tensor(&gate), &tensor(&up));
+        assert_eq!(bits(&download(&y)), bits(&round(want.data())), "y of {n}");
+        let (d_gate, d_up) = swiglu::cuda::backward(gpu, &d, &g, &u).expect("backward");
+        let (want_gate, want_up) = swiglu::backward(&tensor(&dy), &tensor(&gate), &tensor(&up));
+        assert_eq!(bits(&download(&d_gate)), bits(&round(want_gate.data())), "d gate of {n}");
+        assert_eq!(bits(&download(&d_up)), bits(&round(want_up.data())), "d up of {n}");
+    }
 }
 
 #[test]
 fn rope_has_the_processor_s_bits() {
-    on_all_devices(|gpu| {
-        for (tokens, heads, half) in [(1, 1, 1), (3, 2, 4), (5, 3, 32), (2, 1, 13), (9, 4, 48), (33, 2, 64)] {
-            let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
-            let positions: Vec<u32> = (0..tokens as u32).map(|i| i * 1000 + 7).collect();
-            let angles = rope::Angles::new(&positions, &inv_freq);
-            let device_angles = rope::cuda::DeviceAngles::new(gpu, &angles).expect("uploaded");
-            let width = heads * 2 * half;
-            let x = round(&normal(tokens * width, 4));
-            for backward in [false, true] {
-                let (mut on_device, mut want) = (upload(gpu, &x), Tensor::from_vec(&[tokens, width], x.clone()));
-                if backward {
-                    rope::cuda::backward(&mut on_device, heads, &device_angles).expect("backward");
-                    rope::backward(&mut want, &angles);
-                } else {
-                    rope::cuda::forward(&mut on_device, heads, &device_angles).expect("forward");
-                    rope::forward(&mut want, &angles);
-                }
-                assert_eq!(bits(&download(&on_device)), bits(&round(want.data())), "{tokens} x {heads} x {half}, backward {backward}");
+    on_all_devices(rope_on);
+}
+
+pub fn rope_on(gpu: &Arc<Gpu>) {
+    for (tokens, heads, half) in [(1, 1, 1), (3, 2, 4), (5, 3, 32), (2, 1, 13), (9, 4, 48), (33, 2, 64)] {
+        let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
+        let positions: Vec<u32> = (0..tokens as u32).map(|i| i * 1000 + 7).collect();
+        let angles = rope::Angles::new(&positions, &inv_freq);
+        let device_angles = rope::cuda::DeviceAngles::new(gpu, &angles).expect("uploaded");
+        let width = heads * 2 * half;
+        let x = round(&normal(tokens * width, 4));
+        for backward in [false, true] {
+            let (mut on_device, mut want) = (upload(gpu, &x), Tensor::from_vec(&[tokens, width], x.clone()));
+            if backward {
+                rope::cuda::backward(&mut on_device, heads, &device_angles).expect("backward");
+                rope::backward(&mut want, &angles);
+            } else {
+                rope::cuda::forward(&mut on_device, heads, &device_angles).expect("forward");
+                rope::forward(&mut want, &angles);
             }
+            assert_eq!(bits(&download(&on_device)), bits(&round(want.data())), "{tokens} x {heads} x {half}, backward {backward}");
         }
-    });
+    }
 }
 
 #[test]
 fn adamw_has_the_processor_s_bits() {
+    on_all_devices(adamw_on);
+}
+
+pub fn adamw_on(gpu: &Arc<Gpu>) {
     let scalars = adamw::Step {
         decay: 0.9999,
         one_minus_beta1: 0.1,
@@ -92,51 +100,51 @@ fn adamw_has_the_processor_s_bits() {
         bias2_sqrt: 0.3,
         grad_scale: 0.7,
     };
-    on_all_devices(|gpu| {
-        for n in SIZES {
-            let f32s = |data: &[f32]| Buffer::from_f32(gpu, DType::F32, data).expect("uploaded");
-            let mut p = normal(n, 5);
-            let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
-            let mut w = Buffer::zeros(gpu, DType::Bf16, n).expect("cleared");
-            let [mut dp, mut dm, mut dv] = [f32s(&p), f32s(&m), f32s(&v)];
-            for step in 0..3 {
-                let g = normal(n, 6 + step);
-                adamw::step(&mut p, &g, &mut m, &mut v, scalars);
-                let state = adamw::cuda::State { p: &mut dp, w: &mut w, m: &mut dm, v: &mut dv };
-                adamw::cuda::step(state, &f32s(&g), scalars).expect("a step");
-            }
-            for (what, on_device, want) in [("p", &dp, &p), ("m", &dm, &m), ("v", &dv, &v), ("w", &w, &round(&p))] {
-                assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
-            }
+    for n in SIZES {
+        let f32s = |data: &[f32]| Buffer::from_f32(gpu, DType::F32, data).expect("uploaded");
+        let mut p = normal(n, 5);
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+        let mut w = Buffer::zeros(gpu, DType::Bf16, n).expect("cleared");
+        let [mut dp, mut dm, mut dv] = [f32s(&p), f32s(&m), f32s(&v)];
+        for step in 0..3 {
+            let g = normal(n, 6 + step);
+            adamw::step(&mut p, &g, &mut m, &mut v, scalars);
+            let state = adamw::cuda::State { p: &mut dp, w: &mut w, m: &mut dm, v: &mut dv };
+            adamw::cuda::step(state, &f32s(&g), scalars).expect("a step");
         }
-    });
+        for (what, on_device, want) in [("p", &dp, &p), ("m", &dm, &m), ("v", &dv, &v), ("w", &w, &round(&p))] {
+            assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
+        }
+    }
 }
 
 /// Ids that come once, often and never; cutting the batch between tokens changes no bit.
 #[test]
 fn the_embedding_has_the_processor_s_bits() {
-    on_all_devices(|gpu| {
-        for (vocab, cols, tokens) in [(1, 1, 1), (5, 7, 9), (40, 64, 30), (9, 1032, 17)] {
-            let ids: Vec<u32> = (0..tokens as u32).map(|t| (t * t + 3) % vocab as u32).collect();
-            let (w, dx) = (round(&normal(vocab * cols, 1)), round(&normal(tokens * cols, 2)));
-            let device_ids = |ids: &[u32]| embedding::cuda::DeviceIds::new(gpu, ids, vocab).expect("uploaded");
-            let x = embedding::cuda::forward(gpu, &upload(gpu, &w), &device_ids(&ids), cols).expect("forward");
-            let want = embedding::forward(&PanelMatrix::from_rows(vocab, cols, &w), &ids);
-            assert_eq!(bits(&download(&x)), bits(want.data()), "x of {tokens} x {cols}");
+    on_all_devices(embedding_on);
+}
 
-            let (mut rows, mut dense) = (embedding::SparseRows::default(), PanelMatrix::zeros(vocab, cols));
-            rows.add(&ids, &Tensor::from_vec(&[tokens, cols], dx.clone()));
-            rows.drain_into(&mut dense);
-            for cut in [0, tokens / 2] {
-                let mut d = Buffer::zeros(gpu, DType::F32, vocab * cols).expect("cleared");
-                for span in [0..cut, cut..tokens] {
-                    let part = upload(gpu, &dx[span.start * cols..span.end * cols]);
-                    embedding::cuda::backward(gpu, &mut d, &part, &device_ids(&ids[span]), cols).expect("backward");
-                }
-                assert_eq!(bits(&download(&d)), bits(&dense.to_rows()), "d of {tokens} x {cols}, cut at {cut}");
+pub fn embedding_on(gpu: &Arc<Gpu>) {
+    for (vocab, cols, tokens) in [(1, 1, 1), (5, 7, 9), (40, 64, 30), (9, 1032, 17)] {
+        let ids: Vec<u32> = (0..tokens as u32).map(|t| (t * t + 3) % vocab as u32).collect();
+        let (w, dx) = (round(&normal(vocab * cols, 1)), round(&normal(tokens * cols, 2)));
+        let device_ids = |ids: &[u32]| embedding::cuda::DeviceIds::new(gpu, ids, vocab).expect("uploaded");
+        let x = embedding::cuda::forward(gpu, &upload(gpu, &w), &device_ids(&ids), cols).expect("forward");
+        let want = embedding::forward(&PanelMatrix::from_rows(vocab, cols, &w), &ids);
+        assert_eq!(bits(&download(&x)), bits(want.data()), "x of {tokens} x {cols}");
+
+        let (mut rows, mut dense) = (embedding::SparseRows::default(), PanelMatrix::zeros(vocab, cols));
+        rows.add(&ids, &Tensor::from_vec(&[tokens, cols], dx.clone()));
+        rows.drain_into(&mut dense);
+        for cut in [0, tokens / 2] {
+            let mut d = Buffer::zeros(gpu, DType::F32, vocab * cols).expect("cleared");
+            for span in [0..cut, cut..tokens] {
+                let part = upload(gpu, &dx[span.start * cols..span.end * cols]);
+                embedding::cuda::backward(gpu, &mut d, &part, &device_ids(&ids[span]), cols).expect("backward");
             }
+            assert_eq!(bits(&download(&d)), bits(&dense.to_rows()), "d of {tokens} x {cols}, cut at {cut}");
         }
-    });
+    }
 }
 
 /// A buffer that does not fit is refused before anything is launched.
@@ -151,30 +159,32 @@ fn wrong_sizes_are_refused() {
 /// Sums of two, roundings, and the bias's gradient over chunks.
 #[test]
 fn sums_and_roundings_have_the_processor_s_bits() {
-    on_all_devices(|gpu| {
-        for n in SIZES {
-            let (x, y) = (round(&normal(n, 1)), round(&normal(n, 2)));
-            let mut sum = upload(gpu, &x);
-            residual::cuda::add_to(&mut sum, &upload(gpu, &y)).expect("a sum");
-            let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
-            assert_eq!(bits(&download(&sum)), bits(&round(&want)), "{n} sums");
-            let wide = normal(n, 3);
-            let rounded = residual::cuda::round(gpu, &Buffer::from_f32(gpu, DType::F32, &wide).expect("uploaded")).expect("rounded");
-            assert_eq!(bits(&download(&rounded)), bits(&round(&wide)), "{n} roundings");
+    on_all_devices(sums_on);
+}
+
+pub fn sums_on(gpu: &Arc<Gpu>) {
+    for n in SIZES {
+        let (x, y) = (round(&normal(n, 1)), round(&normal(n, 2)));
+        let mut sum = upload(gpu, &x);
+        residual::cuda::add_to(&mut sum, &upload(gpu, &y)).expect("a sum");
+        let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+        assert_eq!(bits(&download(&sum)), bits(&round(&want)), "{n} sums");
+        let wide = normal(n, 3);
+        let rounded = residual::cuda::round(gpu, &Buffer::from_f32(gpu, DType::F32, &wide).expect("uploaded")).expect("rounded");
+        assert_eq!(bits(&download(&rounded)), bits(&round(&wide)), "{n} roundings");
+    }
+    for (tokens, cols, chunks) in [(1, 1, vec![0..1]), (5, 65, vec![0..2, 2..5]), (40, 9, vec![0..33, 33..40])] {
+        let (dy, before) = (round(&normal(tokens * cols, 4)), normal(cols, 5));
+        let mut db = Buffer::from_f32(gpu, DType::F32, &before).expect("uploaded");
+        let rows = rmsnorm::cuda::RowChunks::new(gpu, &chunks, 1).expect("uploaded");
+        residual::cuda::bias_gradient(&mut db, &upload(gpu, &dy), &rows).expect("a gradient");
+        let mut want = Tensor::from_vec(&[cols], before);
+        for chunk in &chunks {
+            let of = |c| chunk.clone().fold(0.0, |sum, t| sum + dy[t * cols + c]);
+            want.data_mut().iter_mut().enumerate().for_each(|(c, x)| *x += of(c));
         }
-        for (tokens, cols, chunks) in [(1, 1, vec![0..1]), (5, 65, vec![0..2, 2..5]), (40, 9, vec![0..33, 33..40])] {
-            let (dy, before) = (round(&normal(tokens * cols, 4)), normal(cols, 5));
-            let mut db = Buffer::from_f32(gpu, DType::F32, &before).expect("uploaded");
-            let rows = rmsnorm::cuda::RowChunks::new(gpu, &chunks, 1).expect("uploaded");
-            residual::cuda::bias_gradient(&mut db, &upload(gpu, &dy), &rows).expect("a gradient");
-            let mut want = Tensor::from_vec(&[cols], before);
-            for chunk in &chunks {
-                let of = |c| chunk.clone().fold(0.0, |sum, t| sum + dy[t * cols + c]);
-                want.data_mut().iter_mut().enumerate().for_each(|(c, x)| *x += of(c));
-            }
-            assert_eq!(bits(&download(&db)), bits(want.data()), "the bias of {cols}");
-        }
-    });
+        assert_eq!(bits(&download(&db)), bits(want.data()), "the bias of {cols}");
+    }
 }
 
 #[test]

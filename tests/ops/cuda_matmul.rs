@@ -22,7 +22,7 @@ const F32_BOUND: f64 = 1e-6;
 const SCALE: f32 = 0.5;
 
 /// A layer with an adapter, and a batch. low and up stand for x a' and dy b, as rounded.
-struct Case {
+pub struct Case {
     shape: Shape,
     rank: usize,
     x: Tensor,
@@ -35,7 +35,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(m: usize, n: usize, k: usize, rank: usize, chunks: Vec<Range<usize>>) -> Self {
+    pub fn new(m: usize, n: usize, k: usize, rank: usize, chunks: Vec<Range<usize>>) -> Self {
         let random = |shape: [usize; 2], stream| rounded(&tensor(&shape, stream));
         let (x, dy, w) = (random([m, k], 1), random([m, n], 2), random([n, k], 3));
         let (a, b, bias) = (random([rank, k], 4), random([n, rank], 5), random([1, n], 6));
@@ -59,7 +59,7 @@ impl Case {
 }
 
 /// y, dx, and dw after `dw_before`.
-fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 2]> {
+pub fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 2]> {
     let Case { shape, rank, .. } = *case;
     let [x, dy, w, a, b, bias] = [&case.x, &case.dy, &case.w, &case.a, &case.b, &case.bias].map(|t| upload(gpu, t));
     let (x, dy, w, a, b, bias) = (x?, dy?, w?, a?, b?, bias?);
@@ -74,7 +74,7 @@ fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 2]> {
     Ok([y.to_f32()?, dx.to_f32()?])
 }
 
-fn zeros(gpu: &Arc<Gpu>, case: &Case) -> Buffer {
+pub fn zeros(gpu: &Arc<Gpu>, case: &Case) -> Buffer {
     Buffer::zeros(gpu, DType::F32, case.shape.n * case.shape.k).expect("cleared")
 }
 
@@ -349,15 +349,7 @@ fn few_rows_have_the_bits_of_many() {
 #[test]
 fn sums_of_squares_equal_the_processor_s() {
     for gpu in modes().into_iter().map(emulator::gpu).chain(real_gpu()) {
-        let mut total = Buffer::zeros(&gpu, DType::F64, 1).expect("cleared");
-        let mut want = 0.0;
-        for (n, stream) in [(0, 1), (1, 2), (1023, 3), (16384, 4), (16387, 5)] {
-            let x = normal(n, stream);
-            want += norm::sum_of_squares(&x);
-            norm::cuda::add_sum_of_squares(&mut total, &Buffer::from_f32(&gpu, DType::F32, &x).expect("uploaded")).expect("runs");
-        }
-        let got = total.to_f64().expect("downloaded")[0];
-        assert!((got / want - 1.0).abs() < 1e-14, "{got} against {want}");
+        squares_on(&gpu);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut total = Buffer::zeros(&gpu, DType::F64, 1).expect("cleared");
             let x = Buffer::from_f32(&gpu, DType::F32, &[1.0, bad, f32::MAX]).expect("uploaded");
@@ -365,6 +357,18 @@ fn sums_of_squares_equal_the_processor_s() {
             assert!(!total.to_f64().expect("downloaded")[0].is_finite());
         }
     }
+}
+
+pub fn squares_on(gpu: &Arc<Gpu>) {
+    let mut total = Buffer::zeros(gpu, DType::F64, 1).expect("cleared");
+    let mut want = 0.0;
+    for (n, stream) in [(0, 1), (1, 2), (1023, 3), (16384, 4), (16387, 5)] {
+        let x = normal(n, stream);
+        want += norm::sum_of_squares(&x);
+        norm::cuda::add_sum_of_squares(&mut total, &Buffer::from_f32(gpu, DType::F32, &x).expect("uploaded")).expect("runs");
+    }
+    let got = total.to_f64().expect("downloaded")[0];
+    assert!((got / want - 1.0).abs() < 1e-14, "{got} against {want}");
 }
 
 #[test]

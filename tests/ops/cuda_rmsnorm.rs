@@ -36,9 +36,9 @@ fn download(buffer: &Buffer) -> Vec<f32> {
 }
 
 /// One case: inputs, and where dw's chunks end.
-struct Case {
-    rows: usize,
-    cols: usize,
+pub struct Case {
+    pub rows: usize,
+    pub cols: usize,
     x: Vec<f32>,
     w: Vec<f32>,
     dy: Vec<f32>,
@@ -46,7 +46,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(rows: usize, cols: usize, chunks: Vec<Range<usize>>) -> Self {
+    pub fn new(rows: usize, cols: usize, chunks: Vec<Range<usize>>) -> Self {
         let n = rows * cols;
         Self { rows, cols, x: random(1, n, 2.0), w: random(2, cols, 1.0), dy: random(3, n, 0.5), chunks }
     }
@@ -59,14 +59,14 @@ impl Case {
 }
 
 #[derive(Debug, PartialEq)]
-struct Outcome {
+pub struct Outcome {
     y: Vec<f32>,
     rstd: Vec<f32>,
     dx: Vec<f32>,
 }
 
 /// Forward and backward through the op itself, which finds the device by its tensors; adds to `dw`.
-fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Tensor) -> Outcome {
+pub fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Tensor) -> Outcome {
     let tensor = |shape: &[usize], data: &[f32]| Tensor::from_device(shape, upload(gpu, data));
     let shape = [case.rows, case.cols];
     let (x, w, dy) = (tensor(&shape, &case.x), tensor(&[case.cols], &case.w), tensor(&shape, &case.dy));
@@ -76,7 +76,7 @@ fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Tensor) -> Outcome {
 }
 
 /// dw of f32 on the device, all of it `value`.
-fn constant(gpu: &Arc<Gpu>, cols: usize, value: f32) -> Tensor {
+pub fn constant(gpu: &Arc<Gpu>, cols: usize, value: f32) -> Tensor {
     Tensor::from_device(&[cols], Buffer::from_f32(gpu, DType::F32, &vec![value; cols]).expect("uploaded"))
 }
 
@@ -223,26 +223,26 @@ fn cut_between_trees(gpu: &Arc<Gpu>) {
 /// The fused variants give the bits of the separate ops: both round at the same points.
 #[test]
 fn fused_residuals_change_no_bit() {
+    modes().into_iter().map(emulator::gpu).for_each(|gpu| fused_on(&gpu));
+}
+
+pub fn fused_on(gpu: &Arc<Gpu>) {
     for cols in [20, 64, 520] {
         let rows = 5;
         let case = Case::new(rows, cols, Vec::new());
         let (residual, d_residual) = (random(4, rows * cols, 3.0), random(5, rows * cols, 0.3));
-        for mode in modes() {
-            let gpu = emulator::gpu(mode);
-            let (x, w, dy) = (upload(&gpu, &case.x), upload(&gpu, &case.w), upload(&gpu, &case.dy));
-            let fused = rmsnorm_cuda::forward_add(&gpu, &x, &upload(&gpu, &residual), &w, rows, cols, EPS).expect("forward");
-            let h: Vec<f32> = case.x.iter().zip(&residual).map(|(x, r)| round(x + r)).collect();
-            assert_eq!(download(&fused.h), h);
-            let (y, rstd) = rmsnorm_cuda::forward(&gpu, &fused.h, &w, rows, cols, EPS).expect("forward");
-            assert_eq!(download(&fused.y), download(&y));
-            assert_eq!(download(&fused.rstd), download(&rstd));
+        let (x, w, dy) = (upload(gpu, &case.x), upload(gpu, &case.w), upload(gpu, &case.dy));
+        let fused = rmsnorm_cuda::forward_add(gpu, &x, &upload(gpu, &residual), &w, rows, cols, EPS).expect("forward");
+        let h: Vec<f32> = case.x.iter().zip(&residual).map(|(x, r)| round(x + r)).collect();
+        assert_eq!(download(&fused.h), h);
+        let (y, rstd) = rmsnorm_cuda::forward(gpu, &fused.h, &w, rows, cols, EPS).expect("forward");
+        assert_eq!(download(&fused.y), download(&y));
+        assert_eq!(download(&fused.rstd), download(&rstd));
 
-            let backward =
-                |d: Option<&Buffer>| rmsnorm_cuda::backward(&gpu, &dy, &fused.h, &w, &rstd, rows, cols, d, None).expect("backward");
-            let dx = download(&backward(None));
-            let sum: Vec<f32> = dx.iter().zip(&d_residual).map(|(dx, d)| round(dx + d)).collect();
-            assert_eq!(download(&backward(Some(&upload(&gpu, &d_residual)))), sum);
-        }
+        let backward = |d: Option<&Buffer>| rmsnorm_cuda::backward(gpu, &dy, &fused.h, &w, &rstd, rows, cols, d, None).expect("backward");
+        let dx = download(&backward(None));
+        let sum: Vec<f32> = dx.iter().zip(&d_residual).map(|(dx, d)| round(dx + d)).collect();
+        assert_eq!(download(&backward(Some(&upload(gpu, &d_residual)))), sum);
     }
 }
 

@@ -75,28 +75,34 @@ impl Rows {
 fn tokens_are_the_processor_s_for_vocabularies_of_every_shape() {
     for gpu in modes().into_iter().step_by(2).map(emulator::gpu).chain(real_gpu()) {
         for (vocab, grid) in [(8, false), (72, true), (2048, false), (2056, true), (4392, false), (6144, true)] {
-            let rows = Rows::new(2 * WAYS.len(), vocab, grid);
-            assert!(rows.right(&gpu).expect("runs"), "{vocab} tokens, grid {grid}");
+            chosen_on(&gpu, vocab, grid);
         }
     }
+}
+
+pub fn chosen_on(gpu: &Arc<Gpu>, vocab: usize, grid: bool) {
+    let rows = Rows::new(2 * WAYS.len(), vocab, grid);
+    assert!(rows.right(gpu).expect("runs"), "{vocab} tokens, grid {grid}");
 }
 
 /// Tokens from the head's own logits carry the log-probability that training computes, bit for bit.
 #[test]
 fn logprobs_of_sampled_tokens_are_training_s() {
-    for gpu in modes().into_iter().step_by(2).map(emulator::gpu).chain(real_gpu()) {
-        let draws = draws(2 * WAYS.len());
-        let case = Case::new(draws.len(), 24, 2120, 1.0);
-        let temperatures: Vec<f32> = draws.iter().map(Draw::divisor).collect();
-        let logits = case.on_device(&gpu, |h| cuda::logits(&gpu, h, &temperatures)).expect("runs");
-        let choices = sample::cuda::choose(&logits, &draws).expect("runs");
-        let ids: Vec<u32> = choices.iter().map(|c| c.id).collect();
-        let trained = [1.0, 0.6].map(|t| case.on_device(&gpu, |h| cuda::forward(&gpu, h, &ids, t)).expect("runs").0);
-        for (i, (draw, choice)) in draws.iter().zip(&choices).enumerate() {
-            assert_eq!(choice.id, sample::choose(&logits.row(i).expect("downloaded"), draw).id, "{draw:?}");
-            let trained = trained[usize::from(draw.divisor() != 1.0)][i];
-            assert_eq!(choice.logprob.to_bits(), trained.to_bits(), "{draw:?}");
-        }
+    modes().into_iter().step_by(2).map(emulator::gpu).chain(real_gpu()).for_each(|gpu| sampled_on(&gpu));
+}
+
+pub fn sampled_on(gpu: &Arc<Gpu>) {
+    let draws = draws(2 * WAYS.len());
+    let case = Case::new(draws.len(), 24, 2120, 1.0);
+    let temperatures: Vec<f32> = draws.iter().map(Draw::divisor).collect();
+    let logits = case.on_device(gpu, |h| cuda::logits(gpu, h, &temperatures)).expect("runs");
+    let choices = sample::cuda::choose(&logits, &draws).expect("runs");
+    let ids: Vec<u32> = choices.iter().map(|c| c.id).collect();
+    let trained = [1.0, 0.6].map(|t| case.on_device(gpu, |h| cuda::forward(gpu, h, &ids, t)).expect("runs").0);
+    for (i, (draw, choice)) in draws.iter().zip(&choices).enumerate() {
+        assert_eq!(choice.id, sample::choose(&logits.row(i).expect("downloaded"), draw).id, "{draw:?}");
+        let trained = trained[usize::from(draw.divisor() != 1.0)][i];
+        assert_eq!(choice.logprob.to_bits(), trained.to_bits(), "{draw:?}");
     }
 }
 

@@ -65,7 +65,7 @@ impl Case {
 }
 
 /// logprob, entropy, dh and dw (which begins as `dw`).
-fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 3]> {
+pub fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 3]> {
     case.on_device(gpu, |h| {
         let (logprob, entropy, saved) = cuda::forward(gpu, h, &case.targets, case.temperature)?;
         let chunks = TokenChunks::new(gpu, &case.chunks)?;
@@ -74,7 +74,7 @@ fn run(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer) -> Result<[Vec<f32>; 3]> {
     })
 }
 
-fn zeros(gpu: &Arc<Gpu>, case: &Case) -> Buffer {
+pub fn zeros(gpu: &Arc<Gpu>, case: &Case) -> Buffer {
     Buffer::zeros(gpu, DType::F32, case.w.data().len()).expect("cleared")
 }
 

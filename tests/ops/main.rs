@@ -6,7 +6,13 @@
 
 #[path = "../support/emulator.rs"]
 mod emulator;
+#[path = "../support/ptx/mod.rs"]
+mod ptx;
+#[path = "../support/resources.rs"]
+mod resources;
 mod support;
+#[path = "../support/witness.rs"]
+mod witness;
 
 mod adamw;
 mod attention;
@@ -33,3 +39,5 @@ mod cuda_rmsnorm;
 mod cuda_sample;
 mod cuda_token_logprob;
 mod nvrtc;
+mod ptx_interpreter;
+mod ptx_witness;

@@ -1,0 +1,109 @@
+//! A module's kernels, and their launches: blocks one after another, the warps of a block in turn from barrier to barrier.
+
+use super::Result;
+use super::decode::{Instruction, decode};
+use super::memory::{Memory, Shared, Spaces};
+use super::text::{self, Entry};
+use super::warp::{Waiting, Warp};
+use std::collections::BTreeMap;
+
+/// A compiled module.
+pub struct Module {
+    kernels: BTreeMap<String, (Entry, Vec<Instruction>)>,
+}
+
+/// Threads of a launch, and its bytes of dynamic shared memory.
+pub struct Shape {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub dynamic: u32,
+}
+
+impl Module {
+    /// # Errors
+    /// If a line is not understood.
+    pub fn parse(text: &str) -> Result<Self> {
+        let decoded = text::parse(text)?.into_iter().map(|(name, entry)| {
+            let code = decode(&entry)?;
+            Ok::<_, String>((name, (entry, code)))
+        });
+        Ok(Self { kernels: decoded.collect::<Result<_>>()? })
+    }
+
+    /// The kernels' names.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.kernels.keys().map(String::as_str)
+    }
+
+    /// The sizes of a kernel's parameters in bytes.
+    pub fn parameters(&self, kernel: &str) -> Result<Vec<usize>> {
+        Ok(self.kernel(kernel)?.0.parameters.iter().map(|(_, bytes)| *bytes).collect())
+    }
+
+    fn kernel(&self, name: &str) -> Result<&(Entry, Vec<Instruction>)> {
+        self.kernels.get(name).ok_or_else(|| format!("the PTX has no kernel {name}"))
+    }
+
+    /// Runs a kernel; `arguments` are the bytes of each.
+    ///
+    /// # Errors
+    /// What the kernel does wrong, with the line of the PTX and the block.
+    pub fn launch(&self, kernel: &str, shape: &Shape, arguments: &[Vec<u8>], memory: &mut Memory) -> Result<u64> {
+        let (entry, code) = self.kernel(kernel)?;
+        let mut parameters = Vec::new();
+        for (argument, (first, bytes)) in arguments.iter().zip(&entry.parameters) {
+            parameters.resize(*first as usize, 0);
+            assert_eq!(argument.len(), *bytes, "the argument's size");
+            parameters.extend_from_slice(argument);
+        }
+        assert_eq!(arguments.len(), entry.parameters.len(), "as many arguments as parameters");
+        let threads = shape.block.iter().product::<u32>() as usize;
+        let mut arrays = entry.shared.clone();
+        arrays.push((entry.dynamic, u64::from(shape.dynamic)));
+        let mut spaces = Spaces { global: memory, shared: Shared::new(arrays) };
+        let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|i| Warp::new(entry, i, threads)).collect();
+        let [x, y, z] = shape.grid;
+        for block in 0..x * y * z {
+            let block = [block % x, block / x % y, block / x / y];
+            spaces.shared.forget();
+            run_block(entry, code, shape, block, &parameters, &mut spaces, &mut warps).map_err(|e| format!("{e}; block {block:?}"))?;
+        }
+        Ok(warps.iter().map(|w| w.executed).sum())
+    }
+}
+
+fn run_block(
+    entry: &Entry,
+    code: &[Instruction],
+    shape: &Shape,
+    block: [u32; 3],
+    parameters: &[u8],
+    spaces: &mut Spaces,
+    warps: &mut [Warp],
+) -> Result<()> {
+    warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block)));
+    loop {
+        warps.iter_mut().try_for_each(|w| w.run(code, parameters, spaces))?;
+        if warps.iter().all(Warp::has_ended) {
+            return Ok(());
+        }
+        if !warps.iter().all(Warp::waits) {
+            return Err("some threads of the block wait at a barrier, and others have ended".to_owned());
+        }
+        let reduced = Waiting::reduce(warps.iter().flat_map(|w| w.waiting()))?;
+        warps.iter_mut().for_each(|w| w.pass(reduced));
+    }
+}
+
+/// A special register of one thread.
+fn special(name: &str, thread: u32, shape: &Shape, block: [u32; 3]) -> u32 {
+    let [x, y, _] = shape.block;
+    let of = |values: [u32; 3]| values[name.bytes().last().map_or(0, |c| usize::from(c - b'x'))];
+    match name.split('.').next().unwrap_or_default() {
+        "%tid" => of([thread % x, thread / x % y, thread / x / y]),
+        "%ntid" => of(shape.block),
+        "%ctaid" => of(block),
+        "%nctaid" => of(shape.grid),
+        _ => thread % 32, // %laneid
+    }
+}

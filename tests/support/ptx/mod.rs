@@ -1,0 +1,26 @@
+//! An interpreter of PTX: it runs on the processor what NVRTC has made of a kernel, inline assembly included.
+//!
+//! * `text.rs`: the text of a module to statements with resolved names. `decode.rs`: statements to instructions. An opcode, a modifier or an
+//!   operand that is not known is an error that names the line.
+//! * `forms.rs`: the table of instructions that compute lane by lane, one line a form.
+//! * `warp.rs`: a warp in lockstep at its lowest program counter. `exchange.rs`, `matrix.rs`: what its lanes do together.
+//! * `memory.rs`: global and shared memory; every access is checked for bounds and alignment. `launch.rs`: blocks, one after another.
+//!
+//! It was written from the PTX manual, apart from the emulator in `kernels/emulator/`; `witness.rs` beside this folder runs each launch on both
+//! and compares all memory. Where the manual leaves bits open (`ex2.approx`, `lg2.approx`, the sums of `mma.sync`) it computes what
+//! the emulator's twins say they do. It looks for no races: the emulator does.
+
+mod decode;
+mod exchange;
+mod forms;
+mod launch;
+mod matrix;
+mod memory;
+mod text;
+mod warp;
+
+pub use launch::{Module, Shape};
+pub use memory::Memory;
+
+/// What went wrong, and in which line of the PTX.
+pub type Result<T> = std::result::Result<T, String>;
