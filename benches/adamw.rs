@@ -1,6 +1,8 @@
-//! One AdamW step against its floor, 28 bytes a weight: p, g, m and v read, p, m and v written. The gradient norm reads 4.
+//! One AdamW step against its floor, 28 bytes a weight: p, g, m and v read, p, m and v written; with moments in 8 bits 16. The gradient norm
+//! reads 4.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use sorft_native::tensor::cpu::PanelMatrix;
 use sorft_native::tensor::ops::{adamw, norm};
 use std::time::Duration;
 
@@ -21,6 +23,12 @@ fn steps(c: &mut Criterion) {
     let mut group = c.benchmark_group(format!("adamw/{n}"));
     group.throughput(Throughput::Bytes(28 * n as u64));
     group.bench_function("step", |b| b.iter(|| adamw::step(&mut p, &g, &mut m, &mut v, step)));
+    let (rows, cols) = (n >> 11, 1 << 11);
+    let (mut p8, g8) = (PanelMatrix::from_rows(rows, cols, &g), PanelMatrix::from_rows(rows, cols, &g));
+    let mut moments = adamw::panels::Moments::zeros(rows, cols);
+    let rounding = adamw::codes::Rounding { key: [1, 2], step: 1, tensor: 0 };
+    group.throughput(Throughput::Bytes(16 * n as u64));
+    group.bench_function("step, 8-bit moments", |b| b.iter(|| adamw::panels::step(&mut p8, &g8, &mut moments, step, rounding)));
     group.throughput(Throughput::Bytes(4 * n as u64));
     group.bench_function("norm", |b| b.iter(|| norm::sum_of_squares(&g)));
     group.finish();

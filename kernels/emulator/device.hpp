@@ -157,6 +157,7 @@ struct Letter;
 SORFT_LETTER(float, 'f')
 SORFT_LETTER(int, 'i')
 SORFT_LETTER(unsigned, 'u')
+SORFT_LETTER(unsigned char, 'h')
 SORFT_LETTER(long long, 'l')
 SORFT_LETTER(double, 'd')
 SORFT_LETTER(bf16, 'b')

@@ -2,6 +2,7 @@
 //! expected numbers are the processor's, rounded once, and every bit is compared; on the emulator under every schedule, and on a GPU where
 //! there is one.
 
+use crate::adamw_8bit::rounding;
 use crate::cuda_attention::mutant;
 use crate::cuda_checker::modes;
 use crate::cuda_matmul::broken;
@@ -12,6 +13,7 @@ use half::bf16;
 use sorft_native::tensor::Tensor;
 use sorft_native::tensor::cpu::PanelMatrix;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
+use sorft_native::tensor::ops::adamw::codes::Coded;
 use sorft_native::tensor::ops::{adamw, embedding, residual, rmsnorm, rope, swiglu};
 use std::sync::Arc;
 
@@ -114,6 +116,107 @@ pub fn adamw_on(gpu: &Arc<Gpu>) {
         }
         for (what, on_device, want) in [("p", &dp, &p), ("m", &dm, &m), ("v", &dv, &v), ("w", &w, &round(&p))] {
             assert_eq!(bits(&download(on_device)), bits(want), "{what} of {n}");
+        }
+    }
+}
+
+/// What a few steps with moments in 8 bits leave on a device: the weight, its bf16, and the moments as they are saved.
+type Left = (Vec<f32>, Vec<f32>, (Coded, Coded));
+
+/// Scalars of 8-bit steps.
+const EIGHT_BIT: adamw::Step = adamw::Step {
+    decay: 0.9999,
+    one_minus_beta1: 0.1,
+    beta2: 0.95,
+    one_minus_beta2: 0.05,
+    eps: 1e-8,
+    step_size: 1e-3,
+    bias2_sqrt: 0.3,
+    grad_scale: 0.7,
+};
+
+/// Gradients of a step, of sizes from 1e-4 to 10, a seventh of them zero.
+fn uneven(n: usize, step: u64) -> Vec<f32> {
+    normal(n, 6 + step).iter().enumerate().map(|(i, x)| if i % 7 == 3 { 0.0 } else { x * 10f32.powi(1 - (i % 6) as i32) }).collect()
+}
+
+fn eight_bit_steps(gpu: &Arc<Gpu>, rows: usize, cols: usize, steps: u64) -> sorft_native::Result<Left> {
+    let n = rows * cols;
+    let mut p = Buffer::from_f32(gpu, DType::F32, &normal(n, 5))?;
+    let mut w = Buffer::uninit(gpu, DType::Bf16, n)?;
+    let mut moments = adamw::cuda::Moments::zeros(gpu, rows, cols)?;
+    for step in 1..=steps {
+        let g = Buffer::from_f32(gpu, DType::F32, &uneven(n, step))?;
+        adamw::cuda::step_8bit(&mut p, &mut w, &mut moments, &g, EIGHT_BIT, rounding(step as u32))?;
+    }
+    Ok((p.to_f32()?, w.to_f32()?, moments.export()?))
+}
+
+/// The same by the processor.
+fn eight_bit_steps_of_the_processor(rows: usize, cols: usize, steps: u64) -> Left {
+    let mut p = PanelMatrix::from_rows(rows, cols, &normal(rows * cols, 5));
+    let mut moments = adamw::panels::Moments::zeros(rows, cols);
+    for step in 1..=steps {
+        let g = PanelMatrix::from_rows(rows, cols, &uneven(rows * cols, step));
+        adamw::panels::step(&mut p, &g, &mut moments, EIGHT_BIT, rounding(step as u32));
+    }
+    (p.to_rows(), round(&p.to_rows()), moments.export())
+}
+
+/// Rows of one block and of several, whole and not, in more blocks than a block of threads takes.
+#[test]
+fn adamw_in_8_bits_has_the_processor_s_bits() {
+    on_all_devices(|gpu| {
+        for (rows, cols) in [(1, 1), (3, 7), (9, 8), (2, 255), (5, 256), (33, 264), (3, 530), (1, 2048)] {
+            let (got, want) = (eight_bit_steps(gpu, rows, cols, 3).expect("steps"), eight_bit_steps_of_the_processor(rows, cols, 3));
+            assert!(bits(&got.0) == bits(&want.0) && got.1 == want.1, "weights of {rows} x {cols}");
+            assert!(got.2 == want.2, "moments of {rows} x {cols}");
+            // What one saved the other goes on from.
+            let mut moments = adamw::cuda::Moments::zeros(gpu, rows, cols).expect("cleared");
+            moments.import(&want.2.0, &want.2.1).expect("uploaded");
+            assert!(moments.export().expect("downloaded") == want.2);
+        }
+    });
+}
+
+#[test]
+fn mistakes_in_adamw_in_8_bits_are_found() {
+    let mutants = [
+        mutant("scales are written before all have read them", "__syncwarp();  // every lane has read the old scales", ""),
+        mutant("every lane writes the scales", "if (lane == 0) m_scale", "m_scale"),
+        mutant("a row's last block is taken for whole", "cols % EACH == 0 && count == EACH", "count == EACH"),
+        mutant("columns beyond the last", "max(min(cols - column, EACH), 0)", "EACH"),
+        mutant("blocks beyond the last", "if (block >= (i64)rows * in_row) return;", ""),
+        mutant("the last columns' block is lost", "(cols + BLOCK - 1) / BLOCK", "max(cols / BLOCK, 1)"),
+        mutant("the maximum of half a warp", "mask = 16; mask > 0", "mask = 8; mask > 0"),
+        mutant("the code is that of the old scale", "code_first(m32[i + j], m_inverse", "code_first(m32[i + j], inverse_of(m_old)"),
+        mutant("moments' scales are taken for one another", "m32[j] = first(m8.v[j], m_old)", "m32[j] = first(m8.v[j], v_old)"),
+        mutant("the sign is lost", "(__float_as_uint(m) >> 24 & 0x80u)", "0u"),
+        mutant("second moments become zero", "(u32)(v > 0.0f)", "0u"),
+        mutant("a power of 16 too few", "max(126 - (int)", "max(125 - (int)"),
+        mutant("rounded the other way", "u < way - (float)whole", "u >= way - (float)whole"),
+        mutant("one round of Philox too few", "round < 10", "round < 9"),
+        mutant("rows share their random numbers", "/ 4, row, counter", "/ 4, 0, counter"),
+        mutant("steps share their random numbers", "row, counter, tensor", "row, 1, tensor"),
+        mutant("tensors share their random numbers", "row, counter, tensor", "row, counter, 0"),
+        mutant("groups of columns share their random numbers", "(u32)(column + i) / 4", "(u32)column / 4"),
+    ];
+    const SHAPES: [(usize, usize); 3] = [(3, 17), (2, 264), (9, 300)];
+    let want = SHAPES.map(|(rows, cols)| eight_bit_steps_of_the_processor(rows, cols, 2));
+    let right = |gpu: &Arc<Gpu>| -> sorft_native::Result<bool> {
+        for ((rows, cols), want) in SHAPES.into_iter().zip(&want) {
+            if eight_bit_steps(gpu, rows, cols, 2)? != *want {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    let unbroken = broken(Source::ADAMW, &mutant("nothing", "round < 10", "round < 10"));
+    assert!(right(&emulator::open(&unbroken, Emulation::default())).expect("no alarm"));
+    for mutant in &mutants {
+        let library = broken(Source::ADAMW, mutant);
+        for mode in modes().into_iter().step_by(3) {
+            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }
     }
 }

@@ -94,20 +94,33 @@ fn head(out: &mut Hashes) {
 fn optimizer(out: &mut Hashes) {
     let n = 1003;
     let (mut p, g, mut m, mut v) = (normal(n, 1), normal(n, 2), vec![0.0; n], vec![0.0; n]);
+    let scalars = adamw::Step {
+        decay: 0.999,
+        one_minus_beta1: 0.1,
+        beta2: 0.999,
+        one_minus_beta2: 0.001,
+        eps: 1e-8,
+        step_size: 0.0,
+        bias2_sqrt: 0.0,
+        grad_scale: 0.3,
+    };
     for t in 1..4 {
-        let scalars = adamw::Step {
-            decay: 0.999,
-            one_minus_beta1: 0.1,
-            beta2: 0.999,
-            one_minus_beta2: 0.001,
-            eps: 1e-8,
-            step_size: 1e-2 / (1.0 - 0.9f32.powi(t)),
-            bias2_sqrt: (1.0 - 0.999f32.powi(t)).sqrt(),
-            grad_scale: 0.3,
-        };
+        let (step_size, bias2_sqrt) = (1e-2 / (1.0 - 0.9f32.powi(t)), (1.0 - 0.999f32.powi(t)).sqrt());
+        let scalars = adamw::Step { step_size, bias2_sqrt, ..scalars };
         adamw::step(&mut p, &g, &mut m, &mut v, scalars);
     }
     out.add("adamw", &[&p, &m, &v]);
+    let (rows, cols) = (37, 523);
+    let mut p = PanelMatrix::from_rows(rows, cols, &normal(rows * cols, 3));
+    let mut moments = adamw::panels::Moments::zeros(rows, cols);
+    for t in 1..4 {
+        let g = PanelMatrix::from_rows(rows, cols, &normal(rows * cols, 3 + t));
+        let scalars = adamw::Step { step_size: 1e-2, bias2_sqrt: 0.1, ..scalars };
+        adamw::panels::step(&mut p, &g, &mut moments, scalars, crate::adamw_8bit::rounding(t as u32));
+    }
+    let (m, v) = moments.export();
+    let codes: Vec<f32> = m.codes.iter().chain(&v.codes).map(|k| f32::from(*k)).collect();
+    out.add("adamw in 8 bits", &[p.data(), &codes, &m.scales, &v.scales]);
 }
 
 /// Prints the hashes on lines that begin with `bits of`; the test below runs it again for each instruction set.

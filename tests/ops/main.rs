@@ -15,6 +15,7 @@ mod support;
 mod witness;
 
 mod adamw;
+mod adamw_8bit;
 mod attention;
 mod embedding;
 mod isa;

@@ -159,6 +159,12 @@ fn elements(timer: &mut Timer<'_>) -> Result<()> {
     timer.run("adamw 64M", "GB/s", (30 * n) as f64, &mut || {
         adamw::cuda::step(adamw::cuda::State { p: &mut p, w: &mut w, m: &mut m, v: &mut v }, &g, step)
     })?;
+    let cols = n.min(2048);
+    let mut moments = adamw::cuda::Moments::zeros(&gpu, n / cols, cols)?;
+    let rounding = adamw::codes::Rounding { key: [1, 2], step: 1, tensor: 0 };
+    timer.run("adamw 64M, 8-bit moments", "GB/s", (18 * n) as f64, &mut || {
+        adamw::cuda::step_8bit(&mut p, &mut w, &mut moments, &g, step, rounding)
+    })?;
     let mut total = Buffer::zeros(&gpu, DType::F64, 1)?;
     timer.run("sum of squares 64M", "GB/s", (4 * n) as f64, &mut || norm::cuda::add_sum_of_squares(&mut total, &g))
 }

@@ -141,6 +141,13 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
             grad_scale: 1.0,
         };
         bench.run("adamw 16M", "GB/s", (7 * n * 4) as f64, &mut || adamw::step(&mut p, &g, &mut m, &mut v, step))?;
+        let (rows, cols) = (n >> 11, 1 << 11);
+        let (mut p, g) = (PanelMatrix::from_rows(rows, cols, &p), PanelMatrix::from_rows(rows, cols, &g));
+        let mut moments = adamw::panels::Moments::zeros(rows, cols);
+        let rounding = adamw::codes::Rounding { key: [1, 2], step: 1, tensor: 0 };
+        bench.run("adamw 16M, 8-bit moments", "GB/s", (16 * n) as f64, &mut || {
+            adamw::panels::step(&mut p, &g, &mut moments, step, rounding);
+        })?;
     }
     Ok(())
 }

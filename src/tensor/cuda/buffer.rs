@@ -18,12 +18,15 @@ pub enum DType {
     F64,
     /// 32-bit unsigned integers: token ids, offsets.
     U32,
+    /// Bytes: codes of moments.
+    U8,
 }
 
 impl DType {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
+            DType::U8 => 1,
             DType::Bf16 => 2,
             DType::F32 | DType::U32 => 4,
             DType::F64 => 8,
@@ -37,6 +40,7 @@ impl DType {
             DType::F32 => 'f',
             DType::F64 => 'd',
             DType::U32 => 'u',
+            DType::U8 => 'h',
         }
     }
 }
@@ -48,6 +52,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::F64 => "f64",
             DType::U32 => "u32",
+            DType::U8 => "u8",
         })
     }
 }
@@ -187,7 +192,7 @@ impl Buffer {
                 let rounded: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
                 self.gpu().upload(self.address, bytemuck::cast_slice(&rounded))
             }
-            DType::F64 | DType::U32 => panic!("f32 numbers for a buffer of {}", self.dtype),
+            DType::F64 | DType::U32 | DType::U8 => panic!("f32 numbers for a buffer of {}", self.dtype),
         }
     }
 
@@ -210,7 +215,7 @@ impl Buffer {
                 self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
                 Ok(data.into_iter().map(bf16::to_f32).collect())
             }
-            DType::F64 | DType::U32 => panic!("f32 numbers of a buffer of {}", self.dtype),
+            DType::F64 | DType::U32 | DType::U8 => panic!("f32 numbers of a buffer of {}", self.dtype),
         }
     }
 
@@ -240,6 +245,32 @@ impl Buffer {
         assert_eq!(self.dtype, DType::U32, "a buffer of u32");
         let mut data = vec![0u32; self.len];
         self.gpu().download(bytemuck::cast_slice_mut(&mut data), self.address)?;
+        Ok(data)
+    }
+
+    /// Replaces the contents of a buffer of bytes.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If the length differs or the buffer holds anything else.
+    pub fn upload_u8(&mut self, data: &[u8]) -> Result<()> {
+        assert!(self.dtype == DType::U8 && data.len() == self.len, "as many bytes as the buffer holds");
+        self.gpu.backend().upload(self.address, data)
+    }
+
+    /// Waits for the device and downloads a buffer of bytes.
+    ///
+    /// # Errors
+    /// If the device failed, also in an earlier launch.
+    ///
+    /// # Panics
+    /// If the buffer holds anything else.
+    pub fn to_u8(&self) -> Result<Vec<u8>> {
+        assert_eq!(self.dtype, DType::U8, "a buffer of bytes");
+        let mut data = vec![0u8; self.len];
+        self.gpu.backend().download(&mut data, self.address)?;
         Ok(data)
     }
 

@@ -33,6 +33,7 @@ pub struct Geometry {
 enum Value {
     Pointer(u64),
     I32(i32),
+    U32(u32),
     I64(i64),
     F32(f32),
     Map(TensorMap),
@@ -43,6 +44,7 @@ impl Value {
         match self {
             Value::Pointer(v) => (&raw mut *v).cast(),
             Value::I32(v) => (&raw mut *v).cast(),
+            Value::U32(v) => (&raw mut *v).cast(),
             Value::I64(v) => (&raw mut *v).cast(),
             Value::F32(v) => (&raw mut *v).cast(),
             Value::Map(v) => (&raw mut *v).cast(),
@@ -86,9 +88,8 @@ impl Call {
 
 /// A launch under construction: arguments in the kernel's order, then [`Launch::run`].
 ///
-/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `l` and `f` for scalars, `t` for a
-/// tensor map) is what the
-/// emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
+/// The signature that the arguments spell (`m` or `c` and the element for a mutable or const pointer, `i`, `u`, `l` and `f` for scalars, `t` for a
+/// tensor map) is what the emulator compares with the kernel's own, so a swapped or forgotten argument is found by any test that launches the kernel.
 #[must_use = "nothing is launched before run()"]
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -190,6 +191,12 @@ impl<'a> Launch<'a> {
     /// A count that may go beyond 32 bits, as `i64`.
     pub fn count(mut self, value: usize) -> Self {
         self.push('l', None, Value::I64(i64::try_from(value).expect("no memory holds more")));
+        self
+    }
+
+    /// 32 bits.
+    pub fn u32(mut self, value: u32) -> Self {
+        self.push('u', None, Value::U32(value));
         self
     }
 

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cuda::{Buffer, DType};
+use crate::tensor::ops::adamw::codes::{self, Rounding};
 use crate::tensor::ops::{adamw, embedding, norm, residual, rmsnorm, rope, swiglu};
 
 /// Of what is rounded to bf16 once.
@@ -129,5 +130,28 @@ fn step(check: &mut Check) -> Result<()> {
     check.close("adamw weight", &p_on.to_f32()?, &p, 1e-6)?;
     check.close("adamw first moment", &m_on.to_f32()?, &m, 1e-6)?;
     check.close("adamw second moment", &v_on.to_f32()?, &v, 1e-6)?;
-    check.close("adamw bf16 weight", &w.to_f32()?, &p.iter().map(|x| round(*x)).collect::<Vec<_>>(), 1e-5)
+    check.close("adamw bf16 weight", &w.to_f32()?, &p.iter().map(|x| round(*x)).collect::<Vec<_>>(), 1e-5)?;
+    step_8bit(check, scalars)
+}
+
+/// Two steps with moments in 8 bits: weights, and moments as their codes stand for.
+fn step_8bit(check: &mut Check, scalars: adamw::Step) -> Result<()> {
+    let (rows, cols) = (check.size(123, 5), 816);
+    let n = rows * cols;
+    let mut p_on = check.f32(&random(n, 14))?;
+    let mut w = check.upload(&random(n, 14))?;
+    let mut p = PanelMatrix::from_rows(rows, cols, &random(n, 14));
+    let mut moments_on = adamw::cuda::Moments::zeros(&check.gpu, rows, cols)?;
+    let mut moments = adamw::panels::Moments::zeros(rows, cols);
+    for step in 1..3 {
+        let g = random(n, 14 + u64::from(step));
+        let rounding = Rounding { key: [7, 8], step, tensor: 1 };
+        adamw::cuda::step_8bit(&mut p_on, &mut w, &mut moments_on, &check.f32(&g)?, scalars, rounding)?;
+        adamw::panels::step(&mut p, &PanelMatrix::from_rows(rows, cols, &g), &mut moments, scalars, rounding);
+    }
+    check.close("adamw weight, 8-bit moments", &p_on.to_f32()?, &p.to_rows(), 1e-6)?;
+    let ((m_on, v_on), (m, v)) = (moments_on.export()?, moments.export());
+    // Where the last bit of a quotient is another, so is a code now and then.
+    check.close("adamw first moment in 8 bits", &m_on.to_f32(cols, codes::first), &m.to_f32(cols, codes::first), 1e-3)?;
+    check.close("adamw second moment in 8 bits", &v_on.to_f32(cols, codes::second), &v.to_f32(cols, codes::second), 1e-3)
 }

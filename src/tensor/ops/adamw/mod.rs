@@ -2,8 +2,13 @@
 //!
 //! p -= lr wd p; m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps),
 //! where g is the gradient times the clip scale. Gradients, weights and moments share one layout, so the op never looks at shapes.
+//!
+//! The moments of large matrices may be kept in 8-bit codes with a scale a block ([`codes`]; [`panels`] on the processor): the same step on
+//! decoded moments, which are coded anew in the same pass.
 
+pub mod codes;
 pub mod cuda;
+pub mod panels;
 
 use crate::tensor::cpu::parallel::{ELEMENTS, SharedMut, over_units};
 use crate::tensor::cpu::vectorized;
@@ -46,11 +51,17 @@ pub fn step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Step) {
 vectorized! {
     fn step_slice(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Step) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * s.grad_scale;
-            *m = s.one_minus_beta1.mul_add(g - *m, *m);
-            *v = (*v * s.beta2) + (g * g) * s.one_minus_beta2;
-            let denominator = v.sqrt() / s.bias2_sqrt + s.eps;
-            *p = *p * s.decay - s.step_size * (*m / denominator);
+            (*p, *m, *v) = update(*p, *g, *m, *v, s);
         }
     }
+}
+
+/// Weight and moments after the step.
+#[inline(always)]
+fn update(p: f32, g: f32, m: f32, v: f32, s: Step) -> (f32, f32, f32) {
+    let g = g * s.grad_scale;
+    let m = s.one_minus_beta1.mul_add(g - m, m);
+    let v = (v * s.beta2) + (g * g) * s.one_minus_beta2;
+    let denominator = v.sqrt() / s.bias2_sqrt + s.eps;
+    (p * s.decay - s.step_size * (m / denominator), m, v)
 }
