@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::Result;
-use crate::model::optimizer::{AdamW, AdamWConfig};
+use crate::model::optimizer::{AdamW, AdamWConfig, MomentFormat, TensorState};
 use crate::model::params::{Gradients, Param, ParamData, ParamId, Params};
 use crate::model::transformer::ParamInfo;
 use crate::tensor::Tensor;
@@ -20,7 +20,7 @@ pub struct ValueHead {
 }
 
 impl ValueHead {
-    /// A head of zeros for hidden states of `width`, with moments of zero.
+    /// A head of zeros for hidden states of `width`, with moments of zero, in f32 whatever the configuration says of others.
     ///
     /// # Errors
     /// None on the processor, where the head is.
@@ -30,6 +30,7 @@ impl ValueHead {
             let info = ParamInfo { name: format!("value_head.{name}"), decay: shape.len() > 1, shape };
             params.push(Param { data: ParamData::zeros(&info.shape).into(), info, trainable: true });
         }
+        let config = AdamWConfig { moments: MomentFormat::F32, ..config };
         Ok(Self { gradients: Gradients::new(&params, None)?, optimizer: AdamW::for_params(&params, config)?, params })
     }
 
@@ -88,20 +89,21 @@ impl ValueHead {
     }
 
     /// Weight, first and second moment of a tensor, row-major.
-    pub fn export(&self, name: &str) -> Result<[Vec<f32>; 3]> {
+    pub fn export(&self, name: &str) -> Result<TensorState> {
         let (first, second) = self.optimizer.export(name)?;
-        Ok([self.params.all()[self.find(name)?].data.to_rows()?, first, second])
+        Ok(TensorState { weight: self.params.all()[self.find(name)?].data.to_rows()?, first, second })
     }
 
     /// Replaces a tensor and its moments.
-    pub fn import(&mut self, name: &str, [weight, first, second]: &[Vec<f32>; 3]) -> Result<()> {
+    pub fn import(&mut self, name: &str, state: &TensorState) -> Result<()> {
+        let weight = &state.weight;
         let id = self.find(name)?;
         let param = &mut self.params.all_mut()[id];
         if weight.len() != param.info.shape.iter().product::<usize>() {
             return Err(Error::input(format!("{} numbers for the shape {:?}", weight.len(), param.info.shape)).at(name));
         }
         param.data = ParamData::from_rows(&param.info.shape, weight).into();
-        self.optimizer.import(name, first, second)
+        self.optimizer.import(name, &state.first, &state.second)
     }
 
     fn find(&self, name: &str) -> Result<ParamId> {
@@ -112,9 +114,10 @@ impl ValueHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::optimizer::Moment;
 
     fn config() -> AdamWConfig {
-        AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay_norms_and_biases: false, max_grad_norm: 1.0 }
+        AdamWConfig::default()
     }
 
     #[test]
@@ -122,9 +125,10 @@ mod tests {
         let mut head = ValueHead::new(3, config()).unwrap();
         let hidden = Tensor::from_vec(&[2, 3], vec![1.0, 2.0, 3.0, -1.0, 0.5, 4.0]);
         assert_eq!(head.forward(&hidden), [0.0, 0.0]);
-        let zeros = |n: usize| vec![0.0; n];
-        head.import("value_head.weight", &[vec![0.5, -1.0, 2.0], zeros(3), zeros(3)]).unwrap();
-        head.import("value_head.bias", &[vec![0.25], zeros(1), zeros(1)]).unwrap();
+        let zeros = |n: usize| Moment::F32(vec![0.0; n]);
+        let state = |weight: Vec<f32>| TensorState { first: zeros(weight.len()), second: zeros(weight.len()), weight };
+        head.import("value_head.weight", &state(vec![0.5, -1.0, 2.0])).unwrap();
+        head.import("value_head.bias", &state(vec![0.25])).unwrap();
         assert_eq!(head.forward(&hidden), [4.75, 7.25]);
         let d_hidden = head.backward(&hidden, &[2.0, -1.0], &[0..1, 1..2]);
         assert_eq!(d_hidden.data(), [1.0, -2.0, 4.0, -0.5, 1.0, -2.0]);
@@ -132,8 +136,8 @@ mod tests {
         assert_eq!(head.gradient("value_head.bias").unwrap().unwrap(), [1.0]);
         let norm = head.gradient_norm().unwrap();
         head.step(norm, 0.1, 1).unwrap();
-        let [weight, first, _] = head.export("value_head.weight").unwrap();
-        assert!(weight[0] < 0.5 && first[0] > 0.0);
+        let TensorState { weight, first, .. } = head.export("value_head.weight").unwrap();
+        assert!(weight[0] < 0.5 && matches!(first, Moment::F32(m) if m[0] > 0.0));
         head.zero_gradients().unwrap();
         assert_eq!(head.gradient_norm().unwrap(), 0.0);
     }

@@ -3,20 +3,27 @@
 //! ```text
 //! checkpoints/STEP/
 //!   state.json            step, stage, data cursor, counters (all randomness follows from these)
-//!   tensors.safetensors   per trained tensor: `weight/NAME`, `first/NAME`, `second/NAME` (AdamW's moments), f32; a critic's NAMEs
-//!                         begin with `critic.`
+//!   tensors.safetensors   per trained tensor: `weight/NAME`, `first/NAME`, `second/NAME` (AdamW's moments), f32; of moments in 8 bits
+//!                         the codes, u8, in their place, and their scales, f32, as `first_scale/NAME` and `second_scale/NAME`; a
+//!                         critic's NAMEs begin with `critic.`
 //!   manifest.json         size and CRC-32 of the two
 //! ```
 //!
 //! A checkpoint is written under a temporary name, every file and the folder are flushed to the disk, then it is renamed. The same state
 //! gives the same bytes: nothing holds a time, and tensors stand in canonical order.
 
+mod tensors;
+
+pub use tensors::{Entry, Snapshot};
+
 use crate::error::{Error, Result};
+use crate::model::optimizer::{Moment, TensorState};
 use crate::model::transformer::ParamInfo;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use tensors::TensorFile;
 
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -24,9 +31,6 @@ const STATE: &str = "state.json";
 const TENSORS: &str = "tensors.safetensors";
 const MANIFEST: &str = "manifest.json";
 const TEMPORARY: &str = ".tmp-";
-
-/// The parts of a trained tensor's state, in the order of [`State`]'s tensors.
-pub const PARTS: [&str; 3] = ["weight", "first", "second"];
 
 /// Where a run stands between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -100,57 +104,19 @@ impl Summed {
     }
 }
 
-/// Writes tensors as a safetensors file: for each of `params` and each of `parts` the tensor `PART/NAME`. `data` gives the parts of a
-/// tensor. (The crate's writer would need all of them in memory together.)
-fn write_tensors(
-    path: &Path,
-    params: &[ParamInfo],
-    parts: &[&str],
-    data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>,
-) -> Result<FileEntry> {
-    let io = |e| Error::io("write", path, e);
-    let mut header = serde_json::Map::new();
-    let mut offset = 0;
-    for p in params {
-        let bytes = 4 * p.shape.iter().product::<usize>();
-        for part in parts {
-            let entry = serde_json::json!({"dtype": "F32", "shape": p.shape, "data_offsets": [offset, offset + bytes]});
-            header.insert(format!("{part}/{}", p.name), entry);
-            offset += bytes;
-        }
-    }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    // Data starts on a multiple of 8 bytes, so that a mapped file can be read as f32.
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut out = Summed::create(path).map_err(io)?;
-    out.write(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    out.write(&header).map_err(io)?;
-    for p in params {
-        let tensors = data(&p.name)?;
-        for tensor in &tensors {
-            if tensor.len() != p.shape.iter().product::<usize>() {
-                return Err(Error::input(format!("{} numbers for the shape {:?}", tensor.len(), p.shape)).at(&p.name));
-            }
-            // safetensors is little-endian, as is every processor this program runs on.
-            out.write(bytemuck::cast_slice(tensor)).map_err(io)?;
-        }
-    }
-    out.finish(TENSORS).map_err(io)
-}
-
 /// Writes the checkpoint of `state.step` into `dir` (`OUT/checkpoints`), then removes all but the last `keep` (0: none). `data` gives a
-/// trained tensor's numbers and its two moments. If anything fails, older checkpoints are untouched.
+/// trained tensor and its moments. If anything fails, older checkpoints are untouched.
 pub fn save(
     dir: &Path,
     state: &State,
-    params: &[ParamInfo],
-    data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>,
+    entries: &[Entry],
+    data: &mut dyn FnMut(&str) -> Result<TensorState>,
     keep: usize,
 ) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     remove_leftovers(dir)?;
     let temporary = dir.join(format!("{TEMPORARY}{}", state.step));
-    let written = write_folder(&temporary, state, params, data);
+    let written = write_folder(&temporary, state, entries, data);
     if written.is_err() {
         // Give the space back; the error of the write is the one to report.
         let _ = fs::remove_dir_all(&temporary);
@@ -175,10 +141,10 @@ pub fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
     Ok(())
 }
 
-fn write_folder(folder: &Path, state: &State, params: &[ParamInfo], data: &mut dyn FnMut(&str) -> Result<Vec<Vec<f32>>>) -> Result<()> {
+fn write_folder(folder: &Path, state: &State, entries: &[Entry], data: &mut dyn FnMut(&str) -> Result<TensorState>) -> Result<()> {
     fs::create_dir(folder).map_err(|e| Error::io("create", folder, e))?;
     let state = State { format: FORMAT, program: concat!("sorft-native ", env!("CARGO_PKG_VERSION")).to_owned(), ..state.clone() };
-    let files = vec![write_json(&folder.join(STATE), STATE, &state)?, write_tensors(&folder.join(TENSORS), params, &PARTS, data)?];
+    let files = vec![write_json(&folder.join(STATE), STATE, &state)?, tensors::write(&folder.join(TENSORS), entries, data)?];
     write_json(&folder.join(MANIFEST), MANIFEST, &Manifest { files })?;
     sync_dir(folder)
 }
@@ -304,10 +270,20 @@ impl Checkpoint {
         }
     }
 
-    /// The three parts of a trained tensor: weight, first and second moment.
-    pub fn read(&self, param: &ParamInfo) -> Result<[Vec<f32>; 3]> {
-        let part = |i: usize| self.tensors.read(PARTS[i], param);
-        Ok([part(0)?, part(1)?, part(2)?])
+    /// A trained tensor's numbers.
+    pub fn read_weight(&self, param: &ParamInfo) -> Result<Vec<f32>> {
+        self.tensors.weight(param)
+    }
+
+    /// A trained tensor's first and second moment, in the format in which they were saved.
+    pub fn read_moments(&self, param: &ParamInfo) -> Result<(Moment, Moment)> {
+        self.tensors.moments(param)
+    }
+
+    /// A trained tensor and its moments.
+    pub fn read(&self, param: &ParamInfo) -> Result<TensorState> {
+        let (first, second) = self.read_moments(param)?;
+        Ok(TensorState { weight: self.read_weight(param)?, first, second })
     }
 }
 
@@ -331,62 +307,6 @@ fn sum_file(path: &Path) -> Result<FileEntry> {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(io(e)),
         }
-    }
-}
-
-/// A mapped safetensors file of f32 tensors named `PART/NAME`.
-struct TensorFile {
-    path: PathBuf,
-    map: memmap2::Mmap,
-}
-
-impl TensorFile {
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-        // SAFETY: the file belongs to the run, is never written in place (checkpoints are renamed into place whole), and is only read as
-        // bytes and numbers for which every bit pattern is valid.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-        Ok(Self { path: path.to_owned(), map })
-    }
-
-    fn read(&self, part: &str, param: &ParamInfo) -> Result<Vec<f32>> {
-        let bad = |message: String| Error::input(message).at_file(&self.path);
-        let file = safetensors::SafeTensors::deserialize(&self.map).map_err(|e| bad(format!("not a safetensors file: {e}")))?;
-        let name = format!("{part}/{}", param.name);
-        let tensor = file.tensor(&name).map_err(|_| {
-            bad(format!("has no tensor {name}")).hint("the checkpoint is of another model or adapter than the configuration's")
-        })?;
-        if tensor.shape() != param.shape || tensor.dtype() != safetensors::Dtype::F32 {
-            return Err(bad(format!("{name} is {:?} {:?}, expected F32 {:?}", tensor.dtype(), tensor.shape(), param.shape)));
-        }
-        Ok(bytemuck::pod_collect_to_vec(tensor.data()))
-    }
-}
-
-/// Weights alone, such as those of a reference policy; written like a checkpoint's.
-pub struct Snapshot {
-    tensors: TensorFile,
-}
-
-impl Snapshot {
-    /// Writes the weights of `params` to `path`, whole or not at all.
-    pub fn save(path: &Path, params: &[ParamInfo], data: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let temporary = path.with_extension("tmp");
-        write_tensors(&temporary, params, &PARTS[..1], &mut |name| Ok(vec![data(name)?]))?;
-        fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e))?;
-        sync_dir(dir)
-    }
-
-    /// Opens a snapshot.
-    pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { tensors: TensorFile::open(path)? })
-    }
-
-    /// The numbers of a tensor.
-    pub fn read(&self, param: &ParamInfo) -> Result<Vec<f32>> {
-        self.tensors.read(PARTS[0], param)
     }
 }
 

@@ -5,7 +5,7 @@
 //! the two writes them: with LoRA only the adapter is ever written, so the critic costs an adapter; without, it becomes a full model.
 
 use crate::error::{Error, Result};
-use crate::model::optimizer::{AdamW, AdamWConfig};
+use crate::model::optimizer::{AdamW, AdamWConfig, TensorState};
 use crate::model::transformer::{Adapter, ParamInfo};
 use crate::model::{Gradients, Transformer, ValueHead};
 use crate::rl::config::{CriticKind, CriticSettings};
@@ -34,8 +34,9 @@ pub struct Critic {
 }
 
 impl Critic {
-    /// A fresh critic for a policy: a head of zeros on the policy's trunk, or on a clone of it.
-    pub fn new(policy: &Transformer, settings: &CriticSettings, optim: &AdamWConfig) -> Result<Self> {
+    /// A fresh critic for a policy: a head of zeros on the policy's trunk, or on a clone of it. `seed` and `part` key the rounding of 8-bit
+    /// moments ([`AdamW::keyed`]).
+    pub fn new(policy: &Transformer, settings: &CriticSettings, optim: &AdamWConfig, (seed, part): (u64, u64)) -> Result<Self> {
         let bad = |message: &str, hint: &str| Err(Error::input(message).at("critic.kind").hint(hint));
         let own = match (settings.kind, policy.lora().is_some()) {
             (CriticKind::Trunk, _) => None,
@@ -43,7 +44,7 @@ impl Critic {
             (CriticKind::Full, true) => return bad("the policy's base is frozen under its adapter", "use \"lora\" or \"trunk\""),
             _ => {
                 let model = policy.clone();
-                Some(Own { gradients: model.gradients()?, optimizer: AdamW::new(&model, optim.clone())?, model })
+                Some(Own { gradients: model.gradients()?, optimizer: AdamW::new(&model, optim.clone())?.keyed(seed, part), model })
             }
         };
         let head = ValueHead::new(policy.config().hidden_size, optim.clone())?;
@@ -147,28 +148,37 @@ impl Critic {
         name.starts_with(PREFIX)
     }
 
-    /// Weight, first and second moment of a tensor, by its name in a checkpoint.
-    pub fn export(&self, name: &str) -> Result<[Vec<f32>; 3]> {
+    /// A tensor and its moments, by its name in a checkpoint.
+    pub fn export(&self, name: &str) -> Result<TensorState> {
         let name = name.strip_prefix(PREFIX).unwrap_or(name);
         match &self.own {
             Some(own) if !self.is_head(name) => {
                 let (first, second) = own.optimizer.export(name)?;
-                Ok([own.model.export(name)?, first, second])
+                Ok(TensorState { weight: own.model.export(name)?, first, second })
             }
             _ => self.head.export(name),
         }
     }
 
+    /// Whether a tensor's moments are coded, by its name in a checkpoint.
+    pub fn is_coded(&self, name: &str) -> Result<bool> {
+        let name = name.strip_prefix(PREFIX).unwrap_or(name);
+        match &self.own {
+            Some(own) if !self.is_head(name) => own.optimizer.is_coded(name),
+            _ => Ok(false),
+        }
+    }
+
     /// Replaces a tensor and its moments, by its name in a checkpoint.
-    pub fn import(&mut self, name: &str, parts: &[Vec<f32>; 3]) -> Result<()> {
+    pub fn import(&mut self, name: &str, state: &TensorState) -> Result<()> {
         let name = name.strip_prefix(PREFIX).unwrap_or(name);
         let is_head = self.is_head(name);
         match &mut self.own {
             Some(own) if !is_head => {
-                own.model.import(name, &parts[0])?;
-                own.optimizer.import(name, &parts[1], &parts[2])
+                own.model.import(name, &state.weight)?;
+                own.optimizer.import(name, &state.first, &state.second)
             }
-            _ => self.head.import(name, parts),
+            _ => self.head.import(name, state),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::Transformer;
+use crate::model::optimizer::TensorState;
 use crate::rl::rollout::Job;
 use serde_json::{Value, json};
 
@@ -50,9 +51,10 @@ fn non_finite_weight(model: &Transformer) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Refuses to write a trained tensor's state (its weight and its two moments) that is not finite: it would push out the last good one.
-pub fn check_state(name: &str, parts: &[Vec<f32>]) -> Result<()> {
-    for (part, numbers) in ["weight", "first moment", "second moment"].iter().zip(parts) {
+/// Refuses to write a trained tensor's state (of moments in 8 bits, their scales) that is not finite: it would push out the last good one.
+pub fn check_state(name: &str, state: &TensorState) -> Result<()> {
+    let parts = [("weight", &state.weight[..]), ("first moment", state.first.magnitudes()), ("second moment", state.second.magnitudes())];
+    for (part, numbers) in parts {
         if let Some(i) = numbers.iter().position(|x| !x.is_finite()) {
             let message = format!("its {part} holds {} at index {i}: no checkpoint is written", numbers[i]);
             let hint = "the newest checkpoint is the last good state; lower optim.lr, or look at not_finite/ and the steps since";
@@ -65,11 +67,16 @@ pub fn check_state(name: &str, parts: &[Vec<f32>]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::optimizer::Moment;
+    use crate::tensor::ops::adamw::codes::Coded;
 
     #[test]
     fn a_state_that_is_not_finite_is_named() {
-        assert!(check_state("a", &[vec![1.0], vec![0.0], vec![0.0]]).is_ok());
-        let e = check_state("layers.1.w", &[vec![1.0], vec![0.0, f32::INFINITY], vec![0.0]]).unwrap_err().to_string();
+        let state = |first: Moment| TensorState { weight: vec![1.0], first, second: Moment::F32(vec![0.0]) };
+        assert!(check_state("a", &state(Moment::F32(vec![0.0]))).is_ok());
+        let e = check_state("layers.1.w", &state(Moment::F32(vec![0.0, f32::INFINITY]))).unwrap_err().to_string();
         assert!(e.starts_with("layers.1.w: its first moment holds inf at index 1: no checkpoint is written"), "{e}");
+        let coded = Coded { codes: vec![0; 9], scales: vec![f32::NAN] };
+        assert!(check_state("a", &state(Moment::Coded(coded))).unwrap_err().to_string().contains("first moment holds NaN"));
     }
 }

@@ -48,9 +48,11 @@ fn the_plan_is_within_a_tenth_of_what_buffers_hold() {
     let cases = [
         ("sft", String::new(), lines(), None),
         ("sft, activations recomputed", "activation_checkpointing = true\n".into(), lines(), None),
+        ("sft, moments in 8 bits", "optim.moments = \"8bit\"\n".into(), lines(), None),
         ("sft, LoRA", String::new(), lines(), lora()),
         ("grpo", grpo.into(), tasks(), None),
         ("ppo, a full critic", ppo.into(), tasks(), None),
+        ("ppo, the same in 8 bits", format!("{ppo}optim.moments = \"8bit\"\n"), tasks(), None),
     ];
     let mut wrong = 0;
     for (name, more, data, lora) in cases {

@@ -2,7 +2,7 @@
 
 use crate::tiny;
 use sorft_native::model::config::Family;
-use sorft_native::model::optimizer::AdamWConfig;
+use sorft_native::model::optimizer::{AdamWConfig, Moment, TensorState};
 use sorft_native::model::transformer::Adapter;
 use sorft_native::model::{Gradients, Transformer, ValueHead};
 use sorft_native::tensor::plan::{Plan, Tree};
@@ -15,11 +15,17 @@ fn trees() -> Vec<Tree> {
     vec![group(70, &[5, 1, 80], 1), group(64, &[3, 9], 2), group(3, &[20], 3)]
 }
 
+/// A tensor of the head's with moments of zero.
+fn state(weight: Vec<f32>) -> TensorState {
+    let zeros = || Moment::F32(vec![0.0; weight.len()]);
+    TensorState { first: zeros(), second: zeros(), weight }
+}
+
 fn head(model: &Transformer) -> ValueHead {
-    let config = AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay_norms_and_biases: false, max_grad_norm: 1.0 };
+    let config = AdamWConfig::default();
     let (mut head, width) = (ValueHead::new(model.config().hidden_size, config).unwrap(), model.config().hidden_size);
     let weight = (0..width).map(|i| (i * 7 % 11) as f32 * 0.05 - 0.2).collect();
-    head.import("value_head.weight", &[weight, vec![0.0; width], vec![0.0; width]]).unwrap();
+    head.import("value_head.weight", &state(weight)).unwrap();
     head
 }
 
@@ -96,14 +102,14 @@ fn finite_differences_agree() {
         assert!(error < 2e-2, "{}: {slope} against {}, off by {error:e}", p.name, size * size);
     }
     for p in head.trainable() {
-        let (g, [weights, m, v]) = (head.gradient(&p.name).unwrap().unwrap(), head.export(&p.name).unwrap());
+        let (g, weights) = (head.gradient(&p.name).unwrap().unwrap(), head.export(&p.name).unwrap().weight);
         let (size, step) = (norm(&g), 1e-2 / norm(&g));
         let mut at = |by: f64| {
-            head.import(&p.name, &[moved(&weights, &g, by), m.clone(), v.clone()]).unwrap();
+            head.import(&p.name, &state(moved(&weights, &g, by))).unwrap();
             loss(&model, &head)
         };
         let slope = (at(step) - at(-step)) / (2.0 * step);
-        head.import(&p.name, &[weights.clone(), m.clone(), v.clone()]).unwrap();
+        head.import(&p.name, &state(weights.clone())).unwrap();
         assert!((slope - size * size).abs() < 1e-2 * size * size, "{}: {slope} against {}", p.name, size * size);
     }
 }

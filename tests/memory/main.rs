@@ -149,6 +149,7 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
     let cases = [
         ("sft", String::new(), lines(4, 300), None),
         ("sft, activations recomputed", "activation_checkpointing = true\n".into(), lines(4, 300), None),
+        ("sft, moments in 8 bits", "optim.moments = \"8bit\"\n".into(), lines(4, 300), None),
         ("sft on tasks", String::new(), tasks(4, 200), None),
         ("sft, LoRA", String::new(), lines(4, 300), adapter()),
         ("grpo", grpo.into(), tasks(4, 200), None),
@@ -156,6 +157,7 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
         ("grpo without a reference", format!("{grpo}kl.measure = false\n"), tasks(4, 200), None),
         ("grpo, LoRA", grpo.into(), tasks(4, 200), adapter()),
         ("ppo, a full critic", ppo.into(), tasks(4, 200), None),
+        ("ppo, the same in 8 bits", format!("{ppo}optim.moments = \"8bit\"\n"), tasks(4, 200), None),
         ("ppo, a critic on the trunk", format!("{ppo}critic.kind = \"trunk\"\n"), tasks(4, 200), None),
     ];
     let mut wrong = 0;

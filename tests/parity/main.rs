@@ -176,6 +176,7 @@ fn train(model: &mut Transformer, steps: &Steps, checkpointing: bool) -> (Vec<f6
         weight_decay: steps.weight_decay,
         decay_norms_and_biases: false,
         max_grad_norm: steps.max_grad_norm,
+        ..AdamWConfig::default()
     };
     let mut optimizer = AdamW::new(model, config).expect("moments");
     let mut grads = model.gradients().expect("gradients");

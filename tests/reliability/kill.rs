@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 /// What is trained: all parameters, or an adapter, by supervised steps and then GRPO with a KL to a reference, or PPO with each kind of
 /// critic. A name, a configuration, settings.
-const KINDS: [(&str, &str, &[&str]); 5] = [
+const KINDS: [(&str, &str, &[&str]); 7] = [
     ("grpo", "grpo.toml", &[]),
     ("ppo-trunk", "ppo.toml", &["--set=critic.kind=trunk"]),
     ("grpo-lora", "grpo.toml", &["--set=lora.rank=4"]),
     ("ppo-lora", "ppo.toml", &["--set=lora.rank=4", "--set=lora.alpha=64", "--set=critic.kind=lora"]),
     ("ppo", "ppo.toml", &[]),
+    ("grpo-8bit", "grpo.toml", &["--set=optim.moments=8bit"]),
+    ("ppo-8bit", "ppo.toml", &["--set=optim.moments=8bit"]),
 ];
 
 /// What the killer waits for.

@@ -115,3 +115,17 @@ fn a_mixture_of_subtasks_is_verified_and_run_again() {
     let (status, said) = place.run(&["report", "run"]);
     assert_eq!(status, Some(0), "{said}");
 }
+
+/// Codes, scales and the random bits of their rounding are all a checkpoint's and the seed's.
+#[test]
+fn a_step_with_moments_in_8_bits_runs_again_to_the_same_bits() {
+    let place = Place::furnished();
+    let (status, said) = place.run(&["train", "grpo.toml", "--out", "run", "--set", "optim.moments=8bit"]);
+    assert_eq!(status, Some(0), "{said}");
+    let saved = fs::read(place.at("run/checkpoints/12/tensors.safetensors")).expect("a checkpoint");
+    assert!(saved.windows(13).any(|w| w == b"second_scale/"), "no moment is in 8 bits: this test is empty");
+    for (step, from) in [("14", "the checkpoint after step 12"), ("9", "the start")] {
+        let (status, said) = place.run(&["verify", "run", "--step", step]);
+        assert_eq!(status, Some(0), "step {step}, {from}: {said}");
+    }
+}

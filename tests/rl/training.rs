@@ -69,16 +69,21 @@ fn several_updates_on_a_batch_move_the_ratio() {
 
 #[test]
 fn micro_batches_and_threads_change_no_bit() {
-    let run = |micro: usize, threads: usize| {
-        let text = format!("{GRPO}steps = 3\nkl.coef = 0.1\nmicrobatch_tokens = {micro}\nrollout_batch = {}\n", threads * 3);
+    let run = |moments: &str, micro: usize, threads: usize| {
+        let settings = format!("microbatch_tokens = {micro}\nrollout_batch = {}\noptim.moments = \"{moments}\"\n", threads * 3);
+        let text = format!("{GRPO}steps = 3\nkl.coef = 0.1\n{settings}");
         let (dir, config) = (tempfile::tempdir().unwrap(), config(&text));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let trained =
             pool.install(|| train(&config, &[items(3)], model(), dir.path(), false, &mut Recorder::default()).map(|m| weights(&m)));
         (trained.unwrap(), files(dir.path()))
     };
-    let expected = run(1, 1);
-    assert!(run(300, 3) == expected && run(100_000, 2) == expected);
+    let [expected, coded] = ["f32", "8bit"].map(|moments| {
+        let expected = run(moments, 1, 1);
+        assert!(run(moments, 300, 3) == expected && run(moments, 100_000, 2) == expected, "{moments}");
+        expected
+    });
+    assert!(expected.0 != coded.0, "moments in 8 bits are no others: this test is empty");
 }
 
 #[test]
@@ -139,6 +144,11 @@ fn resumed_equals_unbroken(text: &str, lora: bool, data: &dyn Fn() -> Arc<Datase
 #[test]
 fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
     resumed_equals_unbroken(&two_stages(""), false, &|| items(4));
+}
+
+#[test]
+fn a_resumed_run_with_moments_in_8_bits_has_the_bytes_of_an_unbroken_one() {
+    resumed_equals_unbroken(&two_stages("optim.moments = \"8bit\"\n"), false, &|| items(3));
 }
 
 #[test]
@@ -247,7 +257,7 @@ fn steps_that_are_not_finite_are_skipped_and_then_stop_the_run() {
     let kept = sorft_native::rl::checkpoint::Checkpoint::open(&dir.path().join("checkpoints/3")).unwrap();
     assert_eq!((kept.state.skipped, kept.state.updates), (3, 0));
     for (p, (_, expected)) in bad.trainable().iter().zip(&before) {
-        let [found, ..] = kept.read(p).unwrap();
+        let found = kept.read_weight(p).unwrap();
         assert!(found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 }

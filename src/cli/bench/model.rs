@@ -171,7 +171,7 @@ fn prefill(bench: &mut Bench, model: &Transformer, name: &str, sequences: &[Vec<
 
 /// What `train` does at the defaults of its optimizer.
 fn adamw(model: &Transformer) -> Result<AdamW> {
-    let config = AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, decay_norms_and_biases: false, max_grad_norm: 1.0 };
+    let config = AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() };
     AdamW::new(model, config)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Gpu};
+use crate::tensor::ops::adamw::codes::Rounding;
 use crate::tensor::ops::{adamw, norm};
 use half::bf16;
 use std::sync::Arc;
@@ -87,12 +88,24 @@ impl DeviceNumbers {
 
     /// A step of AdamW on a weight, whose master is made at the first.
     pub fn adamw(&mut self, gradient: &Self, moments: (&mut Self, &mut Self), step: adamw::Step) -> Result<()> {
+        let (p, w) = self.master()?;
+        let state = adamw::cuda::State { p, w, m: moments.0.f32_mut(), v: moments.1.f32_mut() };
+        adamw::cuda::step(state, gradient.f32(), step)
+    }
+
+    /// The same with moments in 8-bit codes.
+    pub fn adamw_8bit(&mut self, gradient: &Self, moments: &mut adamw::cuda::Moments, step: adamw::Step, rounding: Rounding) -> Result<()> {
+        let (p, w) = self.master()?;
+        adamw::cuda::step_8bit(p, w, moments, gradient.f32(), step, rounding)
+    }
+
+    /// A weight's master, made where it has none yet, and its bf16 numbers.
+    fn master(&mut self) -> Result<(&mut Buffer, &mut Buffer)> {
         if self.f32.is_none() {
             self.f32 = Some(Buffer::from_f32(&self.gpu, DType::F32, &self.bf16().to_f32()?)?);
         }
         let (Some(p), Some(w)) = (&mut self.f32, &mut self.bf16) else { unreachable!("a weight with a master") };
-        let state = adamw::cuda::State { p, w, m: moments.0.f32_mut(), v: moments.1.f32_mut() };
-        adamw::cuda::step(state, gradient.f32(), step)
+        Ok((p, w))
     }
 
     /// Whose memory it is.

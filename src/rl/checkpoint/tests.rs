@@ -1,14 +1,23 @@
 //! Tests of checkpoints.
 
 use super::*;
+use crate::tensor::ops::adamw::codes::Coded;
 
-fn params() -> Vec<ParamInfo> {
-    [("b.weight", vec![2, 3]), ("a.bias", vec![4])].map(|(n, shape)| ParamInfo { name: n.into(), shape, decay: true }).to_vec()
+/// Three tensors; the moments of the last are coded.
+fn params() -> Vec<Entry> {
+    [("b.weight", vec![2, 3], false), ("a.bias", vec![4], false), ("c.weight", vec![1, 257], true)]
+        .map(|(n, shape, coded)| Entry { info: ParamInfo { name: n.into(), shape, decay: true }, coded })
+        .to_vec()
 }
 
-fn numbers(name: &str) -> Result<Vec<Vec<f32>>> {
-    let n = if name == "b.weight" { 6 } else { 4 };
-    Ok((0..3).map(|p| (0..n).map(|i| (i * 10 + p) as f32 + 0.1).collect()).collect())
+fn numbers(name: &str) -> Result<TensorState> {
+    let n = params().iter().find(|e| e.info.name == name).unwrap().info.shape.iter().product();
+    let part = |p: usize, n: usize| (0..n).map(|i| (i * 10 + p) as f32 + 0.1).collect::<Vec<f32>>();
+    let moment = |p: usize| match name {
+        "c.weight" => Moment::Coded(Coded { codes: (0..n).map(|i| (i * 7 + p) as u8).collect(), scales: part(p, 2) }),
+        _ => Moment::F32(part(p, n)),
+    };
+    Ok(TensorState { weight: part(0, n), first: moment(1), second: moment(2) })
 }
 
 fn state(step: u64) -> State {
@@ -26,8 +35,14 @@ fn reads_back_what_was_written_and_writes_the_same_bytes() {
     let found = Checkpoint::latest(&dir.path().join("a"), &mut |w| panic!("{w}")).unwrap().unwrap();
     assert_eq!((found.state.step, found.state.cursor, found.state.updates), (7, 77, 5));
     for p in params() {
-        assert_eq!(found.read(&p).unwrap().to_vec(), numbers(&p.name).unwrap());
+        assert_eq!(found.read(&p.info).unwrap(), numbers(&p.info.name).unwrap());
     }
+    // Other readers know the names and dtypes.
+    let bytes = fs::read(a.join(TENSORS)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = |name: &str| file.tensor(name).map(|t| (t.dtype(), t.shape().to_vec())).unwrap();
+    assert_eq!(view("second/c.weight"), (safetensors::Dtype::U8, vec![1, 257]));
+    assert_eq!(view("second_scale/c.weight"), (safetensors::Dtype::F32, vec![1, 2]));
     let other = ParamInfo { name: "b.weight".into(), shape: vec![3, 2], decay: true };
     assert!(found.read(&other).unwrap_err().to_string().contains("expected F32 [3, 2]"));
 }
@@ -119,7 +134,8 @@ fn a_kill_between_removing_and_renaming_loses_nothing() {
 fn snapshots_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("reference/stage-2.safetensors");
-    Snapshot::save(&path, &params(), &mut |name| Ok(numbers(name)?.remove(0))).unwrap();
+    let infos: Vec<ParamInfo> = params().into_iter().map(|e| e.info).collect();
+    Snapshot::save(&path, &infos, &mut |name| Ok(numbers(name)?.weight)).unwrap();
     let snapshot = Snapshot::open(&path).unwrap();
-    assert_eq!(snapshot.read(&params()[1]).unwrap(), numbers("a.bias").unwrap()[0]);
+    assert_eq!(snapshot.read(&infos[1]).unwrap(), numbers("a.bias").unwrap().weight);
 }

@@ -151,6 +151,7 @@ pub static KEYS: &[Key] = &[
     stage("optim.decay_norms_and_biases", Kind::Bool, "false", "Weight decay on norms and biases as well."),
     stage("optim.betas", Kind::Betas, "[0.9, 0.999]", "Decay rates of AdamW's moments.").ppo("[0.9, 0.95]"),
     stage("optim.eps", Kind::Number(1e-20, 1.0), "1e-8", "Added to the root of the second moment."),
+    stage("optim.moments", Kind::Choice(&["f32", "8bit"]), "\"f32\"", "How AdamW's moments are kept: in f32, or those of matrices of 4096 numbers or more in 8-bit codes with a scale for every 256 numbers, rounded at random by the seed (2 bytes for a number's two moments instead of 8; `docs/performance.md` has a comparison)."),
     stage("optim.max_grad_norm", Kind::Number(0.0, ANY), "1.0", "Gradients are scaled down to this 2-norm over all tensors; 0 for no clipping."),
     run("lora.rank", Kind::Integer(0), "0", "Rank of a fresh LoRA adapter; 0 trains all parameters."),
     run("lora.alpha", Kind::Number(1e-6, ANY), "16.0", "The adapter's scale is alpha / rank."),

@@ -3,7 +3,7 @@
 use super::{Reader, missing};
 use crate::data::metrics::ScoreKind;
 use crate::error::{Error, Result};
-use crate::model::optimizer::AdamWConfig;
+use crate::model::optimizer::{AdamWConfig, MomentFormat};
 use crate::rl::advantage::{Scale, Whitening};
 use crate::rl::objective::{Aggregation, Clip, KlEstimator, Ratio};
 use crate::rl::schedule::{Schedule, Shape};
@@ -191,6 +191,7 @@ impl Stage {
                 weight_decay: r.number("optim.weight_decay"),
                 decay_norms_and_biases: r.bool("optim.decay_norms_and_biases"),
                 max_grad_norm: r.number("optim.max_grad_norm"),
+                moments: if r.text("optim.moments") == "8bit" { MomentFormat::EightBit } else { MomentFormat::F32 },
             },
             schedule: schedule(r.number("optim.lr")),
             kl_coef: r.number("kl.coef"),

@@ -2,7 +2,7 @@
 
 use super::{Largest, Numbers, Row, largest, positions, row, sampled_together, widths};
 use crate::model::ModelConfig;
-use crate::rl::config::{Algorithm, Config, CriticKind, Stage};
+use crate::rl::config::{Config, Stage};
 use crate::rl::dataset::Dataset;
 use crate::tensor::ops::token_logprob::KEPT_LOGITS;
 use crate::tensor::plan::{TILE, VOCAB_CHUNK};
@@ -12,11 +12,12 @@ const F32: u64 = 4;
 
 /// What stands from the first step to the last.
 pub fn kept(config: &Config, n: &Numbers) -> Vec<Row> {
-    let &Numbers { base, trained, lora } = n;
+    let &Numbers { base, trained, lora, .. } = n;
+    let (moments, how) = n.moments(config.stages.iter());
     let mut rows = vec![
         row("weights", F32 * (base + if lora { trained } else { 0 }), format!("{base} numbers, f32"), "model"),
         row("gradients", F32 * trained, format!("{trained} trained numbers"), "lora.rank"),
-        row("AdamW's moments", F32 * 2 * trained, "two for each trained number".into(), "lora.rank"),
+        row("AdamW's moments", moments, format!("two for each trained number, {how}"), "optim.moments"),
     ];
     for (i, _) in n.references(config).iter().enumerate() {
         rows.push(match i {
@@ -29,9 +30,9 @@ pub fn kept(config: &Config, n: &Numbers) -> Vec<Row> {
             ),
         });
     }
-    if config.stages.iter().any(|s| s.algorithm == Algorithm::Ppo && s.critic.kind != CriticKind::Trunk) {
-        let because = format!("{trained} numbers of its own, their gradients and moments");
-        rows.push(row("critic", F32 * 4 * trained, because, "critic.kind"));
+    if let Some((moments, how)) = n.critic_moments(config) {
+        let because = format!("{trained} numbers of its own, their gradients and moments ({how})");
+        rows.push(row("critic", F32 * 2 * trained + moments, because, "critic.kind"));
     }
     rows
 }

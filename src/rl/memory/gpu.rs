@@ -3,7 +3,7 @@
 
 use super::{Largest, Numbers, Row, largest, positions, row, sampled_together, widths};
 use crate::model::ModelConfig;
-use crate::rl::config::{Algorithm, Config, CriticKind, Stage};
+use crate::rl::config::{Config, Stage};
 use crate::rl::dataset::Dataset;
 use crate::tensor::ops::attention::cuda::work::SPLIT;
 use crate::tensor::plan::{TILE, VOCAB_CHUNK};
@@ -23,7 +23,8 @@ const PREFILL: usize = 2048;
 
 /// What stands from the first step to the last.
 pub fn kept(config: &Config, n: &Numbers, exact: bool) -> Vec<Row> {
-    let &Numbers { base, trained, lora } = n;
+    let &Numbers { base, trained, lora, .. } = n;
+    let (moments, kept_in) = n.moments(config.stages.iter());
     // A trained number has its bf16 and its master; a frozen one its bf16, and its f32 where bf16 does not hold it.
     let (trained_bytes, frozen_bytes) = (6, if exact { 2 } else { 6 });
     let weights = if lora { frozen_bytes * base + trained_bytes * trained } else { trained_bytes * base };
@@ -35,16 +36,16 @@ pub fn kept(config: &Config, n: &Numbers, exact: bool) -> Vec<Row> {
     let mut rows = vec![
         row("weights", weights, format!("{base} numbers, {how}"), "model"),
         row("gradients", 4 * trained, format!("{trained} trained numbers, f32"), "lora.rank"),
-        row("AdamW's moments", 8 * trained, "two for each trained number, f32".into(), "lora.rank"),
+        row("AdamW's moments", moments, format!("two for each trained number, {kept_in}"), "optim.moments"),
     ];
     for stage in n.references(config) {
         // Before the first step of the first stage the weights have no masters yet.
         let bytes = if stage == 0 { frozen_bytes } else { trained_bytes };
         rows.push(row("reference policy", bytes * base, "a frozen copy of all weights, for the KL".into(), "kl.measure"));
     }
-    if config.stages.iter().any(|s| s.algorithm == Algorithm::Ppo && s.critic.kind != CriticKind::Trunk) {
-        let because = format!("{trained} numbers of its own, their gradients and moments");
-        rows.push(row("critic", (trained_bytes + 12) * trained, because, "critic.kind"));
+    if let Some((moments, kept_in)) = n.critic_moments(config) {
+        let because = format!("{trained} numbers of its own, their gradients and moments ({kept_in})");
+        rows.push(row("critic", (trained_bytes + 4) * trained + moments, because, "critic.kind"));
     }
     rows
 }

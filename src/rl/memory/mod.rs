@@ -3,9 +3,12 @@
 
 use crate::model::ModelConfig;
 use crate::model::lora::LoraConfig;
-use crate::rl::config::{Config, Reference, Stage};
+use crate::model::optimizer::MomentFormat;
+use crate::rl::config::{Algorithm, Config, CriticKind, Reference, Stage};
 use crate::rl::dataset::Dataset;
 use crate::rl::trainer::Examples;
+use crate::tensor::cpu::panels::PANEL;
+use crate::tensor::ops::adamw::codes::BLOCK;
 use crate::tensor::plan::TILE;
 use std::fmt;
 
@@ -75,7 +78,9 @@ impl MemoryPlan {
         let &Planned { place, config, model, lora, examples } = run;
         let base = base_numbers(model);
         let trained = lora.map_or(base, |l| adapter_numbers(model, l));
-        let numbers = Numbers { base, trained, lora: lora.is_some() };
+        let padded = if place == Place::Cpu { PANEL } else { 1 };
+        let coded = coded_moments(&lora.map_or_else(|| base_matrices(model), |l| adapter_matrices(model, l)), trained, padded);
+        let numbers = Numbers { base, trained, lora: lora.is_some(), coded };
         let mut rows = match place {
             Place::Cpu => cpu::kept(config, &numbers),
             Place::Gpu { exact } => gpu::kept(config, &numbers, exact),
@@ -120,9 +125,26 @@ struct Numbers {
     trained: u64,
     /// Whether that is an adapter.
     lora: bool,
+    /// Bytes of its moments in 8 bits.
+    coded: u64,
 }
 
 impl Numbers {
+    /// Bytes of the moments in the stage of these where they take most, and how that comes about.
+    fn moments<'a>(&self, stages: impl Iterator<Item = &'a Stage>) -> (u64, &'static str) {
+        let bytes = stages.map(|s| if s.optim.moments == MomentFormat::EightBit { self.coded } else { 8 * self.trained }).max();
+        match bytes.unwrap_or(0) {
+            bytes if bytes == 8 * self.trained => (bytes, "f32"),
+            bytes => (bytes, "in 8 bits with a scale for every 256, but small tensors"),
+        }
+    }
+
+    /// The same of a critic that is more than a head.
+    fn critic_moments(&self, config: &Config) -> Option<(u64, &'static str)> {
+        let own = |s: &&Stage| s.algorithm == Algorithm::Ppo && s.critic.kind != CriticKind::Trunk;
+        config.stages.iter().find(own).map(|_| self.moments(config.stages.iter().filter(own)))
+    }
+
     /// The stages with a frozen copy of all weights to measure the KL against. One copy at a time, but where some stage measures against the
     /// model as it was loaded: that copy stays.
     fn references(&self, config: &Config) -> Vec<usize> {
@@ -159,13 +181,39 @@ fn base_numbers(c: &ModelConfig) -> u64 {
 
 /// Numbers of an adapter.
 fn adapter_numbers(c: &ModelConfig, lora: &LoraConfig) -> u64 {
+    adapter_matrices(c, lora).iter().map(|([rows, cols], times)| (rows * cols * times) as u64).sum()
+}
+
+/// An adapter's matrices: their shapes, and how many there are of each.
+fn adapter_matrices(c: &ModelConfig, lora: &LoraConfig) -> Vec<([usize; 2], usize)> {
     let (d, ffn, q, kv) = widths(c);
-    let of = |target: &String| match target.as_str() {
-        "q_proj" | "o_proj" => d + q,
-        "k_proj" | "v_proj" => d + kv,
-        _ => d + ffn,
+    let of = |target: &String| {
+        let (input, output) = match target.as_str() {
+            "q_proj" => (d, q),
+            "o_proj" => (q, d),
+            "k_proj" | "v_proj" => (d, kv),
+            "down_proj" => (ffn, d),
+            _ => (d, ffn),
+        };
+        [([lora.rank, input], c.num_layers), ([output, lora.rank], c.num_layers)]
     };
-    (c.num_layers * lora.rank * lora.targets.iter().map(of).sum::<usize>()) as u64
+    lora.targets.iter().flat_map(of).collect()
+}
+
+/// The base model's matrices: their shapes, and how many there are of each.
+fn base_matrices(c: &ModelConfig) -> Vec<([usize; 2], usize)> {
+    let (d, ffn, q, kv) = widths(c);
+    let embeddings = if c.tie_word_embeddings { 1 } else { 2 };
+    let block = [([q, d], 1), ([kv, d], 2), ([d, q], 1), ([ffn, d], 2), ([d, ffn], 1)];
+    block.into_iter().map(|(shape, times)| (shape, times * c.num_layers)).chain([([c.vocab_size, d], embeddings)]).collect()
+}
+
+/// Bytes of the moments of `trained` numbers in 8 bits, these matrices among them, whose rows are filled up to a multiple of `padded`.
+fn coded_moments(matrices: &[([usize; 2], usize)], trained: u64, padded: usize) -> u64 {
+    let coded = || matrices.iter().filter(|(shape, _)| MomentFormat::EightBit.codes(shape));
+    let plain = trained - coded().map(|([rows, cols], times)| (rows * cols * times) as u64).sum::<u64>();
+    let of = |&([rows, cols], times): &([usize; 2], usize)| times * rows.next_multiple_of(padded) * 2 * (cols + 4 * cols.div_ceil(BLOCK));
+    8 * plain + coded().map(of).sum::<usize>() as u64
 }
 
 fn widths(c: &ModelConfig) -> (usize, usize, usize, usize) {
@@ -260,6 +308,18 @@ mod tests {
         assert_eq!(adapter_numbers(&smollm2(), &lora), 30 * 8 * (576 + 576 + 576 + 192));
     }
 
+    /// Every matrix of this model is large; its 61 norms of 576 numbers stay f32. Rows of 576 have three blocks, of 1536 six.
+    #[test]
+    fn counts_moments_in_8_bits() {
+        let (wide, deep) = (49152 + 30 * (576 + 192 + 192 + 576 + 1536 + 1536), 30 * 576);
+        let expected = 2 * (134_515_008 - 61 * 576) + 8 * (3 * wide + 6 * deep) + 8 * 61 * 576;
+        assert_eq!(coded_moments(&base_matrices(&smollm2()), 134_515_008, 1), expected);
+        // A's rows have 576, 576 and 576, 576 numbers; B's, of 576 and 192 rows, 8: the latter has less than 4096.
+        let lora = LoraConfig { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()] };
+        let expected = 30 * (2 * 2 * 8 * (576 + 4 * 3) + 2 * 576 * (8 + 4) + 8 * 192 * 8);
+        assert_eq!(coded_moments(&adapter_matrices(&smollm2(), &lora), adapter_numbers(&smollm2(), &lora), 1), expected);
+    }
+
     #[test]
     fn says_what_does_not_fit() {
         let text = "model = \"a/b\"\ndata.train = \"x\"\nbatch_prompts = 4\nmicrobatch_tokens = 200\n";
@@ -277,7 +337,12 @@ mod tests {
         assert!(e.starts_with("the run needs 2.") && e.contains("activation_checkpointing = true"), "{e}");
         let e = run.check(1 << 30).unwrap_err().to_string();
         assert!(e.contains("lora.rank = 16"), "{e}");
-        for (free, expected) in [(1 << 30, &["lora.rank = 16"][..]), (650 << 20, &["lora.rank = 16", "activation_checkpointing = true"])] {
+        let cases = [
+            (1500 << 20, &["optim.moments = \"8bit\""][..]),
+            (1 << 30, &["lora.rank = 16"]),
+            (650 << 20, &["lora.rank = 16", "activation_checkpointing = true"]),
+        ];
+        for (free, expected) in cases {
             let (changes, fits) = run.settings_that_fit(free).unwrap();
             assert!(fits.total <= free && changes == expected, "{changes:?}");
         }

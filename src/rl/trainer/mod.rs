@@ -19,11 +19,11 @@ mod step;
 pub use data::Examples;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::optimizer::AdamW;
+use crate::model::optimizer::{AdamW, TensorState};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::ParamInfo;
 use crate::model::{Gradients, Transformer};
-use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
+use crate::rl::checkpoint::{self, Checkpoint, Entry, Snapshot, State};
 use crate::rl::config::{self, Algorithm, Config, Stage};
 use crate::rl::critic::Critic;
 use crate::rl::dataset::Dataset;
@@ -156,8 +156,7 @@ impl<'a> Trainer<'a> {
             // What a kill in the middle of pruning has left.
             checkpoint::prune(&out.join("checkpoints"), checkpoint.state.step, config.checkpoint_keep)?;
             for info in trainer.model.trainable() {
-                let [weight, ..] = checkpoint.read(&info)?;
-                trainer.model.import(&info.name, &weight)?;
+                trainer.model.import(&info.name, &checkpoint.read_weight(&info)?)?;
             }
             let note = format!("going on after step {} from {}", checkpoint.state.step, checkpoint.path.display());
             trainer.hooks.event(Event::Note(note));
@@ -222,12 +221,15 @@ impl<'a> Trainer<'a> {
         let index = self.state.stage;
         let dataset = &self.datasets[index];
         self.order = Some(dataset.order(stage, index, self.config.seed));
-        let mut optimizer = AdamW::new(&self.model, stage.optim.clone())?;
+        // The last stage's moments give way before the next ones are made.
+        self.optimizer = None;
+        self.critic = None;
+        let mut optimizer = AdamW::new(&self.model, stage.optim.clone())?.keyed(self.config.seed, self.part(0));
         let resumed = self.resumed.take();
         self.critic = self.make_critic(stage, resumed.as_ref())?;
         if let Some(checkpoint) = resumed {
             for info in self.model.trainable() {
-                let [_, first, second] = checkpoint.read(&info)?;
+                let (first, second) = checkpoint.read_moments(&info)?;
                 optimizer.import(&info.name, &first, &second)?;
             }
         }
@@ -240,6 +242,11 @@ impl<'a> Trainer<'a> {
             self.hooks.event(Event::Stage(index + 1, self.config.stages.len(), stage));
         }
         Ok(())
+    }
+
+    /// What names an optimizer's random numbers among those of the run: the stage, and whose it is (0 the policy's, 1 the critic's).
+    fn part(&self, whose: u64) -> u64 {
+        (self.state.stage as u64) << 1 | whose
     }
 
     fn make_reference(&mut self, index: usize, stage: &Stage) -> Result<Reference> {
@@ -435,18 +442,23 @@ impl<'a> Trainer<'a> {
         self.log.sync()?;
         let critic = &self.critic;
         let params: Vec<ParamInfo> = model.trainable().into_iter().chain(critic.iter().flat_map(Critic::trainable)).collect();
+        let critic_of = |name: &str| critic.as_ref().filter(|_| Critic::owns(name));
+        let entry = |info: ParamInfo| {
+            let coded = critic_of(&info.name).map_or_else(|| optimizer.is_coded(&info.name), |critic| critic.is_coded(&info.name))?;
+            Ok(Entry { info, coded })
+        };
+        let entries: Vec<Entry> = params.into_iter().map(entry).collect::<Result<_>>()?;
         let mut data = |name: &str| {
-            if let Some(critic) = critic.as_ref().filter(|_| Critic::owns(name)) {
-                return Ok(critic.export(name)?.to_vec());
+            if let Some(critic) = critic_of(name) {
+                return critic.export(name);
             }
-            let weight = model.export(name)?;
             let (first, second) = optimizer.export(name)?;
-            let parts = vec![weight, first, second];
-            guard::check_state(name, &parts)?;
-            Ok(parts)
+            let state = TensorState { weight: model.export(name)?, first, second };
+            guard::check_state(name, &state)?;
+            Ok(state)
         };
         let dir: PathBuf = self.out.join("checkpoints");
-        let path = checkpoint::save(&dir, &self.state, &params, &mut data, self.config.checkpoint_keep)?;
+        let path = checkpoint::save(&dir, &self.state, &entries, &mut data, self.config.checkpoint_keep)?;
         self.hooks.event(Event::Checkpoint(&path));
         Ok(())
     }

@@ -23,7 +23,7 @@ impl Trainer<'_> {
         if stage.algorithm != Algorithm::Ppo {
             return Ok(None);
         }
-        let mut critic = Critic::new(&self.model, &stage.critic, &stage.optim)?;
+        let mut critic = Critic::new(&self.model, &stage.critic, &stage.optim, (self.config.seed, self.part(1)))?;
         if let Some(checkpoint) = resumed {
             for info in critic.trainable() {
                 critic.import(&info.name, &checkpoint.read(&info)?)?;
