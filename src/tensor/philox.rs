@@ -17,19 +17,19 @@ pub fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
 /// The same for `L` counters of one key side by side, `counters[word][lane]`: in a vectorised body, `L` at a time.
 #[inline(always)]
 pub fn philox4x32_lanes<const L: usize>(key: [u32; 2], counters: [[u32; L]; 4]) -> [[u32; L]; 4] {
-    let (mut k, mut c) = (key, counters);
+    let (mut k, [mut a, mut b, mut c, mut d]) = (key, counters);
     for _ in 0..10 {
         for i in 0..L {
-            let p0 = u64::from(c[0][i]) * 0xD251_1F53;
-            let p1 = u64::from(c[2][i]) * 0xCD9E_8D57;
-            c[0][i] = (p1 >> 32) as u32 ^ c[1][i] ^ k[0];
-            c[1][i] = p1 as u32;
-            c[2][i] = (p0 >> 32) as u32 ^ c[3][i] ^ k[1];
-            c[3][i] = p0 as u32;
+            let p0 = u64::from(a[i]) * 0xD251_1F53;
+            let p1 = u64::from(c[i]) * 0xCD9E_8D57;
+            a[i] = (p1 >> 32) as u32 ^ b[i] ^ k[0];
+            b[i] = p1 as u32;
+            c[i] = (p0 >> 32) as u32 ^ d[i] ^ k[1];
+            d[i] = p0 as u32;
         }
         k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
     }
-    c
+    [a, b, c, d]
 }
 
 /// A stream of random numbers named by what they are for: `(seed, stream)` is the key, `(a, b, c)` the place in the stream.
