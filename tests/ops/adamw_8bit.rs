@@ -196,7 +196,7 @@ fn run(cols: usize, steps: u32, betas: (f64, f64), g: impl Fn(u32, usize) -> f32
 fn second_moments_follow_gradients_that_shrink() {
     let (cols, steps, betas) = (256, 3000, (0.9, 0.999));
     let random = Philox::new(3, 3);
-    let g = |t: u32, i: usize| random.normal(i as u64, u64::from(t)) as f32 * if i % 2 == 0 && t > 300 { 0.1 } else { 1.0 };
+    let g = |t: u32, i: usize| random.normal(i as u64, u64::from(t)) as f32 * if i.is_multiple_of(2) && t > 300 { 0.1 } else { 1.0 };
     let (_, _, v) = run(cols, steps, betas, g);
     let (mut exact, mut nearest) = (vec![0.0; cols], Nearest { m: vec![0.0; cols], v: vec![0.0; cols] });
     for t in 1..=steps {
@@ -215,7 +215,7 @@ fn second_moments_follow_gradients_that_shrink() {
 #[test]
 fn first_moments_end_with_their_gradients() {
     let random = Philox::new(4, 4);
-    let dead = |i: usize| i % 8 == 0;
+    let dead = |i: usize| i.is_multiple_of(8);
     let g = |t: u32, i: usize| if dead(i) && t > 20 { 0.0 } else { 1.0 + 0.3 * random.normal(i as u64, u64::from(t)) as f32 };
     let of = |x: &[f32]| x.iter().enumerate().filter(|(i, _)| dead(*i)).map(|(_, x)| x.abs()).fold(0.0, f32::max);
     let [(p0, ..), (p1, m, _)] = [300, 3000].map(|steps| run(256, steps, (0.9, 0.999), g));
@@ -233,7 +233,7 @@ fn no_update_blows_up() {
     let random = Philox::new(9, 9);
     let g = |t: u32, i: usize| {
         let size = 10f64.powf(6.0 * random.uniform(i as u64, 1) - 3.0);
-        let rare = i % 3 == 0 && random.uniform(i as u64, 1000 + u64::from(t)) > 0.05;
+        let rare = i.is_multiple_of(3) && random.uniform(i as u64, 1000 + u64::from(t)) > 0.05;
         if rare { 0.0 } else { (size * random.normal(i as u64, u64::from(t))) as f32 }
     };
     let (rows, cols, lr) = (32, 256, 1e-3);

@@ -69,12 +69,11 @@ pub(super) fn write(path: &Path, entries: &[Entry], data: &mut dyn FnMut(&str) -
     write_parts(path, &all, &mut |name, write| bytes(&data(name)?).into_iter().try_for_each(write))
 }
 
+/// Takes the bytes of a tensor's next part.
+type Take<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
 /// Writes parts of tensors. `data` hands each part's bytes of a tensor, in order, to the function that it is given.
-fn write_parts(
-    path: &Path,
-    tensors: &[(&str, Vec<Part>)],
-    data: &mut dyn FnMut(&str, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-) -> Result<FileEntry> {
+fn write_parts(path: &Path, tensors: &[(&str, Vec<Part>)], data: &mut dyn FnMut(&str, &mut Take<'_>) -> Result<()>) -> Result<FileEntry> {
     let io = |e| Error::io("write", path, e);
     let mut header = serde_json::Map::new();
     let mut offset = 0;

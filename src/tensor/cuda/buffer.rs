@@ -257,7 +257,7 @@ impl Buffer {
     /// If the length differs or the buffer holds anything else.
     pub fn upload_u8(&mut self, data: &[u8]) -> Result<()> {
         assert!(self.dtype == DType::U8 && data.len() == self.len, "as many bytes as the buffer holds");
-        self.gpu.backend().upload(self.address, data)
+        self.gpu().upload(self.address, data)
     }
 
     /// Waits for the device and downloads a buffer of bytes.
@@ -270,7 +270,7 @@ impl Buffer {
     pub fn to_u8(&self) -> Result<Vec<u8>> {
         assert_eq!(self.dtype, DType::U8, "a buffer of bytes");
         let mut data = vec![0u8; self.len];
-        self.gpu.backend().download(&mut data, self.address)?;
+        self.gpu().download(&mut data, self.address)?;
         Ok(data)
     }
 
