@@ -166,17 +166,19 @@ fn eight_bit_steps_of_the_processor(rows: usize, cols: usize, steps: u64) -> Lef
 /// Rows of one block and of several, whole and not, in more blocks than a block of threads takes.
 #[test]
 fn adamw_in_8_bits_has_the_processor_s_bits() {
-    on_all_devices(|gpu| {
-        for (rows, cols) in [(1, 1), (3, 7), (9, 8), (2, 255), (5, 256), (33, 264), (3, 530), (1, 2048)] {
-            let (got, want) = (eight_bit_steps(gpu, rows, cols, 3).expect("steps"), eight_bit_steps_of_the_processor(rows, cols, 3));
-            assert!(bits(&got.0) == bits(&want.0) && got.1 == want.1, "weights of {rows} x {cols}");
-            assert!(got.2 == want.2, "moments of {rows} x {cols}");
-            // What one saved the other goes on from.
-            let mut moments = adamw::cuda::Moments::zeros(gpu, rows, cols).expect("cleared");
-            moments.import(&want.2.0, &want.2.1).expect("uploaded");
-            assert!(moments.export().expect("downloaded") == want.2);
-        }
-    });
+    on_all_devices(adamw_8bit_on);
+}
+
+pub fn adamw_8bit_on(gpu: &Arc<Gpu>) {
+    for (rows, cols) in [(1, 1), (3, 7), (9, 8), (2, 255), (5, 256), (33, 264), (3, 530), (1, 2048)] {
+        let (got, want) = (eight_bit_steps(gpu, rows, cols, 3).expect("steps"), eight_bit_steps_of_the_processor(rows, cols, 3));
+        assert!(bits(&got.0) == bits(&want.0) && got.1 == want.1, "weights of {rows} x {cols}");
+        assert!(got.2 == want.2, "moments of {rows} x {cols}");
+        // What one saved the other goes on from.
+        let mut moments = adamw::cuda::Moments::zeros(gpu, rows, cols).expect("cleared");
+        moments.import(&want.2.0, &want.2.1).expect("uploaded");
+        assert!(moments.export().expect("downloaded") == want.2);
+    }
 }
 
 #[test]

@@ -78,6 +78,13 @@ pub fn zeros(gpu: &Arc<Gpu>, case: &Case) -> Buffer {
     Buffer::zeros(gpu, DType::F32, case.shape.n * case.shape.k).expect("cleared")
 }
 
+/// dw += scale dy' x.
+pub fn add_scaled(gpu: &Arc<Gpu>, case: &Case, dw: &mut Buffer, scale: f32) -> Result<()> {
+    let chunks = TokenChunks::new(gpu, &case.chunks)?;
+    let [dy, x] = [&case.dy, &case.x].map(|t| upload(gpu, t));
+    matmul::cuda::backward_weight(dw, &dy?, &x?, &chunks, case.shape.n, case.shape.k, scale)
+}
+
 /// y, dx and dw by the processor.
 fn processor(case: &Case) -> [Vec<f64>; 3] {
     let Shape { m, n, k } = case.shape;
@@ -304,12 +311,8 @@ fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], cas
         let got = run(gpu, case, &mut dw)?;
         let right = [&got[0], &got[1]].iter().zip(&want).all(|(got, want)| error(got, want) <= BF16_BOUND);
         // The same again, times a half and whole.
-        let chunks = TokenChunks::new(gpu, &case.chunks)?;
-        let [dy, x] = [&case.dy, &case.x].map(|t| upload(gpu, t));
-        let (dy, x) = (dy?, x?);
-        for scale in [SCALE, 1.0] {
-            matmul::cuda::backward_weight(&mut dw, &dy, &x, &chunks, case.shape.n, case.shape.k, scale)?;
-        }
+        add_scaled(gpu, case, &mut dw, SCALE)?;
+        add_scaled(gpu, case, &mut dw, 1.0)?;
         let want: Vec<f64> = want[2].iter().map(|w| (2.0 + f64::from(SCALE)) * w).collect();
         Ok(right && error(&dw.to_f32()?, &want) <= F32_BOUND)
     };

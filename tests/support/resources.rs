@@ -23,7 +23,8 @@ pub type Table = BTreeMap<(String, usize), Row>;
 
 const HEAD: &str = "\
 # What every kernel takes of a chip, by NVRTC 13.0: registers of a thread, bytes of shared memory of a block (static; dynamic, the most that a
-# launch of the tests asks for), and bytes that a thread spills. `cargo test --test ops` compares; SORFT_WRITE_RESOURCES=1 writes this file instead.
+# launch of the tests asks for; 0 of kernels for Hopper alone), and bytes that a thread spills. `cargo test --test ops` compares;
+# SORFT_WRITE_RESOURCES=1 writes this file instead.
 #
 ";
 

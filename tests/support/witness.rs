@@ -13,8 +13,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The architecture whose PTX is run. That of the others is the same text but for its head, as a test makes sure.
+/// The architecture whose PTX is run. That of sm_90a is the same text but for its head, as a test makes sure.
 pub const ARCHITECTURE: &str = "sm_80";
+
+/// Sources whose kernels have code for Hopper alone, by instructions that the interpreter does not know: they run on the emulator only.
+pub const FOR_HOPPER: [&str; 3] = ["attention_hopper.cu", "head_hopper.cu", "linear_hopper.cu"];
 
 /// The compiler; none, with a word about it, where it is missing and not required.
 pub fn nvrtc() -> Option<&'static Nvrtc> {
@@ -72,9 +75,14 @@ fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
     MODULES.get_or_init(|| Source::ALL.par_iter().map(module).collect())
 }
 
-/// The kernels of all sources.
+/// The kernels of all sources that have code for every architecture.
 pub fn kernels() -> Vec<String> {
-    modules().values().flat_map(|m| m.kernels().map(str::to_owned).collect::<Vec<_>>()).collect()
+    modules()
+        .iter()
+        .filter(|(file, _)| !FOR_HOPPER.contains(file))
+        .map(|(_, m)| m)
+        .flat_map(|m| m.kernels().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The device with all kernels as they are; none where there is no compiler.
