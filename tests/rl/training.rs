@@ -41,6 +41,23 @@ fn supervised_training_lowers_the_loss() {
     assert!(loss[29] < 0.2 * loss[0], "{loss:?}");
 }
 
+/// The loss falls as with moments in f32: the means of ten steps are within a twentieth of the first ones' mean.
+#[test]
+fn moments_in_8_bits_learn_as_f32_ones() {
+    let run = |moments: &str| {
+        let config = config(&format!("steps = 80\nbatch_prompts = 2\noptim.lr = 3e-3\noptim.moments = \"{moments}\"\n"));
+        let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+        train(&config, &[sequences(6)], model(), dir.path(), false, &mut hooks).unwrap();
+        let losses = numbers(&hooks.lines, "loss");
+        losses.chunks(10).map(|ten| ten.iter().sum::<f64>() / 10.0).collect::<Vec<_>>()
+    };
+    let (wide, coded) = (run("f32"), run("8bit"));
+    println!("f32 {wide:.3?}, 8 bits {coded:.3?}");
+    assert!(wide[7] < 0.5 * wide[0], "{wide:?}");
+    let off = wide.iter().zip(&coded).map(|(a, b)| (a - b).abs() / wide[0]).fold(0.0, f64::max);
+    assert!(off > 0.0 && off < 0.05, "{wide:?} and {coded:?}");
+}
+
 #[test]
 fn grpo_raises_the_reward_and_its_first_ratio_is_exactly_one() {
     let config = config(&format!("{GRPO}steps = 25\noptim.schedule = \"constant\"\n"));
