@@ -322,7 +322,7 @@ impl Gpu {
     /// Queues a launch, or notes it down where this thread records. `memory` is what its arguments point into.
     pub(super) fn queue(&self, call: Call, memory: &[Arc<Memory>]) -> Result<()> {
         let mut call = Some(call);
-        let noted = self.recorded(|recording| recording.calls.extend(call.take().map(|c| (c, memory.to_vec()))));
+        let noted = self.recorded(|recording| recording.note(call.take().expect("it was not queued"), memory));
         let (None, Some(mut call)) = (noted, call) else { return Ok(()) };
         count(&self.counters.launches);
         // SAFETY: the memory is there.

@@ -68,11 +68,29 @@ impl fmt::Debug for Arena {
 pub(super) struct Recording {
     pub thread: ThreadId,
     arena: Arena,
-    /// Launches, with the memory that each one's arguments point into.
-    pub calls: Vec<(Call, Vec<Arc<Memory>>)>,
+    calls: Vec<Call>,
+    /// What the calls' arguments point into, each once: blocks of the arena, and other memory.
+    blocks: HashMap<usize, Arc<Memory>>,
+    others: HashMap<usize, Weak<Memory>>,
 }
 
 impl Recording {
+    fn new(arena: Arena) -> Self {
+        let (blocks, others) = Default::default();
+        Self { thread: std::thread::current().id(), arena, calls: Vec::new(), blocks, others }
+    }
+
+    /// Notes a launch down. The buffers of its arguments are not kept: the arena's blocks are let again as soon as they are dropped.
+    pub fn note(&mut self, call: Call, memory: &[Arc<Memory>]) {
+        self.calls.push(call);
+        for memory in memory {
+            match &memory.of {
+                Some(block) => self.blocks.insert(Arc::as_ptr(block).addr(), block.clone()).map(drop),
+                None => self.others.insert(Arc::as_ptr(memory).addr(), Arc::downgrade(memory)).map(drop),
+            };
+        }
+    }
+
     pub fn memory(&mut self, gpu: &Arc<Gpu>, bytes: usize, grain: usize) -> Result<Arc<Memory>> {
         self.arena.take(gpu, bytes, grain)
     }
@@ -118,28 +136,16 @@ impl Graph {
     /// If another recording is under way on the device.
     pub fn record<T>(gpu: &Arc<Gpu>, arena: &mut Arena, record: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         arena.blocks.iter_mut().for_each(|b| b.tenant = Weak::new());
-        let recording = Recording { thread: std::thread::current().id(), arena: std::mem::take(arena), calls: Vec::new() };
-        let before = gpu.set_recording(Some(recording));
+        let before = gpu.set_recording(Some(Recording::new(std::mem::take(arena))));
         let end = End(gpu);
         assert!(before.is_none(), "one recording at a time");
         let made = record();
-        let recording = gpu.set_recording(None).expect("it was under way");
+        let Recording { arena: used, calls, blocks, others, .. } = gpu.set_recording(None).expect("it was under way");
         std::mem::forget(end); // it is ended
-        *arena = recording.arena;
+        *arena = used;
         let made = made?;
-        let (mut of_arena, mut others) = (HashMap::new(), HashMap::new());
-        let note = |(call, memory): (Call, Vec<Arc<Memory>>)| {
-            for memory in memory {
-                match &memory.of {
-                    Some(block) => of_arena.insert(block.address, block.clone()).map(drop),
-                    None => others.insert(memory.address, Arc::downgrade(&memory)).map(drop),
-                };
-            }
-            call
-        };
-        let calls = recording.calls.into_iter().map(note).collect();
-        let (arena, needs) = (of_arena.into_values().collect(), others.into_values().collect());
-        Ok((Self { gpu: gpu.clone(), calls, _arena: arena, needs, launched: false, made: None }, made))
+        let (blocks, needs) = (blocks.into_values().collect(), others.into_values().collect());
+        Ok((Self { gpu: gpu.clone(), calls, _arena: blocks, needs, launched: false, made: None }, made))
     }
 
     /// How many launches there are.
