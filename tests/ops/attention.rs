@@ -194,6 +194,18 @@ fn large_and_small_scores_equal_f64() {
     compare(heads(3, 1, 64), &forest(), 60.0, 3e-5);
 }
 
+/// Key biases in the hundreds, as Qwen2.5's first layers have them. A score is summed in short chains: one chain over the head would hold the
+/// large product from its dimension on, and be twice as far from f64 (2.6e-6 and more).
+#[test]
+fn keys_with_a_large_bias_equal_f64() {
+    let (heads, trees) = (heads(1, 1, 64), [tree(&[(None, 150)])]);
+    let (shape, plan) = (Shape::new(heads, &trees), Plan::for_trees(&trees));
+    let mut x = Inputs::new(heads, plan.num_tokens(), 1.0);
+    x.k.data_mut().iter_mut().skip(3).step_by(heads.head_dim).for_each(|k| *k += 150.0);
+    let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| wide(x.data()));
+    close("o, a bias of 150", run(heads, &plan, &x, 0.0)[0].data(), &shape.forward(&q, &k, &v), 2e-6);
+}
+
 /// The pages of generation hold what earlier sequences left there. Nothing of it reaches a token, not even NaN or infinity.
 #[test]
 fn stale_slots_do_not_leak() {

@@ -4,7 +4,7 @@
 //! dq = sum_j ds_j k_j, dk_j = sum over queries ds_j q, dv_j = sum over queries p_j do. Two passes, so that no two units write the same
 //! number: by query rows for dq, by pages for dk and dv (queries in packed order, which is the canonical order of the tree).
 
-use super::{Heads, KvLayer, ROWS, Saved, Small, Unit, transpose};
+use super::{Heads, KvLayer, ROWS, Saved, Small, Unit, raw_scores, transpose};
 use crate::tensor::Tensor;
 use crate::tensor::cpu::aligned::AlignedVec;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
@@ -112,7 +112,7 @@ impl Pass<'_> {
         let index = page as usize * unit.heads.num_kv_heads + unit.kv_head;
         let keys = self.kv.keys(page, unit.kv_head);
         let values = &self.turned.values[index * d * TILE..][..d * TILE];
-        Small { m: pairs, columns: TILE, k: d, a: &rows.q_turned, lda: pairs, b: keys, ldb: TILE, add: false }.run(&mut out.p, TILE);
+        raw_scores(&rows.q_turned, pairs, d, keys, &mut out.p);
         Small { m: pairs, columns: TILE, k: d, a: &rows.d_o_turned, lda: pairs, b: values, ldb: TILE, add: false }.run(&mut out.ds, TILE);
         for i in 0..pairs {
             let (row, head) = unit.pair(i);

@@ -1,6 +1,6 @@
 //! Attention forward on the CPU.
 
-use super::{Heads, KvLayer, Small, Unit, transpose};
+use super::{Heads, KvLayer, Small, Unit, raw_scores, transpose};
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
 use crate::tensor::cpu::vector::{LANES, Lanes, exp, max_lanes, sum_lanes};
@@ -64,8 +64,7 @@ fn forward_unit(unit: &Unit<'_>, q: &[f32], kv: &KvLayer, scale: f32) -> State {
     for tile in 0..unit.tiles() {
         let page = unit.segment.pages[tile];
         let keys = unit.bound(pairs - 1, tile);
-        Small { m: pairs, columns: TILE, k: d, a: &queries, lda: pairs, b: kv.keys(page, unit.kv_head), ldb: TILE, add: false }
-            .run(&mut scores, TILE);
+        raw_scores(&queries, pairs, d, kv.keys(page, unit.kv_head), &mut scores);
         for i in 0..pairs {
             let row: &mut [f32; TILE] = (&mut scores[i * TILE..(i + 1) * TILE]).try_into().expect("a tile");
             let bound = unit.bound(i, tile);
