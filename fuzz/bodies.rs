@@ -2,11 +2,15 @@
 //!
 //! A body may do anything but panic, hang or take memory out of proportion. Where two functions are inverse to each other, it says so.
 
+use sorft_native::agentless::files::read_predictions;
+use sorft_native::agentless::run_tests::log;
 use sorft_native::data::patch::Patch;
+use sorft_native::data::patch_similarity::read_answer;
 use sorft_native::data::source::issues::Issues;
 use sorft_native::data::source::swe_bench;
 use sorft_native::data::subtask::answer::{Universe, parse_edits, parse_functions, parse_lines};
 use sorft_native::data::subtask::file::parse_answer;
+use sorft_native::data::subtask::reproduction::read_script;
 use sorft_native::data::subtask::tree::shown_paths;
 use sorft_native::data::{Task, ground_truth, search_replace, unidiff};
 use sorft_native::model::chat::{ChatTemplate, Message};
@@ -43,6 +47,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("answer", answer),
     ("places", places),
     ("search_replace", search_replace),
+    ("predictions", predictions),
     ("run_config", run_config),
     ("checkpoint", checkpoint),
     ("run_log", run_log),
@@ -116,7 +121,7 @@ pub fn tokenizer(data: &[u8]) {
 /// A chat template's source.
 pub fn chat_template(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else { return };
-    // Loops without end are a template's right; a limit on them belongs to the template engine.
+    // A template's instructions are limited, not the bytes that each of them writes.
     if source.contains("range") {
         return;
     }
@@ -175,9 +180,10 @@ pub fn patch(data: &[u8]) {
     }
 }
 
-/// A model's answer, and a prompt's list of paths.
+/// A model's answer, a prompt's list of paths, and what a test under a model's patch prints.
 pub fn answer(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
+    let _ = (read_script(&text), log::parse(&text));
     let universe: BTreeSet<String> = ["src/a.py", "b.py", "a b.py"].map(str::to_owned).into();
     let _ = parse_answer(&text, &universe);
     let _ = shown_paths(&text, &universe);
@@ -202,12 +208,19 @@ pub fn places(data: &[u8]) {
 /// An answer with SWE-RL's blocks. What is read, is written and read to the same.
 pub fn search_replace(data: &[u8]) {
     let edits = search_replace::parse_blocks(data);
+    let _ = read_answer(data);
     if std::str::from_utf8(data).is_ok() {
         for edit in &edits {
             assert_eq!(search_replace::parse_blocks(search_replace::render(edit).as_bytes()), std::slice::from_ref(edit));
         }
     }
     let _ = search_replace::apply(b"import os\n\ndef f():\n    return 1\n", &edits);
+}
+
+/// A file of predictions, as lines and as one value.
+pub fn predictions(data: &[u8]) {
+    in_folder("all_preds.jsonl", data, |path| drop(read_predictions(path)));
+    in_folder("preds.json", data, |path| drop(read_predictions(path)));
 }
 
 /// A run's configuration. What is resolved, resolves to the same.

@@ -6,6 +6,7 @@
 //
 // Operations: forward 2 rows V K, dz the same, dh the same. Floor at 790 TFLOP/s for 16384 rows, V = 151936, K = 896: 5.6 ms each. Not measured on a
 // chip yet.
+#include "sorft.cuh"
 #include "linear_hopper.cuh"
 #include "head.cuh"
 

@@ -4,7 +4,6 @@
 // launched there. Layouts of operands in shared memory are those with the 128-byte swizzle: rows of 64 bf16, the 16-byte chunks of row r
 // exchanged by r % 8, which is also what tile::place<64> says.
 #pragma once
-#include "sorft.cuh"
 
 #if defined(SORFT_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define SORFT_HOPPER 1

@@ -9,6 +9,7 @@
 //
 // Operations: 2 M N K each (+ 2 M N R). From memory 48 KiB for each 4.2 million operations. Floor at 790 TFLOP/s for M = N = K = 4096: 174 us. Not
 // measured on a chip yet.
+#include "sorft.cuh"
 #include "linear_hopper.cuh"
 
 #if defined(SORFT_HOPPER)

@@ -1,4 +1,4 @@
-//! The target that `FUZZ_TARGET` names: one program of all targets, which `scripts/fuzz` builds instead of eighteen.
+//! The target that `FUZZ_TARGET` names: one program of all targets, which `scripts/fuzz` builds instead of one each.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -36,6 +36,10 @@ pub struct ChatTemplate {
 /// The name under which the environment knows the template.
 const NAME: &str = "chat_template";
 
+/// Instructions that a template may take for one conversation: templates come with models, and one that loops on and on is refused. Real ones
+/// take some hundred a message.
+const MOST_INSTRUCTIONS: u64 = 5_000_000;
+
 impl ChatTemplate {
     /// Compiles a template. `settings` is `tokenizer_config.json`, of which the special tokens are taken.
     ///
@@ -46,6 +50,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Error::input(format!("cannot set up templates: {e}")))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_fuel(Some(MOST_INSTRUCTIONS));
         python::extend(&mut environment);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
@@ -108,6 +113,9 @@ impl ChatTemplate {
 
 /// A template error's own words, with its line where it has one.
 fn describe(e: &minijinja::Error) -> String {
+    if e.kind() == ErrorKind::OutOfFuel {
+        return format!("it goes on after {MOST_INSTRUCTIONS} instructions");
+    }
     let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
     match e.line() {
         Some(line) if e.kind() != ErrorKind::InvalidOperation || e.detail().is_none() => format!("{what} (line {line} of the template)"),
@@ -282,6 +290,9 @@ mod tests {
         assert_eq!(e, "the chat template does not take these messages: roles must alternate");
         let e = ChatTemplate::new("{% if %}", &json!({})).err().unwrap().to_string();
         assert!(e.contains("cannot compile the chat template") && e.contains("line 1"), "{e}");
+        let loops = "{% for i in range(9999) %}{% for j in range(9999) %}{{ i }}{% endfor %}{% endfor %}";
+        let e = render(loops, json!([])).unwrap_err().to_string();
+        assert_eq!(e, "the chat template does not take these messages: it goes on after 5000000 instructions");
         assert!(render("{{ strftime_now('%Q%') }}", json!([])).unwrap_err().to_string().contains("bad format"));
     }
 

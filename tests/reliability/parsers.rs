@@ -25,6 +25,7 @@ fn seed(place: &Place, target: &str) -> Vec<u8> {
         "issues" => br#"[{"number": 1, "title": "t", "body": "b"}, {"number": 2, "title": "u", "body": null, "pull_request": {}}]"#.to_vec(),
         "places" => b"### a.py\nclass: C\nfunction: C.f\nline: 5\n```\n### a.py\n<<<<<<< SEARCH\n        return 1\n=======\n        return 2\n>>>>>>> REPLACE\n```\n".to_vec(),
         "search_replace" => b"```python\n### a.py\n<<<<<<< SEARCH\n    return 1\n=======\n    return 2\n>>>>>>> REPLACE\n```\n".to_vec(),
+        "predictions" => b"{\"instance_id\": \"a\", \"model_patch\": null}\n{\"instance_id\": \"b\", \"model_patch\": \"x\"}\n".to_vec(),
         "sequences" => read("lines.jsonl"),
         "patch" => b"diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1,2 @@\n x\n-y\n+z\n".to_vec(),
         "answer" => b"<think>x</think>\n```\n- `./src/a.py`\n2. b.py\n```\nFiles:\na b.py\n\n".to_vec(),
