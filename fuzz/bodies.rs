@@ -4,6 +4,7 @@
 
 use sorft_native::agentless::files::read_predictions;
 use sorft_native::agentless::run_tests::log;
+use sorft_native::data::edit_blocks::swe_rl;
 use sorft_native::data::patch::Patch;
 use sorft_native::data::patch_similarity::read_answer;
 use sorft_native::data::source::issues::Issues;
@@ -12,7 +13,7 @@ use sorft_native::data::subtask::answer::{Universe, parse_edits, parse_functions
 use sorft_native::data::subtask::file::parse_answer;
 use sorft_native::data::subtask::reproduction::read_script;
 use sorft_native::data::subtask::tree::shown_paths;
-use sorft_native::data::{Task, ground_truth, search_replace, unidiff};
+use sorft_native::data::{Task, ground_truth, unidiff};
 use sorft_native::model::chat::{ChatTemplate, Message};
 use sorft_native::model::config::ModelConfig;
 use sorft_native::model::tokenizer::Tokenizer;
@@ -207,14 +208,14 @@ pub fn places(data: &[u8]) {
 
 /// An answer with SWE-RL's blocks. What is read, is written and read to the same.
 pub fn search_replace(data: &[u8]) {
-    let edits = search_replace::parse_blocks(data);
+    let edits = swe_rl::parse_blocks(data);
     let _ = read_answer(data);
     if std::str::from_utf8(data).is_ok() {
         for edit in &edits {
-            assert_eq!(search_replace::parse_blocks(search_replace::render(edit).as_bytes()), std::slice::from_ref(edit));
+            assert_eq!(swe_rl::parse_blocks(swe_rl::render(edit).as_bytes()), std::slice::from_ref(edit));
         }
     }
-    let _ = search_replace::apply(b"import os\n\ndef f():\n    return 1\n", &edits);
+    let _ = swe_rl::apply(b"import os\n\ndef f():\n    return 1\n", &edits);
 }
 
 /// A file of predictions, as lines and as one value.

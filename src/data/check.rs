@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Task;
-use super::edit::{apply_blocks, parse_blocks};
+use super::edit_blocks::agentless::{apply_blocks, parse_blocks};
 use super::ground_truth::{contents, functions, lines, unknown_files};
 use super::metrics::{BETA, ScoreKind};
 use super::subtask::answer::{Gold, Place, Universe};

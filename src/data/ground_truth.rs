@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Task;
-use super::edit::{Element, edit_elements};
+use super::edited_lines::{Element, edit_elements};
 use super::patch::{ChangeKind, FileChange, Hunk, LineKind, Patch};
 use super::symbols::{self, MODULE};
 use crate::{Error, Result};

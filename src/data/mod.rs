@@ -5,8 +5,8 @@
 //! * [`patch`]: unified git diffs: parse, apply, write. [`paths`]: which paths are sources, tests, documentation.
 //! * [`subtask`]: what the model is asked and how its answer is read; [`symbols`] and [`lexical`] give the prompt its evidence.
 //! * [`difflib`]: Python's, exactly and fast, for SWE-RL's similarity of patches ([`patch_similarity`]).
-//! * [`search_replace`]: edit blocks, read, applied and made. [`unidiff`]: patches as Python's package of that name reads them.
-//! * [`ground_truth`]: the gold sets of the subtasks; [`edit`]: SEARCH/REPLACE blocks; [`check`]: whether a task holds together.
+//! * [`edit_blocks`]: SEARCH/REPLACE blocks, read, applied and made, by either paper's rule. [`unidiff`]: patches as Python's package of that name reads them.
+//! * [`ground_truth`]: the gold sets of the subtasks; [`edited_lines`]: what edits are scored by; [`check`]: whether a task holds together.
 //! * [`metrics`], [`bootstrap`]: how well answers hit, with intervals. [`coverage`]: what several samples reach together. [`split`]: what is held out. [`random`]: keyed randomness.
 //! * [`near_duplicates`]: changes that are made again, or nearly.
 
@@ -14,7 +14,8 @@ pub mod bootstrap;
 pub mod check;
 pub mod coverage;
 pub mod difflib;
-pub mod edit;
+pub mod edit_blocks;
+pub mod edited_lines;
 pub mod ground_truth;
 pub mod lexical;
 pub mod lines;
@@ -24,7 +25,6 @@ pub mod patch;
 pub mod patch_similarity;
 pub mod paths;
 pub mod random;
-pub mod search_replace;
 pub mod source;
 pub mod split;
 pub mod subtask;

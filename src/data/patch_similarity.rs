@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use memchr::memmem;
 
 use super::difflib::{CharIndex, PyText, Scratch, splitlines, strip, unified_diff};
-use super::{search_replace, unidiff};
+use super::edit_blocks::swe_rl;
+use super::unidiff;
 
 /// Contents by path.
 pub type Files = BTreeMap<PyText, PyText>;
@@ -149,16 +150,16 @@ fn between<'a>(text: &'a [u8], open: &str, close: &str) -> &'a [u8] {
 ///
 /// No edit block, or one that cannot be applied.
 pub fn new_contents(context: &Files, answer: &[u8]) -> Result<Files, String> {
-    let edits = search_replace::parse_blocks(answer);
+    let edits = swe_rl::parse_blocks(answer);
     if edits.is_empty() {
         return Err("the solution has no edit block".into());
     }
-    let mut by_path: BTreeMap<&PyText, Vec<&search_replace::Edit>> = BTreeMap::new();
+    let mut by_path: BTreeMap<&PyText, Vec<&swe_rl::Edit>> = BTreeMap::new();
     edits.iter().for_each(|edit| by_path.entry(&edit.path).or_default().push(edit));
     let mut new = Files::new();
     for (path, edits) in by_path {
         let old = context.get(path).map_or(&[][..], PyText::as_bytes);
-        new.insert(path.clone(), search_replace::apply(old, edits)?.into());
+        new.insert(path.clone(), swe_rl::apply(old, edits)?.into());
     }
     Ok(new)
 }

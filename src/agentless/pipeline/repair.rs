@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::data::edit_blocks::swe_rl::{self, Edit};
 use crate::data::patch_similarity::read_answer;
-use crate::data::search_replace::{self, Edit};
 
 /// Contents by path.
 type Files = BTreeMap<String, String>;
@@ -12,7 +12,7 @@ type Files = BTreeMap<String, String>;
 /// be applied is applied: edits of files that were not shown, and those whose SEARCH is not found, are dropped, as in Agentless.
 pub(super) fn apply(answer: &str, files: &Files) -> (BTreeMap<String, (String, String)>, Option<String>) {
     let mut error = read_answer(answer.as_bytes()).err();
-    let edits = search_replace::parse_blocks(solution(answer).as_bytes());
+    let edits = swe_rl::parse_blocks(solution(answer).as_bytes());
     if edits.is_empty() {
         error.get_or_insert_with(|| "the answer has no edit block".to_owned());
     }
@@ -34,7 +34,7 @@ fn apply_one(edit: &Edit, files: &Files, changed: &BTreeMap<String, (String, Str
     let path = edit.path.to_text().trim_end().to_owned();
     let Some(old) = files.get(&path) else { return Err(format!("{path}: this file was not shown")) };
     let now = changed.get(&path).map_or(old, |(_, new)| new);
-    let new = search_replace::apply(now.as_bytes(), [edit])?;
+    let new = swe_rl::apply(now.as_bytes(), [edit])?;
     String::from_utf8(new).map(|new| (path.clone(), new)).map_err(|_| format!("{path}: the edit leaves no valid text"))
 }
 

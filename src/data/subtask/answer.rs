@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::answer_text;
 use super::shown::shown_lines;
 use super::tree::{forms, looks_like_path};
-use crate::data::edit::{Element, apply_blocks, edit_elements, parse_blocks};
+use crate::data::edit_blocks::agentless::{apply_blocks, parse_blocks};
+use crate::data::edited_lines::{Element, edit_elements};
 use crate::data::ground_truth::{Functions, Lines};
 use crate::data::metrics::SetScore;
 use crate::data::symbols::{Definition, MODULE, definitions};
@@ -295,12 +296,12 @@ impl Gold {
             Self::Edits(_) => {
                 let mut out = Vec::new();
                 for (path, (old, new)) in ground_truth::contents(task)? {
-                    match crate::data::edit::gold_blocks(&path, &old, &new) {
+                    match crate::data::edit_blocks::agentless::gold_blocks(&path, &old, &new) {
                         Some(blocks) => out.extend(blocks),
                         None => return Ok(None),
                     }
                 }
-                Some(crate::data::edit::write_blocks(&out))
+                Some(crate::data::edit_blocks::agentless::write_blocks(&out))
             }
         })
     }

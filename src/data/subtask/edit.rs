@@ -5,7 +5,7 @@ use super::answer::{Gold, Place};
 use super::code_view::Style;
 use super::localised::{Location, widened};
 use super::view::{Asked, PlacePrompt, View, ViewOptions};
-use crate::data::edit::{gold_blocks, search_places, write_blocks};
+use crate::data::edit_blocks::agentless::{gold_blocks, search_places, write_blocks};
 use crate::data::{Task, ground_truth};
 use crate::{Error, Result};
 

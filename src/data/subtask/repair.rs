@@ -6,9 +6,9 @@ use minijinja::{Environment, UndefinedBehavior, context};
 
 use super::budget::{clean_issue, fill_issue, longest_beginning};
 use crate::data::Task;
+use crate::data::edit_blocks::swe_rl::{make_blocks, render};
 use crate::data::patch::Patch;
 use crate::data::random::Keyed;
-use crate::data::search_replace::{make_blocks, render};
 use crate::{Error, Result};
 
 /// The prompt's template, in Jinja; [`RepairOptions::template`] replaces it.

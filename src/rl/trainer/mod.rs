@@ -9,8 +9,10 @@
 //! All state lies between two steps: weights, moments, and the counters of [`State`]. Everything random follows from the seed and the
 //! counters. So a run that was killed goes on from its last checkpoint to the same bytes.
 
+mod after_step;
 mod batch;
 pub mod data;
+mod line;
 mod measure;
 mod ppo;
 mod reference;
@@ -19,25 +21,24 @@ mod step;
 pub use data::Examples;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::optimizer::{AdamW, TensorState};
+use crate::model::optimizer::AdamW;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::transformer::ParamInfo;
 use crate::model::{Gradients, Transformer};
-use crate::rl::checkpoint::{self, Checkpoint, Entry, Snapshot, State};
+use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
 use crate::rl::config::{self, Algorithm, Config, Stage};
 use crate::rl::critic::Critic;
 use crate::rl::dataset::Dataset;
 use crate::rl::evaluate::Evaluation;
 use crate::rl::guard;
-use crate::rl::objective::{Grpo, Metrics, Objective, Sft};
+use crate::rl::objective::{Grpo, Objective, Sft};
 use crate::rl::order::Order;
 use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
-use batch::Batch;
+use line::first_epoch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use step::{Learner, Settings, Update};
@@ -322,24 +323,6 @@ impl<'a> Trainer<'a> {
         self.after_step(stage)
     }
 
-    /// The evaluation and the checkpoint that are due, and the stop after too many skipped steps.
-    fn after_step(&mut self, stage: &Stage) -> Result<()> {
-        if self.state.skipped_in_row >= stage.max_skipped {
-            // The weights are those of the last good step.
-            self.checkpoint()?;
-            let message = format!("{} steps in a row had a loss or a gradient that is not finite", self.state.skipped_in_row);
-            return Err(Error::input(message)
-                .at_file(self.out)
-                .hint("the last good state is in the newest checkpoint; lower optim.lr, or look at the data of these steps"));
-        }
-        // Before the checkpoint, which then stands for all lines up to its step.
-        self.evaluate_if_due()?;
-        if self.state.stage_step == stage.steps || self.state.step.is_multiple_of(self.config.checkpoint_every) {
-            self.checkpoint()?;
-        }
-        Ok(())
-    }
-
     /// Whether the policy learns in the step that comes; while a critic warms up it does not.
     fn policy_learns(&self, stage: &Stage) -> bool {
         stage.algorithm != Algorithm::Ppo || self.state.stage_step >= stage.critic.warmup
@@ -379,89 +362,6 @@ impl<'a> Trainer<'a> {
         }
         Ok(updates)
     }
-
-    /// A step's line of `metrics.jsonl`.
-    fn line(&self, stage: &Stage, batch: &Batch, updates: &[Update], lr: f64) -> Map<String, Value> {
-        let mean = |f: &dyn Fn(&Update) -> f64| updates.iter().map(f).sum::<f64>() / updates.len().max(1) as f64;
-        let made = updates.iter().any(|u| u.not_finite.is_none());
-        let first = first_epoch(stage, batch.jobs.len(), updates);
-        let mut line = Map::new();
-        line.insert("step".into(), self.state.step.into());
-        line.insert("stage".into(), (self.state.stage + 1).into());
-        line.insert("loss".into(), json!(mean(&|u| u.metrics.loss)));
-        line.insert("grad_norm".into(), json!(mean(&|u| u.grad_norm)));
-        let whole = updates.last().map(|u| &u.grad_sum).filter(|sum| !sum.is_empty());
-        line.insert("grad_sum".into(), json!(whole));
-        line.insert("lr".into(), json!(lr));
-        line.insert("tokens".into(), batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>().into());
-        line.insert("targets".into(), first.tokens.into());
-        line.insert("skipped".into(), (!made).into());
-        if let Some(what) = updates.iter().find_map(|u| u.not_finite.as_ref()) {
-            line.insert("not_finite".into(), json!(what));
-        }
-        line.insert("entropy".into(), json!(first.entropy()));
-        if stage.algorithm.samples() {
-            line.extend(batch.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
-            line.insert("kl".into(), json!(first.kl()));
-            line.insert("ratio_max".into(), json!(updates.iter().fold(0.0, |m, u| f64::max(m, u.metrics.ratio_max))));
-            line.insert("clip_fraction".into(), json!(mean(&|u| Metrics::clip_fraction(&u.metrics))));
-            line.extend(self.critic_line(stage, &batch.jobs, updates));
-        }
-        line
-    }
-
-    fn evaluate_if_due(&mut self) -> Result<()> {
-        let (step, config) = (self.state.step, self.config);
-        let due = match step {
-            0 => config.eval_at_start,
-            _ => {
-                let stage_ends = self.state.stage_step == config.stages[self.state.stage].steps;
-                stage_ends || config.eval_every > 0 && step.is_multiple_of(config.eval_every)
-            }
-        };
-        if !due || self.state.evaluated {
-            return Ok(());
-        }
-        if let Some(found) = self.hooks.evaluate(&self.model, step)? {
-            self.log.evaluation(step, &found.numbers, &found.answers)?;
-            self.hooks.event(Event::Evaluation(step, &found.numbers));
-        }
-        self.state.evaluated = true;
-        Ok(())
-    }
-
-    fn checkpoint(&mut self) -> Result<()> {
-        // Of a replay: it leaves none behind.
-        if self.config.checkpoint_every == 0 {
-            return Ok(());
-        }
-        let (model, Some(optimizer)) = (&self.model, &self.optimizer) else {
-            // Stopped before the stage was entered: the checkpoint that the run went on from still stands.
-            return Ok(());
-        };
-        self.log.sync()?;
-        let critic = &self.critic;
-        let params: Vec<ParamInfo> = model.trainable().into_iter().chain(critic.iter().flat_map(Critic::trainable)).collect();
-        let critic_of = |name: &str| critic.as_ref().filter(|_| Critic::owns(name));
-        let entry = |info: ParamInfo| {
-            let coded = critic_of(&info.name).map_or_else(|| optimizer.is_coded(&info.name), |critic| critic.is_coded(&info.name))?;
-            Ok(Entry { info, coded })
-        };
-        let entries: Vec<Entry> = params.into_iter().map(entry).collect::<Result<_>>()?;
-        let mut data = |name: &str| {
-            if let Some(critic) = critic_of(name) {
-                return critic.export(name);
-            }
-            let (first, second) = optimizer.export(name)?;
-            let state = TensorState { weight: model.export(name)?, first, second };
-            guard::check_state(name, &state)?;
-            Ok(state)
-        };
-        let dir: PathBuf = self.out.join("checkpoints");
-        let path = checkpoint::save(&dir, &self.state, &entries, &mut data, self.config.checkpoint_keep)?;
-        self.hooks.event(Event::Checkpoint(&path));
-        Ok(())
-    }
 }
 
 /// Whether a stage looks at a reference policy.
@@ -472,14 +372,6 @@ fn needs_reference(stage: &Stage) -> bool {
 /// Whether a stage's reference is the policy that the run began with.
 fn needs_initial(index: usize, stage: &Stage) -> bool {
     needs_reference(stage) && (index == 0 || stage.kl_reference == config::Reference::Base)
-}
-
-/// The sums over a step's first pass over its batch.
-fn first_epoch(stage: &Stage, jobs: usize, updates: &[Update]) -> Metrics {
-    let mut updates = updates.iter().take(stage.minibatches.clamp(1, jobs.max(1))).map(|u| u.metrics);
-    let mut total = updates.next().unwrap_or_default();
-    updates.for_each(|m| total.add(&m));
-    total
 }
 
 /// A stage's objective; `kl_coef` is the KL penalty's weight at this step.

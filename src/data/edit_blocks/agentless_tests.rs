@@ -63,15 +63,6 @@ fn new_files_are_made_and_others_are_not_guessed() {
     assert!(run(&block("", "x\n"), true).is_err() && run(&block("y\n", "x\n"), false).is_err());
 }
 
-#[test]
-fn elements_by_hand() {
-    let elements = edit_elements("a.py", "a\nb\nc\n", "a\nB  \nc\nd\n");
-    let of = |n| Element::Delete("a.py".into(), n);
-    let new = |t: &str| Element::Insert("a.py".into(), t.into());
-    assert_eq!(elements, BTreeSet::from([of(2), new("B"), new("d")]));
-    assert!(edit_elements("a.py", "a\nb", "a\r\nb\n").is_empty());
-}
-
 proptest! {
     #[test]
     fn gold_blocks_give_the_new_file(old in "((a|b|c|)\n){0,8}(a|b)?", new in "((a|b|c|)\n){0,8}(a|b)?") {

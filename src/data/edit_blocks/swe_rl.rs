@@ -1,7 +1,6 @@
-//! SEARCH/REPLACE blocks as SWE-RL has them (arXiv 2502.18449): reading them from an answer, applying them, and making them from two
-//! versions of a file.
+//! SWE-RL's rule (arXiv 2502.18449).
 //!
-//! Texts are bytes, as [`super::difflib::PyText`] holds them.
+//! Texts are bytes, as [`PyText`] holds them.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -9,7 +8,8 @@ use std::sync::LazyLock;
 use memchr::memmem;
 use regex::bytes::Regex;
 
-use super::difflib::{LineMatcher, PyText, Tag, opcodes};
+use super::{DIVIDER, REPLACE, SEARCH, size_limit};
+use crate::data::difflib::{LineMatcher, PyText, Tag, opcodes};
 
 /// One block: in the file `path`, `search` becomes `replace`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,17 +22,8 @@ pub struct Edit {
     pub replace: PyText,
 }
 
-/// Edits may not make a file larger than this, or than four times what it was.
-pub const MAX_FILE: usize = 4 << 20;
-
-/// How many bytes a file of `len` bytes may have after its edits: every edit may double it, and a few lines of an answer could otherwise
-/// fill the memory.
-pub fn size_limit(len: usize) -> usize {
-    MAX_FILE.max(len.saturating_mul(4))
-}
-
-/// The blocks of an answer, in its order. A block is a fence with nothing else in it: ```` ``` ````, `### path`, `<<<<<<< SEARCH`, lines,
-/// `=======`, lines, `>>>>>>> REPLACE`, ```` ``` ````; between the markers stands at least one line, which may be empty.
+/// The blocks of an answer, in its order. A block is a fence with nothing else in it, and between its markers stands at least one line,
+/// which may be empty.
 pub fn parse_blocks(answer: &[u8]) -> Vec<Edit> {
     static BLOCK: LazyLock<Regex> = LazyLock::new(|| {
         let pattern = r"(?-u)```[^\n]*?\n### ([^\n]*)\n<<<<<<< SEARCH\n((?s:.*?))\n=======\n((?s:.*?))\n>>>>>>> REPLACE\n```";
@@ -147,7 +138,7 @@ pub fn render(edit: &Edit) -> String {
     let language = if edit.path.as_bytes().ends_with(b".py") { "python" } else { "" };
     let mut out = String::new();
     let Edit { path, search, replace } = edit;
-    let _ = write!(out, "```{language}\n### {path}\n<<<<<<< SEARCH\n{search}\n=======\n{replace}\n>>>>>>> REPLACE\n```");
+    let _ = write!(out, "```{language}\n### {path}\n{SEARCH}\n{search}\n{DIVIDER}\n{replace}\n{REPLACE}\n```");
     out
 }
 

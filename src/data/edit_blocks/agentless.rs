@@ -1,7 +1,6 @@
-//! SEARCH/REPLACE edits: the answer format of code edit generation (SoRFT, arXiv 2502.20127; Agentless, arXiv 2407.01489).
+//! Agentless's rule (arXiv 2407.01489), the answer format of code edit generation in SoRFT (arXiv 2502.20127).
 //!
-//! A block is a line `### path`, `<<<<<<< SEARCH`, lines, `=======`, lines, `>>>>>>> REPLACE`, each block in a ``` fence of its own (the
-//! fence is not asked for; a path holds until the next one). SEARCH must stand in the file as whole lines, and every place where it does
+//! Each block has a fence of its own, which is not asked for; a path holds until the next one. SEARCH must stand in the file as whole lines, and every place where it does
 //! is replaced; later blocks see earlier ones. An empty SEARCH makes a file that is not there. Where a SEARCH is nowhere in the file and its
 //! first line is exactly `...`, copied from a prompt that leaves lines out, it is tried without that line, which Agentless tolerates too; a
 //! REPLACE that begins with `...` as well then loses it.
@@ -9,11 +8,11 @@
 //! Line ends: blocks and files are compared without carriage returns, and inserted lines take the line end of what they replace. The end
 //! of a file keeps its state (with or without a line feed) unless a side ends with git's line `\ No newline at end of file`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
-use super::search_replace::size_limit;
+use super::{DIVIDER, REPLACE, SEARCH, size_limit};
 
 /// git's mark of a file that no line feed ends.
 const NO_NEWLINE: &str = "\\ No newline at end of file";
@@ -32,15 +31,6 @@ pub struct Block {
     pub replace: Vec<String>,
 }
 
-/// An element of the set that edits are scored by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Element {
-    /// A line of the old file (1-based) that is gone.
-    Delete(String, usize),
-    /// The text of a new line, without blanks at its end.
-    Insert(String, String),
-}
-
 /// Why blocks cannot be read or applied, in words for the model's log.
 pub type Reason = String;
 
@@ -54,7 +44,7 @@ pub fn parse_blocks(text: &str) -> Result<Vec<Block>, Reason> {
             path = name.trim().trim_matches('`').trim_start_matches("./").to_owned();
             continue;
         }
-        if line.trim_end() != "<<<<<<< SEARCH" {
+        if line.trim_end() != SEARCH {
             continue;
         }
         let mut block = Block { path: path.clone(), ..Block::default() };
@@ -68,8 +58,8 @@ pub fn parse_blocks(text: &str) -> Result<Vec<Block>, Reason> {
             }
             None
         };
-        block.search = part("=======").ok_or("a SEARCH without `=======`")?;
-        block.replace = part(">>>>>>> REPLACE").ok_or("a block without `>>>>>>> REPLACE`")?;
+        block.search = part(DIVIDER).ok_or("a SEARCH without `=======`")?;
+        block.replace = part(REPLACE).ok_or("a block without `>>>>>>> REPLACE`")?;
         if block.path.is_empty() {
             return Err("a block without a line `### path` before it".to_owned());
         }
@@ -200,20 +190,6 @@ fn replace(lines: &mut Vec<Line>, block: &Block, limit: usize) -> Result<bool, R
     Ok(found)
 }
 
-/// What the change of a file deletes and inserts, by Myers' algorithm over lines without their line ends. A change of line ends alone has
-/// no elements.
-pub fn edit_elements(path: &str, old: &str, new: &str) -> BTreeSet<Element> {
-    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
-    let mut out = BTreeSet::new();
-    for op in capture_diff_slices(Algorithm::Myers, &old, &new) {
-        if op.tag() != DiffTag::Equal {
-            out.extend(op.old_range().map(|i| Element::Delete(path.to_owned(), i + 1)));
-            out.extend(op.new_range().map(|i| Element::Insert(path.to_owned(), new[i].trim_end().to_owned())));
-        }
-    }
-    out
-}
-
 /// The blocks that turn `old` into `new`: a block a changed place, with as many lines around it as make its SEARCH stand in `old` once.
 /// Where what one block inserts would be found by another, one block covers all. None where blocks cannot say it (a change of line ends).
 pub fn gold_blocks(path: &str, old: &str, new: &str) -> Option<Vec<Block>> {
@@ -293,16 +269,16 @@ fn is_unique(lines: &[(String, bool)], range: &std::ops::Range<usize>) -> bool {
 pub fn write_blocks(blocks: &[Block]) -> String {
     let mut out = Vec::new();
     for block in blocks {
-        let mut lines = vec!["```".to_owned(), format!("### {}", block.path), "<<<<<<< SEARCH".to_owned()];
+        let mut lines = vec!["```".to_owned(), format!("### {}", block.path), SEARCH.to_owned()];
         lines.extend(block.search.iter().cloned());
-        lines.push("=======".to_owned());
+        lines.push(DIVIDER.to_owned());
         lines.extend(block.replace.iter().cloned());
-        lines.extend([">>>>>>> REPLACE".to_owned(), "```".to_owned()]);
+        lines.extend([REPLACE.to_owned(), "```".to_owned()]);
         out.push(lines.join("\n"));
     }
     out.join("\n")
 }
 
 #[cfg(test)]
-#[path = "edit_tests.rs"]
+#[path = "agentless_tests.rs"]
 mod tests;
