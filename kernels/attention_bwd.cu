@@ -14,6 +14,7 @@
 // sequence of 4096, 32 heads of 64: 304 us. Not measured on a chip yet.
 #include "sorft.cuh"
 #include "attention.cuh"
+#include "attention_bwd.cuh"
 
 namespace attention {
 
@@ -73,8 +74,8 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
       SORFT_UNROLL
       for (int e = 0; e < 4; e++) {
         const bool seen = t * ROWS + j * 8 + lane % 4 * 2 + e % 2 <= position[e / 2];
-        const float p = ptx::ex2(fmaf(s[j][e], scale_log2, -lse[e / 2]));
-        s[j][e] = seen ? p * (dp[j][e] - delta[e / 2]) * a.scale : 0.0f;
+        const float p = probability(s[j][e], scale_log2, lse[e / 2]);
+        s[j][e] = seen ? score_gradient(p, dp[j][e], delta[e / 2], a.scale) : 0.0f;
       }
     }
     tile::multiply_accumulator<D>(sum, s, stage, 0);
@@ -88,13 +89,6 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
     for (int j = 0; j < D / 8; j++) store_vec(dq + at * D + 8 * j + lane % 4 * 2, to_bf16x2(sum[j][2 * r], sum[j][2 * r + 1]));
   }
 }
-
-// What a block knows of the pairs of a stage.
-template <int PAIRS>
-struct Pairs {
-  float lse[PAIRS], delta[PAIRS];
-  int position[PAIRS];
-};
 
 // The pairs of one entry of `runs`: rows first.. of the batch, count of them.
 template <int D, int PAIRS>
@@ -113,9 +107,7 @@ __device__ __forceinline__ void load_pairs(bf16 *stage, Pairs<PAIRS> *known, con
   if (pair < PAIRS) {
     const bool valid = pair < pairs;
     const i64 token = first + pair / group, at = token * a.heads + first_head + pair % group;
-    known->lse[pair] = valid ? a.lse[at] * LOG2_E : 0.0f;
-    known->delta[pair] = valid ? a.delta[at] : 0.0f;
-    known->position[pair] = valid ? (int)a.positions[token] : -1;
+    known->take(pair, valid, a.lse, a.delta, a.positions, token, at);
   }
 }
 
@@ -157,8 +149,8 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
       for (int e = 0; e < 4; e++) {
         const int pair = j * 8 + lane % 4 * 2 + e % 2;
         const bool seen = position + lane / 4 + e / 2 * 8 <= own.position[pair];
-        p[j][e] = seen ? ptx::ex2(fmaf(p[j][e], scale_log2, -own.lse[pair])) : 0.0f;
-        ds[j][e] = seen ? p[j][e] * (ds[j][e] - own.delta[pair]) * a.scale : 0.0f;
+        p[j][e] = seen ? probability(p[j][e], scale_log2, own.lse[pair]) : 0.0f;
+        ds[j][e] = seen ? score_gradient(p[j][e], ds[j][e], own.delta[pair], a.scale) : 0.0f;
       }
     }
     tile::multiply_accumulator<D>(value_sum, p, d_o, 0);

@@ -9,7 +9,7 @@
 #define SORFT_HOPPER 1
 #endif
 
-// A matrix of bf16 in device memory with the size of the boxes to copy: what the driver's cuTensorMapEncodeTiled makes. Passed by value.
+// A matrix of bf16 in device memory, or planes of such matrices, with the size of the boxes to copy: what the driver's cuTensorMapEncodeTiled makes. Passed by value.
 struct alignas(64) TensorMap {
   u64 words[16];
 };
@@ -76,11 +76,23 @@ __device__ __forceinline__ void wait(u64 *barrier, u32 parity) {
 // cp.async.bulk.tensor: the box at column x, row y to shared memory (1024-aligned), zeros outside the matrix; arrives at the barrier in bytes.
 __device__ __forceinline__ void load_box(void *to, const TensorMap &map, u64 *barrier, int x, int y) {
 #if defined(SORFT_EMULATOR)
-  emu::load_tile(to, &map, reinterpret_cast<uint64_t *>(barrier), x, y);
+  emu::load_tile(to, &map, reinterpret_cast<uint64_t *>(barrier), x, y, 0, false);
 #else
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
                    shared_address(to)),
                "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+               : "memory");
+#endif
+}
+
+// The same of a map of planes: the box at column x, row y, plane z; its rows lie one after another, plane after plane.
+__device__ __forceinline__ void load_box(void *to, const TensorMap &map, u64 *barrier, int x, int y, int z) {
+#if defined(SORFT_EMULATOR)
+  emu::load_tile(to, &map, reinterpret_cast<uint64_t *>(barrier), x, y, z, true);
+#else
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+                   shared_address(to)),
+               "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
                : "memory");
 #endif
 }

@@ -82,7 +82,7 @@ void wait_for_copies(uint32_t pending);
 void mbarrier_init(uint64_t *barrier, uint32_t count);
 void mbarrier_arrive(uint64_t *barrier, uint32_t bytes);
 void mbarrier_wait(uint64_t *barrier, uint32_t parity);
-void load_tile(void *to, const void *map, uint64_t *barrier, int x, int y);
+void load_tile(void *to, const void *map, uint64_t *barrier, int x, int y, int z, bool planes);
 void fence_async_proxy();
 void named_barrier(uint32_t id, uint32_t count);
 
@@ -212,6 +212,9 @@ void call(void (*kernel)(A...), void **arguments) {
 #define warpSize 32
 
 // ---- CUDA's vector types and intrinsics, as far as kernels use them
+struct alignas(8) int2 {
+  int x, y;
+};
 struct alignas(8) float2 {
   float x, y;
 };

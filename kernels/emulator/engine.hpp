@@ -27,12 +27,15 @@ struct PendingCopy {
   uint32_t bytes, read, pc;
 };
 
-// A matrix of bf16 in device memory, as TMA reads it; src/tensor/cuda/emulator.rs makes it, in the place of the driver's 128 bytes.
+// A matrix of bf16 in device memory, or planes of such matrices, as TMA reads them; src/tensor/cuda/emulator.rs makes it, in the place of the driver's
+// 128 bytes. Strides in bytes; a matrix has no plane.
 struct TileMap {
   static constexpr uint64_t MAGIC = 0x70616d20656c6974ull;
   uint64_t magic, address;
-  uint64_t columns, rows, stride;  // stride in bytes
-  uint32_t box_rows, reserved;
+  uint64_t columns, rows, stride, box_rows;
+  uint64_t planes, plane_stride, box_planes;
+
+  uint64_t rows_of_box() const { return box_rows * (planes ? box_planes : 1); }
 };
 
 // A tile on its way to shared memory.
@@ -41,7 +44,7 @@ struct PendingTile {
   uint8_t *to;
   TileMap map;
   std::ptrdiff_t barrier;  // of the block's mbarriers
-  int x, y;
+  int x, y, z;
   uint32_t pc;
 };
 

@@ -35,13 +35,14 @@ void end_phase_if_complete(MBarrier &barrier) {
 template <class Each>
 void each_piece(const PendingTile &tile, const Each &each) {
   const TileMap &map = tile.map;
-  for (uint32_t row = 0; row < map.box_rows; row++) {
-    const int64_t y = (int64_t)tile.y + row;
+  for (uint32_t row = 0; row < map.rows_of_box(); row++) {
+    const int64_t y = (int64_t)tile.y + row % map.box_rows, z = (int64_t)tile.z + row / map.box_rows;
     for (uint32_t piece = 0; piece < BOX_ROW_BYTES / 16; piece++) {
       const int64_t x = (int64_t)tile.x + piece * 8;
       uint8_t *to = tile.to + row * BOX_ROW_BYTES + ((piece ^ (row & 7)) << 4);
-      const bool inside = y >= 0 && y < (int64_t)map.rows && x >= 0 && x < (int64_t)map.columns;
-      each(to, inside ? reinterpret_cast<const uint8_t *>(map.address) + y * map.stride + 2 * x : nullptr);
+      const bool in_plane = y >= 0 && y < (int64_t)map.rows && x >= 0 && x < (int64_t)map.columns;
+      const bool inside = in_plane && z >= 0 && z < (int64_t)std::max<uint64_t>(map.planes, 1);
+      each(to, inside ? reinterpret_cast<const uint8_t *>(map.address) + z * map.plane_stride + y * map.stride + 2 * x : nullptr);
     }
   }
 }
@@ -89,14 +90,15 @@ void mbarrier_wait(uint64_t *pointer, uint32_t parity) {
   if (engine->options.check) engine->races.learn(thread, barrier);
 }
 
-void load_tile(void *to, const void *map, uint64_t *pointer, int x, int y) {
+void load_tile(void *to, const void *map, uint64_t *pointer, int x, int y, int z, bool planes) {
   const uint32_t pc = EMU_CALLER;
   MBarrier &barrier = barrier_at(pointer, "cp.async.bulk.tensor", pc);
   Thread &thread = engine->current();
-  PendingTile tile{thread.block, static_cast<uint8_t *>(to), {}, &barrier - thread.block->mbarriers.data(), x, y, pc};
+  PendingTile tile{thread.block, static_cast<uint8_t *>(to), {}, &barrier - thread.block->mbarriers.data(), x, y, z, pc};
   memcpy(&tile.map, map, sizeof(tile.map));
   const std::string who = engine->name(thread) + " at " + at(pc);
   if (tile.map.magic != TileMap::MAGIC) engine->fail("cp.async.bulk.tensor: not a tensor map, by " + who);
+  if (planes != (tile.map.planes != 0)) engine->fail("cp.async.bulk.tensor: the map has another number of dimensions, by " + who);
   if (reinterpret_cast<uintptr_t>(to) % 1024) engine->fail("cp.async.bulk.tensor: a swizzled tile starts at a multiple of 1024 bytes, by " + who);
   if (x % 8) engine->fail(format("cp.async.bulk.tensor: column %d is no multiple of 8, by %s", x, who.c_str()));
   each_piece(tile, [&](uint8_t *place, const uint8_t *from) {
@@ -122,7 +124,7 @@ bool Engine::land_tile() {
     for (uint32_t i = 0; i < 16; i += SharedMemory::GRAIN)
       races.land_by_agent(*tile.block->shared.cell(reinterpret_cast<uintptr_t>(place) + i), *tile.block, barrier, tile.pc);
   });
-  barrier.bytes -= tile.map.box_rows * BOX_ROW_BYTES;
+  barrier.bytes -= static_cast<int64_t>(tile.map.rows_of_box() * BOX_ROW_BYTES);
   end_phase_if_complete(barrier);
   return true;
 }

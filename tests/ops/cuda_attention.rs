@@ -46,6 +46,18 @@ pub fn pages(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<De
     Ok(kv)
 }
 
+/// The same in pages that were full of one number.
+pub fn pages_that_held(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, number: f32) -> Result<DeviceKv> {
+    let all: Vec<(u32, u32)> = (0..plan.num_pages as u32 * 64).map(|i| (i / 64, i % 64)).collect();
+    let width = heads.num_kv_heads * heads.head_dim;
+    let filling = upload(gpu, &Tensor::from_vec(&[all.len(), width], vec![number; all.len() * width]))?;
+    let mut kv = DeviceKv::new(gpu, heads, plan.num_pages)?;
+    kv.write(&slots(gpu, &all)?, &filling, &filling)?;
+    kv.write(&slots(gpu, &plan.kv_slots)?, &upload(gpu, &x.k)?, &upload(gpu, &x.v)?)?;
+    kv.copy(&PageCopies::new(gpu, &plan.copies)?)?;
+    Ok(kv)
+}
+
 /// o and the logs of the sums.
 pub fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, cut: Cut) -> Result<[Vec<f32>; 2]> {
     let kv = pages(gpu, heads, plan, x)?;
@@ -199,15 +211,8 @@ fn stale_slots_do_not_leak() {
     let x = inputs(heads, plan.num_tokens());
     let gpu = emulator::gpu(Emulation::default());
     let clean = both_bits(&run(&gpu, heads, &plan, &x, Cut::Whole).expect("runs"));
-    let all: Vec<(u32, u32)> = (0..plan.num_pages as u32 * 64).map(|i| (i / 64, i % 64)).collect();
     for stale in [1e30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let filling = Tensor::from_vec(&[all.len(), 64], vec![stale; all.len() * 64]);
-        let mut kv = DeviceKv::new(&gpu, heads, plan.num_pages).expect("allocated");
-        let filling = upload(&gpu, &filling).expect("uploaded");
-        kv.write(&slots(&gpu, &all).expect("uploaded"), &filling, &filling).expect("written");
-        let own = slots(&gpu, &plan.kv_slots).expect("uploaded");
-        kv.write(&own, &upload(&gpu, &x.k).expect("uploaded"), &upload(&gpu, &x.v).expect("uploaded")).expect("written");
-        kv.copy(&PageCopies::new(&gpu, &plan.copies).expect("uploaded")).expect("copied");
+        let kv = pages_that_held(&gpu, heads, &plan, &x, stale).expect("filled");
         let work = Work::cut(&gpu, &plan.segments, heads, Cut::Whole).expect("uploaded");
         let (o, lse) = cuda::forward(&gpu, &upload(&gpu, &x.q).expect("uploaded"), &kv, &work, scale(heads)).expect("runs");
         assert!(clean == both_bits(&[o.to_f32().expect("downloaded"), lse.to_f32().expect("downloaded")]), "slots that held {stale}");
@@ -225,16 +230,21 @@ pub const fn mutant(name: &'static str, from: &'static str, to: &'static str) ->
     Mutant { name, from, to }
 }
 
-/// The library of a source with one mistake, which may stand in `softmax.cuh`, with kernels for heads of 64 only.
-pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
+/// The library of a source with one mistake, which may stand in `softmax.cuh`, with kernels for heads of one width only.
+pub fn broken(source: Source, mutant: &Mutant, head_dim: usize) -> std::path::PathBuf {
     let header = include_str!("../../kernels/softmax.cuh").replace("#pragma once", "");
     let in_source = source.text.contains(mutant.from);
     let whole = if in_source { source.text.to_owned() } else { source.text.replace("#include \"softmax.cuh\"", &header) };
     assert_eq!(whole.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
-    let narrow: Vec<&str> = whole.lines().map(|l| if l.starts_with("ATTENTION_") && !l.contains("(64") { "" } else { l }).collect();
+    let narrow: Vec<&str> =
+        whole.lines().map(|l| if l.starts_with("ATTENTION_") && !l.contains(&format!("({head_dim}")) { "" } else { l }).collect();
     let text = narrow.join("\n").replacen(mutant.from, mutant.to, 1);
-    let pages = KernelText { name: Source::KV_PAGES.file.to_owned(), defines: Vec::new(), text: Source::KV_PAGES.text.to_owned() };
-    emulator::library(&[KernelText { name: source.file.to_owned(), defines: Vec::new(), text }, pages])
+    let kernels = |source: Source, text: String| KernelText { name: source.file.to_owned(), defines: Vec::new(), text };
+    let mut all = vec![kernels(source, text), kernels(Source::KV_PAGES, Source::KV_PAGES.text.to_owned())];
+    if source == Source::ATTENTION_BWD_HOPPER {
+        all.push(kernels(Source::ATTENTION_BWD, Source::ATTENTION_BWD.text.to_owned())); // for delta
+    }
+    emulator::library(&all)
 }
 
 /// Without a barrier, with another wait or mask, and so on, the checker objects or the numbers are wrong, under every schedule.
@@ -350,12 +360,12 @@ fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], hea
         Ok(o_error <= OUTPUT_BOUND && lse_error <= LSE_BOUND) // NaN is not
     };
     let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability, ..mode });
-    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken));
+    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken), heads.head_dim);
     for mode in modes() {
         assert!(run(&open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
     }
     for mutant in mutants {
-        let library = broken(source, mutant);
+        let library = broken(source, mutant, heads.head_dim);
         for mode in [modes()[0], modes()[4]] {
             let found = !run(&open(&library, mode)).unwrap_or(false);
             assert!(found, "{} under {mode:?}", mutant.name);

@@ -1,15 +1,16 @@
 //! Attention's gradients on a device against the processor's on the same bf16 inputs.
 
 use crate::attention::{Inputs, forest, heads, scale, tree};
-use crate::cuda_attention::{broken, inputs, mutant, pages, upload};
+use crate::cuda_attention::{Mutant, broken, inputs, mutant, pages, pages_that_held, upload};
 use crate::cuda_checker::modes;
 use crate::cuda_rmsnorm::real_gpu;
 use crate::emulator;
 use crate::support::{bits, close, error, rows, wide};
 use sorft_native::Result;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
-use sorft_native::tensor::ops::attention::cuda::{self, BackwardWork, Work};
+use sorft_native::tensor::ops::attention::cuda::{self, BackwardWork, DeviceKv, Work};
 use sorft_native::tensor::ops::attention::{self, Heads, KvLayer};
+use sorft_native::tensor::philox::Philox;
 use sorft_native::tensor::plan::{Plan, Tree};
 use std::sync::Arc;
 
@@ -45,12 +46,22 @@ pub fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<[Vec
 
 /// The backward pass alone, from the processor's forward pass.
 fn run_backward(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, reference: &Reference) -> Result<[Vec<f32>; 3]> {
-    let kv = pages(gpu, heads, plan, x)?;
+    gradients(gpu, heads, plan, x, reference, &pages(gpu, heads, plan, x)?)
+}
+
+fn gradients(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, reference: &Reference, kv: &DeviceKv) -> Result<[Vec<f32>; 3]> {
     let work = BackwardWork::new(gpu, plan, heads)?;
     let o = Buffer::from_f32(gpu, DType::Bf16, &reference.o)?;
     let lse = Buffer::from_f32(gpu, DType::F32, &reference.lse)?;
-    let (dq, dk, dv) = cuda::backward(gpu, &upload(gpu, &x.d_o)?, &upload(gpu, &x.q)?, &o, &lse, &kv, &work, scale(heads))?;
+    let (dq, dk, dv) = cuda::backward(gpu, &upload(gpu, &x.d_o)?, &upload(gpu, &x.q)?, &o, &lse, kv, &work, scale(heads))?;
     Ok([dq.to_f32()?, dk.to_f32()?, dv.to_f32()?])
+}
+
+/// The bits of a small case's gradients.
+pub fn small(gpu: &Arc<Gpu>) -> [Vec<u32>; 3] {
+    let (heads, plan) = (heads(3, 1, 96), Plan::for_trees(&group()));
+    let x = inputs(heads, plan.num_tokens());
+    all_bits(&run_backward(gpu, heads, &plan, &x, &processor(heads, &plan, &x)).expect("runs"))
 }
 
 fn compare(heads: Heads, got: &[Vec<f32>; 3], want: &[Vec<f64>; 3]) {
@@ -68,6 +79,12 @@ pub fn group() -> Vec<Tree> {
     vec![tree(&[(None, 67), (Some(0), 3), (Some(1), 2), (Some(0), 1), (Some(0), 0), (Some(4), 2)]), tree(&[(None, 1)])]
 }
 
+/// The chip without the kernels that are for Hopper.
+fn on_ampere(mode: Emulation) -> Emulation {
+    Emulation { compute_capability: (8, 0), ..mode }
+}
+
+/// By mma.sync and by wgmma.
 #[test]
 fn gradients_equal_the_processor_s_under_every_schedule() {
     for (heads, trees) in [(heads(3, 1, 64), group()), (heads(2, 2, 96), group()), (heads(5, 1, 128), vec![tree(&[(None, 37)])])] {
@@ -75,7 +92,7 @@ fn gradients_equal_the_processor_s_under_every_schedule() {
         let x = inputs(heads, plan.num_tokens());
         let reference = processor(heads, &plan, &x);
         let mut first = None;
-        for mode in modes() {
+        for mode in modes().into_iter().flat_map(|mode| [on_ampere(mode), mode]) {
             let got =
                 run_backward(&emulator::gpu(mode), heads, &plan, &x, &reference).unwrap_or_else(|e| panic!("{heads:?}, {mode:?}: {e}"));
             compare(heads, &got, &reference.gradients);
@@ -85,7 +102,7 @@ fn gradients_equal_the_processor_s_under_every_schedule() {
     }
 }
 
-/// After the device's own forward pass, with groups of 1 to 8.
+/// After the device's own forward pass, with groups of 1 to 8; by mma.sync and by wgmma.
 #[test]
 fn shapes_equal_the_processor() {
     let quick = Emulation { check: false, ..Emulation::default() };
@@ -102,6 +119,8 @@ fn shapes_equal_the_processor() {
         let plan = Plan::for_trees(&trees);
         let x = inputs(heads, plan.num_tokens());
         let got = run(&emulator::gpu(quick), heads, &plan, &x).expect("runs");
+        let ampere = run(&emulator::gpu(on_ampere(quick)), heads, &plan, &x).expect("runs");
+        assert!(all_bits(&got) == all_bits(&ampere), "{heads:?}: mma.sync and wgmma");
         let mut want = processor(heads, &plan, &x).gradients;
         if plan.num_tokens() == 1 {
             // A token that sees only itself has a softmax of 1: dq and dk are what rounding leaves of 0.
@@ -109,6 +128,56 @@ fn shapes_equal_the_processor() {
             want[..2].iter_mut().zip(&got).for_each(|(want, got)| *want = wide(got));
         }
         compare(heads, &got, &want);
+    }
+}
+
+/// A forest drawn at random: up to two trees of up to four segments with parents before them, primes and single tokens among their lengths.
+fn drawn(random: &Philox, case: u64) -> Vec<Tree> {
+    let below = |place: u64, n: usize| (random.uniform(case, place) * n as f64) as usize;
+    let lengths = [0, 1, 2, 7, 23, 61, 64, 65];
+    let segments = |t: u64| -> Vec<(Option<usize>, usize)> {
+        let segment = |i: usize| {
+            let place = 100 * t + 10 * i as u64;
+            ((i > 0).then(|| below(place, i)), if i == 0 { 1 + below(place + 1, 90) } else { lengths[below(place + 2, lengths.len())] })
+        };
+        (0..=below(100 * t + 99, 4)).map(segment).collect()
+    };
+    (0..=below(1, 2) as u64).map(|t| tree(&segments(t + 1))).collect()
+}
+
+/// The bits of mma.sync by wgmma, for groups of 1 to 8 and every width of a head.
+#[test]
+fn drawn_forests_have_the_same_bits_on_hopper() {
+    let quick = Emulation { check: false, ..Emulation::default() };
+    let random = Philox::new(29, 0);
+    for case in 0..10 {
+        let (group, kv_heads) = (1 + case as usize % 8, 1 + case as usize / 8);
+        let heads = heads(group * kv_heads, kv_heads, [64, 96, 128][case as usize % 3]);
+        let plan = Plan::for_trees(&drawn(&random, case));
+        let x = inputs(heads, plan.num_tokens());
+        let reference = processor(heads, &plan, &x);
+        let run = |mode| run_backward(&emulator::gpu(mode), heads, &plan, &x, &reference).expect("runs");
+        let [hopper, ampere] = [quick, on_ampere(quick)].map(run);
+        assert!(all_bits(&hopper) == all_bits(&ampere), "{heads:?}, {:?}", plan.segments);
+        assert!(hopper.concat().iter().all(|g| g.is_finite()));
+    }
+}
+
+/// What pages held before reaches no gradient, not even NaN or infinity.
+#[test]
+fn stale_slots_do_not_leak() {
+    let heads = heads(3, 1, 64);
+    let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)]), tree(&[(None, 3)])]);
+    let x = inputs(heads, plan.num_tokens());
+    let reference = processor(heads, &plan, &x);
+    for mode in [Emulation::default(), on_ampere(Emulation::default())] {
+        let gpu = emulator::gpu(mode);
+        let clean = all_bits(&run_backward(&gpu, heads, &plan, &x, &reference).expect("runs"));
+        for stale in [1e30, f32::NAN, f32::INFINITY] {
+            let kv = pages_that_held(&gpu, heads, &plan, &x, stale).expect("filled");
+            let got = gradients(&gpu, heads, &plan, &x, &reference, &kv).expect("runs");
+            assert!(all_bits(&got) == clean, "{mode:?}: slots that held {stale}");
+        }
     }
 }
 
@@ -151,8 +220,8 @@ fn every_mistake_is_found() {
         mutant("queries: no barrier", "__syncthreads();  // the tile has landed for all", "// the tile has landed for all"),
         mutant("queries: one stage", "(t + 1) % 2 * 2 * PAGE", "t % 2 * 2 * PAGE"),
         mutant("queries: one key too many", "<= position[e / 2];", "<= position[e / 2] + 1;"),
-        mutant("queries: no delta", "p * (dp[j][e] - delta[e / 2]) * a.scale", "p * dp[j][e] * a.scale"),
-        mutant("queries: the other row's sum", "-lse[e / 2])", "-lse[1 - e / 2])"),
+        mutant("queries: no delta", "dp[j][e], delta[e / 2], a.scale", "dp[j][e], 0.0f, a.scale"),
+        mutant("queries: the other row's sum", "lse[e / 2]);", "lse[1 - e / 2]);"),
         mutant("queries: a row too many", "item.end - (t + 1) * ROWS", "item.end + 1 - (t + 1) * ROWS"),
         mutant("pages: no barrier", "__syncthreads();  // the pairs have landed for all", "// the pairs have landed for all"),
         mutant("pages: one stage", "const u32 other = (i + 1 - first) % 2;", "const u32 other = (i - first) % 2;"),
@@ -168,24 +237,100 @@ fn every_mistake_is_found() {
         mutant("pages: the last run is lost", "i < last; i++) {\n    ptx", "i + 1 < last; i++) {\n    ptx"),
         mutant("delta: half of a row", "c < dim; c += 64", "c < dim / 2; c += 64"),
     ];
-    let heads = heads(3, 1, 64);
     let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
+    // Whose pages begin unwritten, so that reading too much of them is found.
+    let modes: Vec<Emulation> = modes().into_iter().step_by(3).map(on_ampere).collect();
+    each_is_found(Source::ATTENTION_BWD, "struct Gradients {", &mutants, heads(3, 1, 64), &plan, &modes);
+}
+
+/// Mistakes with pages and pairs by TMA and products by warpgroups.
+#[test]
+fn every_mistake_on_hopper_is_found() {
+    let mutants = [
+        mutant("padding is not cleared", "    store_vec(areas", "    if (false) store_vec(areas"),
+        mutant("padding is not fenced", "  ptx::fence_async_proxy();\n}", "}"),
+        mutant("no fence of the sums", "  ptx::wgmma_fence();\n  SORFT_UNROLL\n  for (int k = 0; k < 4", "  for (int k = 0; k < 4"),
+        mutant("the next columns lie elsewhere", "BLOCK_BYTES + k % 4 * 32", "BLOCK_BYTES + k % 4 * 16"),
+        mutant("the next terms lie elsewhere", "b + k * 2048", "b + k * 1024"),
+        mutant("queries: do not wait for pairs", "    ptx::wait(barriers.pairs, 0);\n", ""),
+        mutant("queries: do not wait for keys", "    ptx::wait(&barriers.keys[at.stage], at.parity);\n", ""),
+        mutant("queries: do not wait for values", "    ptx::wait(&barriers.values[at.stage], at.parity);\n", ""),
+        mutant("queries: fewer bytes are announced", "&b.keys[turn.stage], Tile<D>::BYTES);", "&b.keys[turn.stage], 16);"),
+        mutant("queries: scores are not waited for", "ptx::wgmma_wait<2>();  // the scores", "// the scores"),
+        mutant("queries: dp is not waited for", "ptx::wgmma_wait<1>();  // so is dp", "// so is dp"),
+        mutant("queries: zeros are not fenced", "      ptx::fence_async_proxy();\n      ptx::named_barrier", "      ptx::named_barrier"),
+        mutant("queries: each group has its own zeros", "named_barrier(1, groups * GROUP)", "named_barrier(1 + group, GROUP)"),
+        mutant("queries: both take the first pairs", "*pairs = shared + group * ROWS * ROW_BYTES", "*pairs = shared"),
+        mutant("queries: one key too many", "<= position[e / 2];", "<= position[e / 2] + 1;"),
+        mutant("queries: another page", "pages[t] * a.kv_heads", "pages[0] * a.kv_heads"),
+        mutant("queries: a pair too many is written", "if (pair >= item.rows * a.of_token())", "if (pair > item.rows * a.of_token())"),
+        mutant("pages: do not wait for the page", "    ptx::wait(barriers.page, 0);\n", ""),
+        mutant("pages: do not wait for pairs", "      ptx::wait(&barriers.full[turn.stage], turn.parity);\n", ""),
+        mutant(
+            "pages: no wait for a free stage",
+            "      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n      ptx::arrive_and_expect(full",
+            "      ptx::arrive_and_expect(full",
+        ),
+        mutant(
+            "pages: what is known is written too early",
+            "      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n      const i64",
+            "      const i64",
+        ),
+        mutant("pages: pairs without what is known of them", "ptx::barrier_init(&full[i], 3);", "ptx::barrier_init(&full[i], 1);"),
+        mutant(
+            "pages: a warp does not wait for itself",
+            "      __syncwarp();\n      if (thread % 32 == 0) ptx::arrive(&b",
+            "      if (thread % 32 == 0) ptx::arrive(&b",
+        ),
+        mutant("pages: a warp is still reading", "      __syncwarp();  // all lanes", "      // all lanes"),
+        mutant("pages: pairs are freed too early", "      ptx::wgmma_wait<0>();\n      __syncwarp();", "      __syncwarp();"),
+        mutant("pages: no mask", "seen ? attention::probability(", "true ? attention::probability("),
+        mutant("pages: the last run is lost", "i < runs.last; i += ROWS / PAIRS", "i + 1 < runs.last; i += ROWS / PAIRS"),
+    ];
+    let of_stages = [
+        mutant("parities stay", "stage = 0, parity ^= 1", "stage = 0"),
+        mutant(
+            "queries: no wait for a free page",
+            "    ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n    ptx::arrive_and_expect(&b.keys",
+            "    ptx::arrive_and_expect(&b.keys",
+        ),
+        mutant("queries: a page is freed by half", "groups * GROUP / 32);", "groups * GROUP / 64);"),
+        mutant(
+            "queries: a page is freed too early",
+            "ptx::wgmma_wait<0>();\n      leave_page();",
+            "leave_page();\n      ptx::wgmma_wait<0>();",
+        ),
+    ];
+    // Of kernels whose tiles have two runs.
+    let of_two_runs = [
+        mutant("pages: one run in the place of two", "to + r * PAIRS * ROW_BYTES, Tile", "to, Tile"),
+        mutant("pages: a run that is not there", "i < last ? (int)table[2 * i + 1] : 0", "(int)table[2 * i + 1]"),
+    ];
+    let modes = [modes()[0], modes()[4]];
+    let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
+    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &mutants, heads(3, 1, 64), &plan, &modes);
+    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &of_two_runs, heads(3, 1, 96), &plan, &modes);
+    // Stages of the first pass are used again behind the third page.
+    let plan = Plan::for_trees(&[tree(&[(None, 194)])]);
+    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &of_stages, heads(1, 1, 64), &plan, &modes);
+}
+
+fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, plan: &Plan, found_in: &[Emulation]) {
     let x = inputs(heads, plan.num_tokens());
-    let reference = processor(heads, &plan, &x);
+    let reference = processor(heads, plan, &x);
     let right = |gpu: &Arc<Gpu>| -> Result<bool> {
-        let got = run_backward(gpu, heads, &plan, &x, &reference)?;
+        let got = run_backward(gpu, heads, plan, &x, &reference)?;
         Ok(got.iter().zip(&reference.gradients).all(|(got, want)| error(got, want) <= BOUND))
     };
-    // Whose pages begin unwritten, so that reading too much of them is found.
-    let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability: (8, 0), ..mode });
-    let unbroken = broken(Source::ATTENTION_BWD, &mutant("nothing", "struct Gradients {", "struct Gradients {"));
+    let unbroken = broken(source, &mutant("nothing", unbroken, unbroken), heads.head_dim);
     for mode in modes() {
-        assert!(right(&open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
+        let mode = Emulation { compute_capability: found_in[0].compute_capability, ..mode };
+        assert!(right(&emulator::open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
     }
-    for mutant in &mutants {
-        let library = broken(Source::ATTENTION_BWD, mutant);
-        for mode in modes().into_iter().step_by(3) {
-            assert!(!right(&open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
+    for mutant in mutants {
+        let library = broken(source, mutant, heads.head_dim);
+        for &mode in found_in {
+            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }
     }
 }

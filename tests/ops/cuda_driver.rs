@@ -3,6 +3,7 @@
 //! The stand-in has to be found as `libcuda.so` when the process starts to look, so each case runs this test binary again, with an
 //! environment of its own.
 
+use crate::cuda_attention_backward;
 use crate::emulator::{self, KernelText};
 use sorft_native::tensor::cuda::{Arena, Buffer, DType, Emulation, Gpu, Graph, Source, probe};
 use sorft_native::tensor::ops::rmsnorm::cuda::{self as rmsnorm_cuda, RowChunks};
@@ -92,6 +93,20 @@ fn ops_run_through_the_driver_and_everything_is_released() {
     assert_eq!(cached.len(), 1, "one entry a source that was used");
     // Compiled once, loaded from then on.
     expect_success(run_on("no_compiler", folder.path(), CASE));
+}
+
+/// Maps for TMA, of matrices and of planes, are those that the emulator makes for itself.
+#[test]
+fn tensor_maps_are_made_by_the_driver() {
+    const CASE: &str = "cuda_driver::tensor_maps_are_made_by_the_driver";
+    if machine().is_some() {
+        let gpu = Gpu::open(0).expect("opened");
+        assert!(gpu.is_hopper());
+        let quick = Emulation { check: false, ..Emulation::default() };
+        assert_eq!(cuda_attention_backward::small(&gpu), cuda_attention_backward::small(&emulator::gpu(quick)));
+        return;
+    }
+    expect_success(run_on("gpu", standin(&[]).path(), CASE));
 }
 
 #[test]

@@ -119,10 +119,10 @@ fn every_mistake_is_found() {
         mutant("columns beyond the last", "s.there = s.first < vocab;", "s.there = true;"),
     ];
     let rows = Rows::new(WAYS.len(), 4200, true);
-    let whole = broken(Source::SAMPLE, &mutant("nothing", "namespace sample {", "namespace sample {"));
+    let whole = broken(Source::SAMPLE, &mutant("nothing", "namespace sample {", "namespace sample {"), 64);
     assert!(rows.right(&emulator::open(&whole, Emulation::default())).expect("no alarm"), "and its numbers are right");
     for mutant in &mutants {
-        let library = broken(Source::SAMPLE, mutant);
+        let library = broken(Source::SAMPLE, mutant, 64);
         for mode in modes().into_iter().step_by(5) {
             assert!(!rows.right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }

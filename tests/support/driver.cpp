@@ -359,7 +359,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   while (*letters) {
     const size_t length = strcspn(letters, " ");
     if (length == 2) made->pointers |= (uint64_t)1 << made->arguments;
-    made->sizes.push_back(length == 2 || *letters == 'l' ? 8 : 4);
+    made->sizes.push_back(*letters == 't' ? 128 : length == 2 || *letters == 'l' ? 8 : 4);
     made->arguments++;
     letters += length + (letters[length] == ' ');
   }
@@ -374,9 +374,13 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 // As kernels/emulator/engine.hpp reads it, where NVIDIA's driver has a form of its own.
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, const unsigned *box,
                            const unsigned *steps, int interleave, int swizzle, int, int fill) {
-  if (type != 9 || rank != 2 || interleave != 0 || swizzle != 3 || fill != 0) return INVALID_VALUE;
+  if (type != 9 || (rank != 2 && rank != 3) || interleave != 0 || swizzle != 3 || fill != 0) return INVALID_VALUE;
   if (reinterpret_cast<uintptr_t>(address) % 16 || strides[0] % 16 || box[0] != 64 || box[1] > 256 || steps[0] != 1 || steps[1] != 1) return INVALID_VALUE;
-  const uint64_t words[16] = {0x70616d20656c6974ull, reinterpret_cast<uintptr_t>(address), dims[0], dims[1], strides[0], box[1]};
+  uint64_t words[16] = {0x70616d20656c6974ull, reinterpret_cast<uintptr_t>(address), dims[0], dims[1], strides[0], box[1]};
+  if (rank == 3) {
+    if (strides[1] % 16 || box[2] > 256 || steps[2] != 1) return INVALID_VALUE;
+    words[6] = dims[2], words[7] = strides[1], words[8] = box[2];
+  }
   memcpy(map, words, sizeof(words));
   return SUCCESS;
 }

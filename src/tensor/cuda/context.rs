@@ -1,7 +1,7 @@
 //! The CUDA driver: a device's context, one stream, memory, loaded modules and graphs.
 
 use crate::tensor::cuda::Nvrtc;
-use crate::tensor::cuda::gpu::{Backend, Boxes, GpuInfo, TensorMap};
+use crate::tensor::cuda::gpu::{Backend, Boxes, GpuInfo, Planes, TensorMap};
 use crate::tensor::cuda::launch::{Call, Geometry, Kernel};
 use crate::tensor::cuda::module::{self, Source};
 use crate::tensor::cuda::probe::CudaVersion;
@@ -407,20 +407,23 @@ impl Backend for Context {
     }
 
     fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
-        let Boxes { address, rows, columns, box_rows } = *boxes;
+        let Boxes { address, planes, rows, columns, box_rows } = *boxes;
         let mut map = TensorMap::default();
         let mut encoded = MaybeUninit::<sys::CUtensorMap>::uninit();
-        let dims = [columns as u64, rows as u64];
-        let strides = [2 * columns as u64];
-        let (of_box, steps) = ([64, box_rows as u32], [1, 1]);
+        // The third dimension is read only where the matrix has planes.
+        let Planes { count, of_box } = planes.unwrap_or(Planes { count: 1, of_box: 1 });
+        let rank = if planes.is_some() { 3 } else { 2 };
+        let dims = [columns as u64, rows as u64, count as u64];
+        let strides = [2 * columns as u64, 2 * (rows * columns) as u64];
+        let (of_box, steps) = ([64, box_rows as u32, of_box as u32], [1; 3]);
         self.bind()?;
-        // SAFETY: the symbol is there (`has_tensor_maps`); all pointers are to as many numbers as a matrix has dimensions, and the map is written
+        // SAFETY: the symbol is there (`has_tensor_maps`); all pointers are to at least as many numbers as there are dimensions, and the map is written
         // whole where the call succeeds.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 encoded.as_mut_ptr(),
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
+                rank,
                 std::ptr::with_exposed_provenance_mut(address as usize),
                 dims.as_ptr(),
                 strides.as_ptr(),

@@ -3,7 +3,7 @@
 //! Device memory is host memory there, and a launch has ended when it returns. Whatever a kernel does wrong (races, accesses out of bounds,
 //! misaligned or to memory that was never written, divergence, deadlocks) is an error that names the line.
 
-use crate::tensor::cuda::gpu::{Backend, Boxes, TensorMap};
+use crate::tensor::cuda::gpu::{Backend, Boxes, Planes, TensorMap};
 use crate::tensor::cuda::launch::{Geometry, Kernel};
 use crate::{Error, Result};
 use libloading::Library;
@@ -234,9 +234,12 @@ impl Backend for Emulator {
 
     /// `TileMap` of `kernels/emulator/engine.hpp`.
     fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
-        let Boxes { address, rows, columns, box_rows } = *boxes;
+        let Boxes { address, planes, rows, columns, box_rows } = *boxes;
         let mut words = [0; 16];
         words[..6].copy_from_slice(&[TILE_MAP_MAGIC, address, columns as u64, rows as u64, 2 * columns as u64, box_rows as u64]);
+        if let Some(Planes { count, of_box }) = planes {
+            words[6..9].copy_from_slice(&[count as u64, 2 * (rows * columns) as u64, of_box as u64]);
+        }
         Ok(TensorMap(words))
     }
 

@@ -2,7 +2,7 @@
 //! the array of pointers that both `cuLaunchKernel` and the emulator take.
 
 use crate::tensor::cuda::buffer::Memory;
-use crate::tensor::cuda::gpu::{Backend, Boxes, TensorMap};
+use crate::tensor::cuda::gpu::{Backend, Boxes, Planes, TensorMap};
 use crate::tensor::cuda::{Buffer, DType, Gpu, Source};
 use crate::{Error, Result};
 use std::ffi::c_void;
@@ -166,13 +166,24 @@ impl<'a> Launch<'a> {
     }
 
     /// The same of rows `first..first + rows` of a matrix.
-    pub fn matrix_from(mut self, name: &str, buffer: &Buffer, first: usize, rows: usize, columns: usize, box_rows: usize) -> Self {
+    pub fn matrix_from(self, name: &str, buffer: &Buffer, first: usize, rows: usize, columns: usize, box_rows: usize) -> Self {
+        self.boxes(name, buffer, first * columns, &Boxes { address: 0, planes: None, rows, columns, box_rows })
+    }
+
+    /// Bf16 planes `[count, rows, columns]` that the kernel copies to shared memory in boxes of some planes, `box_rows` rows and 64 columns, by TMA.
+    pub fn planes(self, name: &str, buffer: &Buffer, planes: Planes, rows: usize, columns: usize, box_rows: usize) -> Self {
+        self.boxes(name, buffer, 0, &Boxes { address: 0, planes: Some(planes), rows, columns, box_rows })
+    }
+
+    /// `boxes` of a buffer from its element `first` on.
+    fn boxes(mut self, name: &str, buffer: &Buffer, first: usize, boxes: &Boxes) -> Self {
+        let numbers = boxes.planes.map_or(1, |p| p.count) * boxes.rows * boxes.columns;
         // The same checks, of a pointer that is not passed.
-        self.pointer('c', name, Some(buffer), DType::Bf16, (first + rows) * columns);
+        self.pointer('c', name, Some(buffer), DType::Bf16, first + numbers);
         let (Some(Value::Pointer(address)), None) = (self.values.pop(), &self.error) else { return self };
-        let address = address + (first * columns * DType::Bf16.size()) as u64;
+        let address = address + (first * DType::Bf16.size()) as u64;
         self.signature.truncate(self.signature.rfind(' ').unwrap_or(0));
-        match self.gpu.backend().tensor_map(&Boxes { address, rows, columns, box_rows }) {
+        match self.gpu.backend().tensor_map(&Boxes { address, ..*boxes }) {
             Ok(map) => self.push('t', None, Value::Map(map)),
             Err(e) => self.error = Some(e),
         }

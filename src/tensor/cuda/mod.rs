@@ -25,7 +25,7 @@ mod staging;
 
 pub use buffer::{Buffer, DType};
 pub use emulator::{Emulation, EmulationStats, Schedule};
-pub use gpu::{Backend, Boxes, Counts, Gpu, GpuInfo, TensorMap};
+pub use gpu::{Backend, Boxes, Counts, Gpu, GpuInfo, Planes, TensorMap};
 pub use graph::{Arena, Graph};
 pub use launch::{Call, Geometry, Kernel, Launch};
 pub use module::{Compiled, Source, compile};

@@ -1,19 +1,26 @@
-//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`.
+//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`, or of `kernels/attention_bwd_hopper.cu` on Hopper.
 
-use super::work::{Cut, PAIRS};
+use super::work::{Cut, HOPPER_PAIRS, PAIRS};
 use super::{DeviceKv, Work, by_width};
 use crate::Result;
-use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
+use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Planes, Source};
 use crate::tensor::ops::attention::Heads;
 use crate::tensor::plan::{Plan, Segment, TILE};
 use std::sync::Arc;
 
 const QUERIES: [&str; 3] = ["attention_bwd_q_d64", "attention_bwd_q_d96", "attention_bwd_q_d128"];
 const PAGES: [&str; 3] = ["attention_bwd_kv_d64", "attention_bwd_kv_d96", "attention_bwd_kv_d128"];
+const HOPPER_QUERIES: [&str; 3] = ["attention_bwd_q_hopper_d64", "attention_bwd_q_hopper_d96", "attention_bwd_q_hopper_d128"];
+const HOPPER_PAGES: [&str; 3] = ["attention_bwd_kv_hopper_d64", "attention_bwd_kv_hopper_d96", "attention_bwd_kv_hopper_d128"];
 
-/// Pairs that a block for keys takes at a time (`PAIRS` of the kernel): fewer where its sums leave fewer registers.
+/// Pairs of a run of queries for a page (`PAIRS` of the kernels): fewer where a block's sums leave fewer registers.
 fn pairs_of_run(head_dim: usize) -> usize {
     if head_dim == 64 { PAIRS } else { PAIRS / 2 }
+}
+
+/// Bytes of 64 rows of a head in the shared memory of `kernels/attention_bwd_hopper.cu`.
+fn hopper_tile(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(64) * TILE * DType::Bf16.size()
 }
 
 /// The tables of a batch's backward pass, on the device; made once a batch.
@@ -36,7 +43,7 @@ impl BackwardWork {
     /// # Errors
     /// If the kernels do not know such heads, or the device is out of memory or failed.
     pub fn new(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads) -> Result<Self> {
-        let queries = Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, false)?;
+        let queries = Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, gpu.is_hopper())?;
         let tables = PageTables::new(plan, pairs_of_run(heads.head_dim) / heads.group());
         let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
         let copies: Vec<u32> = plan.copies.iter().flat_map(|c| [c.from, c.to, c.slots]).collect();
@@ -171,6 +178,13 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// A launch of the kernel for this width of a head: blocks for each kv head, threads of a block, bytes of its shared memory.
+    fn launch(&self, names: [&'static str; 3], blocks: usize, threads: usize, shared: usize) -> Launch<'_> {
+        let source = if self.work.queries.hopper { Source::ATTENTION_BWD_HOPPER } else { Source::ATTENTION_BWD };
+        let kernel = Kernel { source, name: by_width(self.kv.heads.head_dim, names) };
+        Launch::new(self.gpu, kernel, [blocks, self.kv.heads.num_kv_heads, 1], [threads, 1, 1], shared)
+    }
+
     /// The arguments that both passes take after their outputs.
     fn inputs<'l>(&self, launch: Launch<'l>) -> Launch<'l> {
         let queries = &self.work.queries;
@@ -185,18 +199,33 @@ impl Pass<'_> {
             .input("positions", &queries.positions, DType::U32, queries.tokens)
     }
 
+    /// The same on Hopper: by tensor maps, of q and d_o in boxes of as many tokens as fill `pairs` pairs.
+    fn inputs_by_tma<'l>(&self, launch: Launch<'l>, pairs: usize) -> Launch<'l> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
+        let tokens = self.work.queries.tokens;
+        let (group, slots) = (self.kv.heads.group(), self.kv.pages * num_kv_heads * TILE);
+        let planes = Planes { count: tokens, of_box: pairs / group };
+        launch
+            .planes("d_o", self.d_o, planes, num_heads, head_dim, group)
+            .planes("q", self.q, planes, num_heads, head_dim, group)
+            .matrix("keys", Some(&self.kv.keys), slots, head_dim, TILE)
+            .matrix("values", Some(&self.kv.values), slots, head_dim, TILE)
+            .input("lse", self.lse, DType::F32, tokens * num_heads)
+            .input("delta", self.delta, DType::F32, tokens * num_heads)
+            .input("positions", &self.work.queries.positions, DType::U32, tokens)
+    }
+
     fn queries(&self, dq: &mut Buffer) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
         let queries = &self.work.queries;
-        let kernel = Kernel { source: Source::ATTENTION_BWD, name: by_width(head_dim, QUERIES) };
-        let shared = 6 * TILE * head_dim * DType::Bf16.size();
-        let launch = Launch::new(self.gpu, kernel, [queries.num_items(), num_kv_heads, 1], [128, 1, 1], shared).output(
-            "dq",
-            dq,
-            DType::Bf16,
-            queries.tokens * num_heads * head_dim,
-        );
-        self.inputs(launch)
+        let launch = if queries.hopper {
+            self.launch(HOPPER_QUERIES, queries.num_items(), 384, 10 * hopper_tile(head_dim))
+        } else {
+            self.launch(QUERIES, queries.num_items(), 128, 6 * TILE * head_dim * DType::Bf16.size())
+        };
+        let launch = launch.output("dq", dq, DType::Bf16, queries.tokens * num_heads * head_dim);
+        let launch = if queries.hopper { self.inputs_by_tma(launch, HOPPER_PAIRS) } else { self.inputs(launch) };
+        launch
             .input("items", &queries.items, DType::U32, 5 * queries.num_items())
             .input("rows", &queries.rows, DType::U32, queries.rows.len())
             .input("pages", &queries.pages, DType::U32, queries.pages.len())
@@ -208,15 +237,19 @@ impl Pass<'_> {
 
     fn keys_and_values(&self, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
-        let kernel = Kernel { source: Source::ATTENTION_BWD, name: by_width(head_dim, PAGES) };
-        let shared = (2 * TILE + 4 * pairs_of_run(head_dim)) * head_dim * DType::Bf16.size();
-        let launch = Launch::new(self.gpu, kernel, [self.work.num_pages, num_kv_heads, 1], [128, 1, 1], shared)
-            .output("dk", dk, DType::F32, self.kv.len())
-            .output("dv", dv, DType::F32, self.kv.len());
-        self.inputs(launch)
-            .input("pages", &self.work.pages, DType::U32, 2 * self.work.num_pages)
+        let (num_pages, pairs, tokens) = (self.work.num_pages, pairs_of_run(head_dim), self.work.queries.tokens);
+        let hopper = self.work.queries.hopper;
+        let launch = if hopper {
+            self.launch(HOPPER_PAGES, num_pages, 256, 6 * hopper_tile(head_dim))
+        } else {
+            self.launch(PAGES, num_pages, 128, (2 * TILE + 4 * pairs) * head_dim * DType::Bf16.size())
+        };
+        let launch = launch.output("dk", dk, DType::F32, self.kv.len()).output("dv", dv, DType::F32, self.kv.len());
+        let launch = if hopper { self.inputs_by_tma(launch, pairs).dim("tokens", tokens) } else { self.inputs(launch) };
+        launch
+            .input("pages", &self.work.pages, DType::U32, 2 * num_pages)
             .input("runs", &self.work.runs, DType::U32, self.work.runs.len())
-            .input("starts", &self.work.starts, DType::U32, self.work.num_pages + 1)
+            .input("starts", &self.work.starts, DType::U32, num_pages + 1)
             .dim("heads", num_heads)
             .dim("kv_heads", num_kv_heads)
             .f32(self.scale)

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// Pairs of a token and a query head in one block (`ROWS` of the kernel).
 pub const PAIRS: usize = 64;
-/// The same where two warpgroups share a block's pages (`kernels/attention_hopper.cu`).
-const HOPPER_PAIRS: usize = 2 * PAIRS;
+/// The same where two warpgroups share a block's pages (`kernels/attention_hopper.cu`, `kernels/attention_bwd_hopper.cu`).
+pub(super) const HOPPER_PAIRS: usize = 2 * PAIRS;
 /// Keys after which the softmax begins afresh (`SPLIT` of the kernel).
 pub const SPLIT: usize = 256;
 
@@ -38,7 +38,7 @@ pub struct Work {
     pub(super) pages: Buffer,
     pub(super) positions: Buffer,
     pub(super) merge: Option<MergeTables>,
-    /// Whether an item is for two warpgroups of `kernels/attention_hopper.cu`.
+    /// Whether an item is for two warpgroups of Hopper's kernels.
     pub(super) hopper: bool,
     /// The pages that `pages` speaks of are below this.
     pub(super) page_limit: usize,
