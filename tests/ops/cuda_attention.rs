@@ -270,8 +270,6 @@ fn every_mistake_is_found() {
         mutant("the quad is not asked", "top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));", ""),
         mutant("half of the sum", "sum[r] += __shfl_xor_sync(FULL_WARP, sum[r], 2);", ""),
         mutant("outputs do not shrink", "out[j][2 * r] *= shrinks[r], out[j][2 * r + 1] *= shrinks[r];", ";"),
-        mutant("a split is not begun afresh", "before.keep(state);\n      state.clear();", "before.keep(state);"),
-        mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n      before.keep", "before.keep"),
         mutant(
             "the neighbour's head",
             "blockIdx.y * group + pair % group;\n    const float inverse",
@@ -283,7 +281,12 @@ fn every_mistake_is_found() {
             "if (pair > item.rows * group) continue;\n    const i64 at = (i64)a.rows",
         ),
     ];
-    each_is_found(Source::ATTENTION, "struct Merge {", &mutants, heads(3, 1, 64), (8, 0));
+    let of_splits = [
+        mutant("a split is not begun afresh", "before.keep(state);\n      state.clear();", "before.keep(state);"),
+        mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n      before.keep", "before.keep"),
+    ];
+    each_is_found(Source::ATTENTION, "struct Merge {", &mutants, heads(3, 1, 64), 131, (8, 0));
+    each_is_found(Source::ATTENTION, "struct Merge {", &of_splits, heads(3, 1, 64), 515, (8, 0));
 }
 
 /// Mistakes with pages by TMA and products by warpgroups.
@@ -336,15 +339,17 @@ fn every_mistake_on_hopper_is_found() {
             "if (pair > w.item.rows * of_token) continue;",
         ),
     ];
-    each_is_found(Source::ATTENTION_HOPPER, "struct Barriers {", &mutants, heads(30, 1, 64), (9, 0));
+    each_is_found(Source::ATTENTION_HOPPER, "struct Barriers {", &mutants, heads(30, 1, 64), 515, (9, 0));
 }
 
-fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, compute_capability: (u32, u32)) {
-    let plan = Plan::for_trees(&[tree(&[(None, 515)]), tree(&[(None, 2)])]);
+fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, length: usize, compute_capability: (u32, u32)) {
+    let plan = Plan::for_trees(&[tree(&[(None, length)]), tree(&[(None, 2)])]);
     let x = inputs(heads, plan.num_tokens());
     let want = processor(heads, &plan, &x);
     // The last rows alone: they see everything, and cost little.
-    let segments = [(512..515, 512, 0), (515..517, 0, 1)].map(|(tokens, start, s)| (tokens, start, plan.segments[s].pages.clone()));
+    let begin = length - 3;
+    let segments =
+        [(begin..length, begin, 0), (length..length + 2, 0, 1)].map(|(tokens, start, s)| (tokens, start, plan.segments[s].pages.clone()));
     let run = |gpu: &Arc<Gpu>| -> Result<bool> {
         let kv = pages(gpu, heads, &plan, &x)?;
         let mut first = 0;
@@ -354,9 +359,9 @@ fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], hea
             Segment { parent: None, tokens: own, start, pages }
         });
         let work = Work::cut(gpu, &segments, heads, Cut::Whole)?;
-        let (o, lse) = cuda::forward(gpu, &upload(gpu, &rows(&x.q, 512..517))?, &kv, &work, scale(heads))?;
+        let (o, lse) = cuda::forward(gpu, &upload(gpu, &rows(&x.q, begin..begin + 5))?, &kv, &work, scale(heads))?;
         let (o_error, lse_error) =
-            (error(&o.to_f32()?, &want[0][512 * x.q.cols()..]), error(&lse.to_f32()?, &want[1][512 * heads.num_heads..]));
+            (error(&o.to_f32()?, &want[0][begin * x.q.cols()..]), error(&lse.to_f32()?, &want[1][begin * heads.num_heads..]));
         Ok(o_error <= OUTPUT_BOUND && lse_error <= LSE_BOUND) // NaN is not
     };
     let open = |library: &std::path::Path, mode| emulator::open(library, Emulation { compute_capability, ..mode });

@@ -271,6 +271,7 @@ def check_train(checks, binary, args, rng):
 
 def random_adapter(args, rng, folder):
     """An adapter as peft makes it, with random B so that it does something."""
+    torch.manual_seed(rng.randrange(2**31))  # peft draws A
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=ALL_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
     model = peft.get_peft_model(load(args.model), config)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
