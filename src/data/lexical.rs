@@ -1,6 +1,8 @@
 //! Lexical evidence: how well the words of an issue match the words of a file, by BM25 (Robertson and Zaragoza, "The probabilistic
 //! relevance framework: BM25 and beyond", 2009). It is the baseline that stands beside every result, and a hint that prompts can carry.
 
+pub mod definitions;
+
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Task, symbols};
@@ -157,21 +159,28 @@ pub fn fused_scores<S: AsRef<str>>(issue: &str, candidates: &[S], files: &BTreeM
         .map(|path| files.get(path.as_ref()).map_or(String::new(), |text| symbols::defined_names(path.as_ref(), text).join(" ")))
         .collect();
     let contents = index(candidates, files, Field::Content);
-    let title = issue.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     let rankings = [
         index(candidates, files, Field::Path).scores(issue),
         contents.scores(issue),
-        contents.scores(title),
+        contents.scores(title(issue)),
         Bm25::new(names.iter().map(|text| [text.as_str()])).scores(issue),
     ];
     let mut fused = vec![0.0; candidates.len()];
-    for scores in rankings {
-        let best = scores.iter().copied().fold(0.0, f64::max);
-        if best > 0.0 {
-            fused.iter_mut().zip(&scores).for_each(|(sum, score)| *sum += score / best);
-        }
-    }
+    rankings.iter().for_each(|scores| add_normalised(&mut fused, scores));
     fused
+}
+
+/// The first line of an issue that is not blank.
+fn title(issue: &str) -> &str {
+    issue.lines().find(|line| !line.trim().is_empty()).unwrap_or("")
+}
+
+/// Adds scores divided by the best of them; where none is above 0, nothing.
+fn add_normalised(sum: &mut [f64], scores: &[f64]) {
+    let best = scores.iter().copied().fold(0.0, f64::max);
+    if best > 0.0 {
+        sum.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score / best);
+    }
 }
 
 /// Every candidate's score. Where the contents of some are not known, paths alone count: else files would rank high for being known.

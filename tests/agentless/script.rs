@@ -87,6 +87,7 @@ pub fn settings(pipeline: Pipeline, samples: usize) -> Settings {
         until: LastHop::Edit,
         answers: 0,
         close: 0.0,
+        definitions: 0,
         templates: BTreeMap::new(),
         context_lines: 1,
         fallback: false,

@@ -123,9 +123,12 @@ impl Record {
             self.put_set("fused.file", &baseline::files(task, judge, universe, files.max(1), true));
         }
         if let Some(functions) = functions.filter(|_| !judge.functions.is_empty()) {
-            self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1)));
+            self.put_set("bm25.function", &baseline::functions(task, judge, functions.max(1), false));
+            self.put_set("fused.function", &baseline::functions(task, judge, functions.max(1), true));
         }
-        for (unit, baseline) in [("file", "bm25.file"), ("file", "fused.file"), ("function", "bm25.function")] {
+        for (unit, baseline) in
+            [("file", "bm25.file"), ("file", "fused.file"), ("function", "bm25.function"), ("function", "fused.function")]
+        {
             for what in ["any", "all"] {
                 let of = |name: &str| self.numbers.get(&format!("{name}.{what}")).copied();
                 if let (Some(model), Some(baseline_has)) = (of(unit), of(baseline)) {

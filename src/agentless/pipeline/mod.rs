@@ -94,6 +94,9 @@ pub struct Settings {
     /// Above 0, `answers` is the most, and a line `--` stands behind the candidates that score at least this part of the best one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub close: f64,
+    /// How many definitions SoRFT's function prompts list as the best matches, with `answers` and `close` as of files; 0: no list.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub definitions: usize,
     /// The text of templates in place of the built-in prompts, by subtask.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub templates: BTreeMap<String, String>,

@@ -20,6 +20,7 @@ use crate::data::subtask::edit::EditSubtask;
 use crate::data::subtask::file::{FileOptions, FileSubtask};
 use crate::data::subtask::function::FunctionSubtask;
 use crate::data::subtask::line::{LineSubtask, places};
+use crate::data::subtask::matches::MatchOptions;
 use crate::data::subtask::view::{Asked, ViewOptions};
 use crate::data::symbols::{MODULE, definitions};
 
@@ -82,6 +83,7 @@ fn view(settings: &Settings, subtask: &str) -> ViewOptions {
         min_issue_tokens: settings.min_issue_tokens,
         seed: settings.seed,
         template: settings.templates.get(subtask).cloned(),
+        matches: MatchOptions { listed: settings.definitions, answers: settings.answers, close: settings.close },
     }
 }
 

@@ -13,6 +13,7 @@ use crate::data::subtask::evidence::Evidence;
 use crate::data::subtask::file::{FileOptions, FileSubtask, Order, Universe};
 use crate::data::subtask::function::FunctionSubtask;
 use crate::data::subtask::line::LineSubtask;
+use crate::data::subtask::matches::MatchOptions;
 use crate::data::subtask::view::ViewOptions;
 use crate::{Error, Result};
 
@@ -38,6 +39,15 @@ pub(super) struct Args {
     /// What the prompt says of each path: `paths` for nothing, or, with commas, `names` and one of `score`, `rank`, `words`
     #[arg(long, default_value = "paths")]
     evidence: Evidence,
+    /// How many files (from a list: definitions) an answer is to name, as `prompt.answers`
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    answers: usize,
+    /// What is close to the best, as `prompt.close`
+    #[arg(long, value_name = "PART", default_value_t = 0.0)]
+    close: f64,
+    /// How many definitions a function prompt lists, as `prompt.definitions`
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    definitions: usize,
     /// The most tokens of the prompt, a token counted as four bytes
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -112,7 +122,9 @@ fn count(text: &str) -> usize {
 }
 
 fn show_place_prompt(task: &Task, args: &Args, place: Shown, template: Option<String>) -> Result<()> {
-    let options = ViewOptions { max_tokens: args.max_tokens.unwrap_or(usize::MAX), seed: args.seed, template, ..ViewOptions::default() };
+    let matches = MatchOptions { listed: args.definitions, answers: args.answers, close: args.close };
+    let max_tokens = args.max_tokens.unwrap_or(usize::MAX);
+    let options = ViewOptions { max_tokens, seed: args.seed, template, matches, ..ViewOptions::default() };
     let prompt = match place {
         Shown::Line => LineSubtask::new(options)?.prompt(task, &count)?,
         Shown::Edit => EditSubtask::new(options)?.prompt(task, &count)?,
@@ -146,6 +158,8 @@ fn show_prompt(task: &Task, args: &Args, template: Option<String>) -> Result<()>
         },
         order: args.order,
         evidence: args.evidence,
+        answers: args.answers,
+        close: args.close,
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
         seed: args.seed,
         template,

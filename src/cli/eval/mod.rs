@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "rerank_only", "pipeline", "samples",
         "localisations", "temperature", "seed", "max_prompt_tokens", "max_new_tokens", "min_issue_tokens", "top_files", "order", "evidence",
-        "answers", "close", "until", "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
+        "answers", "close", "definitions", "until", "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
     predictions: Option<String>,
     /// The paired difference between two evaluations of the same tasks
     #[arg(long, num_args = 2, value_names = ["DIR_A", "DIR_B"], conflicts_with_all = ["model", "tasks", "out", "predictions"])]

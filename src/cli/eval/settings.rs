@@ -54,12 +54,15 @@ pub(crate) struct PipelineArgs {
     /// sorft: what file prompts say of each path: paths (nothing), or some of names, score, rank, words [default: paths]
     #[arg(long, value_name = "LIST", help_heading = "Pipeline")]
     evidence: Option<String>,
-    /// sorft: how many files a file prompt asks for; 0 leaves it to the model [default: 0]
+    /// sorft: how many files (from a list: definitions) a prompt asks for; 0 leaves it to the model [default: 0]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     answers: Option<usize>,
-    /// sorft: above 0, --answers is the most, and a line `--` stands behind the paths that score this part of the best [default: 0]
+    /// sorft: above 0, --answers is the most, and a line `--` stands behind what scores this part of the best [default: 0]
     #[arg(long, value_name = "PART", help_heading = "Pipeline")]
     close: Option<f64>,
+    /// sorft: how many definitions function prompts list as the best matches; 0: no list [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Pipeline")]
+    definitions: Option<usize>,
     /// sorft: lines shown around what localisation names [default: 10]
     #[arg(long, value_name = "N", help_heading = "Pipeline")]
     context_lines: Option<usize>,
@@ -183,6 +186,7 @@ impl PipelineArgs {
         self.evidence = self.evidence.take().or_else(|| Some(recipe.evidence.to_string()));
         self.answers = self.answers.or(Some(recipe.answers));
         self.close = self.close.or(Some(recipe.close));
+        self.definitions = self.definitions.or(Some(recipe.definitions));
         self.min_issue_tokens = self.min_issue_tokens.or(Some(recipe.min_issue_tokens));
         self.no_chat |= !recipe.chat;
         self.templates = recipe.templates;
@@ -219,6 +223,7 @@ impl PipelineArgs {
             evidence: self.evidence.clone().or_else(|| Some(settings.evidence.to_string())),
             answers: self.answers.or(Some(settings.answers)),
             close: self.close.or(Some(settings.close)),
+            definitions: self.definitions.or(Some(settings.definitions)),
             context_lines: self.context_lines.or(Some(settings.context_lines)),
             bm25_fallback: self.bm25_fallback || settings.fallback,
             no_chat: self.no_chat || !sampling.chat,
@@ -276,6 +281,7 @@ impl PipelineArgs {
             evidence: self.evidence.as_deref().unwrap_or("paths").parse()?,
             answers: self.answers.unwrap_or(0),
             close: self.close.unwrap_or(0.0),
+            definitions: self.definitions.unwrap_or(0),
             templates: self.templates.clone(),
             context_lines: self.context_lines.unwrap_or(10),
             fallback: self.bm25_fallback,

@@ -9,7 +9,7 @@ use crate::data::edit_blocks::agentless::{apply_blocks, parse_blocks};
 use crate::data::edited_lines::{Element, edit_elements};
 use crate::data::ground_truth::{Functions, Lines};
 use crate::data::metrics::SetScore;
-use crate::data::symbols::{Definition, MODULE, definitions};
+use crate::data::symbols::{Definition, Kind, MODULE, definitions};
 use crate::data::{Task, ground_truth};
 use crate::{Error, Result};
 
@@ -285,14 +285,10 @@ impl Gold {
         Ok(match self {
             Self::Functions(gold) => {
                 let kinds = |path: &str| task.files.get(path).and_then(|t| definitions(path, t)).unwrap_or_default();
-                let line = |path: &str, name: &str| match kinds(path).iter().find(|d| d.name == name) {
-                    _ if name == MODULE => "module:".to_owned(),
-                    Some(d) if d.kind == crate::data::symbols::Kind::Class => format!("class: {name}"),
-                    _ => format!("function: {name}"),
-                };
-                Some(listing(gold.iter().map(|(path, name)| (path.as_str(), line(path, name)))))
+                let line = |path: &str, name: &str| answer_line(name, kinds(path).iter().find(|d| d.name == name).map(|d| d.kind));
+                Some(listing(gold.iter().map(|(path, name)| (path.as_str(), line(path, name))), None))
             }
-            Self::Lines(gold) => Some(listing(runs(gold).into_iter())),
+            Self::Lines(gold) => Some(listing(runs(gold).into_iter(), None)),
             Self::Edits(_) => {
                 let mut out = Vec::new();
                 for (path, (old, new)) in ground_truth::contents(task)? {
@@ -307,8 +303,17 @@ impl Gold {
     }
 }
 
-/// Lines of an answer under their paths, in a fence.
-fn listing<'a>(lines: impl Iterator<Item = (&'a str, String)>) -> String {
+/// The line that names a definition in an answer.
+pub(super) fn answer_line(name: &str, kind: Option<Kind>) -> String {
+    match kind {
+        _ if name == MODULE => "module:".to_owned(),
+        Some(Kind::Class) => format!("class: {name}"),
+        _ => format!("function: {name}"),
+    }
+}
+
+/// Lines of an answer under their paths, in a fence, with a last line of its own where one is given.
+pub(super) fn listing<'a>(lines: impl Iterator<Item = (&'a str, String)>, last: Option<&str>) -> String {
     let (mut out, mut current) = (vec!["```".to_owned()], "");
     for (path, line) in lines {
         if path != current {
@@ -317,6 +322,7 @@ fn listing<'a>(lines: impl Iterator<Item = (&'a str, String)>) -> String {
         }
         out.push(line);
     }
+    out.extend(last.map(str::to_owned));
     out.push("```".to_owned());
     out.join("\n")
 }

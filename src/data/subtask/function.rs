@@ -2,11 +2,13 @@
 //! prompt shows the skeletons of files, the answer names definitions in them.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use super::answer::{Gold, Place};
 use super::budget::clean_issue;
-use super::code_view::{Source, Style};
+use super::code_view::{Source, Style, Unit};
 use super::localised::{by_match, training_files};
+use super::matches::Matches;
 use super::view::{Asked, Choice, Material, PlacePrompt, View, ViewOptions};
 use crate::data::{Task, ground_truth::unknown_files, random::Keyed};
 use crate::{Error, Result};
@@ -30,7 +32,8 @@ impl FunctionSubtask {
     }
 
     /// The training prompt of a task: the skeletons of the changed files and of others beside them, drawn by a keyed random choice. Where
-    /// they do not fit, definitions are left out at random; the gold ones and the classes around them never are.
+    /// they do not fit, definitions are left out at random, those last that would be listed ([`ViewOptions::matches`]); the gold ones and the
+    /// classes around them never are.
     ///
     /// # Errors
     ///
@@ -45,19 +48,25 @@ impl FunctionSubtask {
             sources: training_files(task, &paths, self.view.options.seed),
             paths: task.base_paths(),
         };
-        let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: None };
-        for (file, source) in material.sources.iter().enumerate() {
-            let before = choice.units.len();
-            choice.units.extend(source.heads(file, before));
+        let (units, matches) = self.units(task, &material);
+        let mut choice = Choice { units, matches: matches.clone(), ..Choice::default() };
+        let mut before = 0;
+        for source in &material.sources {
+            let end = before + source.definitions.len();
             let is_gold = |i: usize| targets.contains(&(source.path.to_owned(), source.definitions[i - before].name.clone()));
-            let (must, mut others): (Vec<usize>, Vec<usize>) = (before..choice.units.len()).partition(|&i| is_gold(i));
+            let (must, mut others): (Vec<usize>, Vec<usize>) = (before..end).partition(|&i| is_gold(i));
             Keyed::new(self.view.options.seed, &["function units", &task.instance_id, source.path]).shuffle(&mut others);
+            matches.first(&mut others);
             choice.must.extend(must);
             choice.queues.push(others);
+            before = end;
         }
         let mut asked = self.view.fit(&material, std::iter::once(choice), count_tokens)?;
         asked.cut.unknown_files = unknown_files(task)?.len();
-        let answer = gold.answer(task)?.ok_or_else(|| Error::input("the gold set has no answer"))?;
+        let answer = match matches.answer(targets, &asked.shown) {
+            Some(answer) => answer,
+            None => gold.answer(task)?.ok_or_else(|| Error::input("the gold set has no answer"))?,
+        };
         Ok(PlacePrompt { asked, gold, answer })
     }
 
@@ -75,11 +84,19 @@ impl FunctionSubtask {
             return Err(Error::input("none of the files to be shown is known"));
         }
         let material = Material { issue: clean_issue(&task.problem_statement), sources, paths: task.base_paths() };
+        let (units, matches) = self.units(task, &material);
+        let mut queue = by_match(&material.issue, &material.sources, &units);
+        matches.first(&mut queue);
+        self.view.fit(&material, std::iter::once(Choice { units, queues: vec![queue], matches, ..Choice::default() }), count_tokens)
+    }
+
+    /// The heads of all definitions, a file's after those of the file before it, and the list of the best of them.
+    fn units(&self, task: &Task, material: &Material<'_>) -> (Vec<Unit>, Rc<Matches>) {
         let mut units = Vec::new();
         for (file, source) in material.sources.iter().enumerate() {
             units.extend(source.heads(file, units.len()));
         }
-        let queues = vec![by_match(&material.issue, &material.sources, &units)];
-        self.view.fit(&material, std::iter::once(Choice { units, must: Vec::new(), queues, most_lines: None }), count_tokens)
+        let matches = Matches::new(self.view.options.matches, task, &material.issue, &material.sources, &units);
+        (units, Rc::new(matches))
     }
 }

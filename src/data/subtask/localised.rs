@@ -51,7 +51,7 @@ impl View {
         let material =
             Material { issue: clean_issue(&task.problem_statement), sources: training_files(task, &paths, seed), paths: task.base_paths() };
         let choice = |most: usize| {
-            let mut choice = Choice { units: Vec::new(), must: Vec::new(), queues: Vec::new(), most_lines: most_lines(most) };
+            let mut choice = Choice { most_lines: most_lines(most), ..Choice::default() };
             for (file, source) in material.sources.iter().enumerate() {
                 let before = choice.units.len();
                 choice.units.extend(source.pieces(file, most));
@@ -94,7 +94,7 @@ impl View {
                 }
             }
             let queues = vec![by_match(&material.issue, &material.sources, &units)];
-            Choice { units, must: Vec::new(), queues, most_lines: most_lines(most) }
+            Choice { units, queues, most_lines: most_lines(most), ..Choice::default() }
         };
         if choice(usize::MAX).units.is_empty() {
             return Err(Error::input("none of the places to be shown is in a known file"));

@@ -9,6 +9,7 @@ pub mod file;
 pub mod function;
 pub mod line;
 mod localised;
+pub mod matches;
 pub mod mini;
 pub mod prompt_recipe;
 pub mod repair;

@@ -6,6 +6,7 @@ use super::answer::{Gold, Place, Universe, parse_edits, parse_functions, parse_l
 use super::edit::EditSubtask;
 use super::function::FunctionSubtask;
 use super::line::{LineSubtask, places};
+use super::matches::MatchOptions;
 use super::view::{PlacePrompt, ViewOptions};
 use crate::Result;
 use crate::data::Task;
@@ -187,6 +188,50 @@ fn localised_views_show_what_they_are_told() {
     for there in ["src/part0.py", "src/elsewhere.py"] {
         let error = asked.universe.apply(&new_file(there)).unwrap_err();
         assert!(error.contains("an empty SEARCH is for a new file"), "{error}");
+    }
+}
+
+#[test]
+fn function_prompts_list_the_best_matches_in_the_form_of_an_answer() {
+    let issue = "The second step of part 2 is wrong: Part2.second";
+    let with = |max_tokens, answers, close| {
+        let matches = MatchOptions { listed: 4, answers, close };
+        FunctionSubtask::new(ViewOptions { matches, ..options(max_tokens) }).unwrap()
+    };
+    let list_of = |text: &str| text.split("the best first:\n```\n").nth(1).unwrap().split("\n```").next().unwrap().to_owned();
+    let lines = |text: &str| text.lines().filter(|l| l.contains(':')).count();
+    let (mut beyond, mut ended) = (0, 0);
+    for task in tasks().into_iter().map(|t| Task { problem_statement: issue.to_owned(), ..t }) {
+        for max in [usize::MAX, 300, 240] {
+            let prompt = with(max, 3, 0.7).prompt(&task, &tokens).unwrap();
+            let list = list_of(&prompt.asked.text);
+            let (close, rest) = list.split_once("\n--").unwrap();
+            assert!(prompt.asked.tokens <= max && (1..=3).contains(&lines(close)) && lines(&list) <= 4 && lines(rest) > 0, "{list}");
+            // All that is listed can be named, and what supervised training answers is right and says where it ends.
+            let (named, reason) = parse_functions(&format!("```\n{list}\n```"), &prompt.asked.universe);
+            assert_eq!((named.len(), reason), (lines(&list), None), "{}", prompt.asked.text);
+            let (score, reason) = prompt.score(&prompt.answer);
+            assert_eq!((score.recall(), reason), (1.0, None), "{}\n{}", prompt.asked.text, prompt.answer);
+            assert!(prompt.answer.ends_with("\n--\n```") && score.answers <= 3.max(score.gold), "{}", prompt.answer);
+            let read = prompt.gold.score(&prompt.answer, &Universe::new(&task, Some(&prompt.asked.text)));
+            assert_eq!((read.0.recall(), read.1), (1.0, None), "{}\n{}", prompt.asked.text, prompt.answer);
+            beyond += usize::from(!prompt.answer.contains(close));
+            ended += usize::from(prompt.answer == format!("```\n{close}\n--\n```"));
+        }
+        // Without ends that are marked the gold answer is the gold set's alone.
+        let prompt = with(300, 0, 0.0).prompt(&task, &tokens).unwrap();
+        assert!(!prompt.answer.contains("--") && !list_of(&prompt.asked.text).contains("--"), "{}", prompt.asked.text);
+        assert_eq!(prompt.score(&prompt.answer).0.fbeta(1.0), 1.0);
+    }
+    assert!(beyond > 0 && ended > 0, "{beyond} answers go beyond the close ones, {ended} are these");
+
+    // Asked without a gold patch: the same list of the files that it is told, also where most of them does not fit.
+    let task = Task { problem_statement: issue.to_owned(), ..tasks()[0].clone() };
+    let paths = [1, 2, 3].map(|i| format!("src/part{i}.py"));
+    for max in [usize::MAX, 150] {
+        let asked = with(max, 3, 0.7).ask(&task, &paths, &tokens).unwrap();
+        assert!(list_of(&asked.text).starts_with("src/part2.py\nfunction: Part2.second\n"), "{}", asked.text);
+        assert!(asked.text.contains("def second(self):") && asked.tokens <= max, "{}", asked.text);
     }
 }
 

@@ -31,6 +31,9 @@ pub struct PromptRecipe {
     pub answers: usize,
     /// Above 0, `answers` was the most.
     pub close: f64,
+    /// How many definitions function prompts listed.
+    #[serde(default)]
+    pub definitions: usize,
     /// Tokens of the issue that were kept before anything else was cut.
     pub min_issue_tokens: usize,
     /// The longest prompt, chat template included.
@@ -99,6 +102,7 @@ mod tests {
             evidence: "names,score".parse().unwrap(),
             answers: 3,
             close: 0.7,
+            definitions: 6,
             min_issue_tokens: 48,
             max_prompt_tokens: 448,
             templates: BTreeMap::from([("file".to_owned(), "{{ issue }}".to_owned())]),

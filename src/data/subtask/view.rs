@@ -4,12 +4,14 @@
 //! others in the order of their queues, a file with fewer units before one with more. What is left over goes to the issue again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use minijinja::{Environment, UndefinedBehavior, context};
 
 use super::answer::{Gold, Universe};
 use super::budget::{fill_issue, longest_beginning};
 use super::code_view::{Source, Style, Unit};
+use super::matches::{MatchOptions, Matches};
 use crate::data::metrics::SetScore;
 use crate::{Error, Result};
 
@@ -29,12 +31,14 @@ pub struct ViewOptions {
     pub seed: u64,
     /// A template in place of the subtask's own.
     pub template: Option<String>,
+    /// The list of definitions of function prompts.
+    pub matches: MatchOptions,
 }
 
 impl Default for ViewOptions {
-    /// No limit; 32 tokens of the issue are kept.
+    /// No limit, no list; 32 tokens of the issue are kept.
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, min_issue_tokens: 32, seed: 0, template: None }
+        Self { max_tokens: usize::MAX, min_issue_tokens: 32, seed: 0, template: None, matches: MatchOptions::default() }
     }
 }
 
@@ -62,6 +66,8 @@ pub struct Asked {
     pub tokens: usize,
     /// What did not fit.
     pub cut: Cut,
+    /// Which units are shown.
+    pub(super) shown: BTreeSet<usize>,
 }
 
 /// A prompt about a task, with what its answers are judged by.
@@ -92,6 +98,7 @@ pub(super) struct Material<'a> {
 }
 
 /// The units that a view may be made of.
+#[derive(Default)]
 pub(super) struct Choice {
     /// All of them, by file and line.
     pub units: Vec<Unit>,
@@ -101,6 +108,8 @@ pub(super) struct Choice {
     pub queues: Vec<Vec<usize>>,
     /// The most lines of a unit, where longer definitions are cut.
     pub most_lines: Option<usize>,
+    /// The definitions that are listed behind a skeleton.
+    pub matches: Rc<Matches>,
 }
 
 /// A template with the rules of fitting.
@@ -141,14 +150,15 @@ impl View {
     /// without suits if all its units fit.
     pub fn fit(&self, material: &Material<'_>, choices: impl Iterator<Item = Choice>, count: &dyn Fn(&str) -> usize) -> Result<Asked> {
         let max = self.options.max_tokens;
-        let base = count(&self.render(material, &[], &BTreeSet::new(), "", true)?);
+        let base = count(&self.render(material, &Choice::default(), &BTreeSet::new(), "", true)?);
         let least = self.options.min_issue_tokens;
         let issue_tokens = |most: usize| count(longest_beginning(&material.issue, most, count));
         let (goal, least) = (issue_tokens(least.max(max / 3)), issue_tokens(least));
-        let room = max.saturating_sub(base).saturating_sub(goal);
+        let all_room = max.saturating_sub(base).saturating_sub(goal);
         let mut choices = choices.peekable();
         while let Some(choice) = choices.next() {
             let last = choices.peek().is_none();
+            let room = all_room.saturating_sub(count(&choice.matches.longest()));
             let mut fitting = Fitting::new(self, material, &choice, count);
             for &unit in &choice.must {
                 fitting.add(unit, usize::MAX);
@@ -166,7 +176,7 @@ impl View {
     fn finish(&self, mut fitting: Fitting<'_>, mut extra: Vec<Vec<usize>>, (goal, least): (usize, usize)) -> Result<Asked> {
         let (material, choice, count, max) = (fitting.material, fitting.choice, fitting.count, self.options.max_tokens);
         let left = loop {
-            let text = self.render(material, &choice.units, &fitting.shown, "", true)?;
+            let text = self.render(material, choice, &fitting.shown, "", true)?;
             let left = if max == usize::MAX { max } else { max.saturating_sub(count(&text)) };
             if left >= goal || extra.is_empty() {
                 break left;
@@ -180,7 +190,7 @@ impl View {
             let message = format!("{max} tokens do not hold {what} and {least} tokens of the issue");
             return Err(Error::input(message).hint("allow a prompt more tokens: max_prompt_tokens"));
         }
-        let render = |issue: &str, cut: bool| self.render(material, &choice.units, &fitting.shown, issue, cut);
+        let render = |issue: &str, cut: bool| self.render(material, choice, &fitting.shown, issue, cut);
         let (text, issue_len) = fill_issue(&material.issue, max, left, &render, count)?;
         Ok(Asked {
             tokens: count(&text),
@@ -192,6 +202,7 @@ impl View {
                 piece_lines: choice.most_lines,
                 unknown_files: 0,
             },
+            shown: fitting.shown,
         })
     }
 
@@ -208,7 +219,8 @@ impl View {
     }
 
     /// The text; files of which nothing is shown are left out, but for a skeleton, where a name is much.
-    fn render(&self, material: &Material<'_>, units: &[Unit], shown: &BTreeSet<usize>, issue: &str, issue_cut: bool) -> Result<String> {
+    fn render(&self, material: &Material<'_>, choice: &Choice, shown: &BTreeSet<usize>, issue: &str, issue_cut: bool) -> Result<String> {
+        let units = &choice.units;
         let mut files = Vec::new();
         for (i, source) in material.sources.iter().enumerate() {
             let of_file: Vec<(usize, &Unit)> = shown.iter().map(|&u| (u, &units[u])).filter(|(_, u)| u.file == i).collect();
@@ -216,7 +228,8 @@ impl View {
                 files.push(context! { path => source.path, code => source.write(&of_file, self.style) });
             }
         }
-        let values = context! { issue, issue_cut, files };
+        let (matches, mark) = (choice.matches.text(shown), choice.matches.marks_close());
+        let values = context! { issue, issue_cut, files, matches, mark };
         self.env.get_template(self.name).and_then(|t| t.render(values)).map_err(|e| self.template_error(e))
     }
 

@@ -21,6 +21,8 @@ pub struct PromptSettings {
     pub answers: usize,
     /// Above 0, `answers` is the most: gold answers go on with candidates that score at least this part of the best one.
     pub close: f64,
+    /// How many definitions function prompts list; 0: none.
+    pub definitions: usize,
     /// By subtask; those without have the built-in one.
     pub templates: BTreeMap<&'static str, PathBuf>,
 }
@@ -51,6 +53,7 @@ impl PromptSettings {
             min_issue_tokens: r.size("prompt.min_issue_tokens"),
             answers: r.size("prompt.answers"),
             close: r.number("prompt.close"),
+            definitions: r.size("prompt.definitions"),
             templates: SUBTASKS
                 .iter()
                 .filter_map(|name| Some((*name, Some(r.text(&format!("prompt.templates.{name}"))).filter(|path| !path.is_empty())?.into())))
@@ -65,7 +68,7 @@ impl Config {
     /// # Errors
     /// A template that cannot be read.
     pub fn recipe(&self) -> Result<PromptRecipe> {
-        let PromptSettings { chat, universe, order, evidence, min_issue_tokens, answers, close, .. } = self.prompt;
+        let PromptSettings { chat, universe, order, evidence, min_issue_tokens, answers, close, definitions, .. } = self.prompt;
         let template = |name: &&'static str| Ok(self.prompt.template(name)?.map(|text| ((*name).to_owned(), text)));
         Ok(PromptRecipe {
             subtasks: self.subtasks.iter().map(|name| (*name).to_owned()).collect(),
@@ -75,6 +78,7 @@ impl Config {
             evidence,
             answers,
             close,
+            definitions,
             min_issue_tokens,
             max_prompt_tokens: self.eval_max_prompt_tokens,
             templates: self.subtasks.iter().filter_map(|name| template(name).transpose()).collect::<Result<_>>()?,

@@ -9,6 +9,7 @@ pub mod repair;
 use crate::data::Task;
 use crate::data::metrics::{ScoreKind, SetScore};
 use crate::data::subtask::answer::Place;
+use crate::data::subtask::matches::MatchOptions;
 use crate::data::subtask::view::ViewOptions;
 use crate::error::{Kind, Result};
 use crate::model::chat::{Message, conversation};
@@ -82,7 +83,9 @@ pub trait Subtask: Send + Sync {
 /// A template that cannot be read or is not Jinja.
 pub fn subtask(name: &str, prompt: &PromptSettings, max_tokens: usize, seed: u64, score: ScoreKind, beta: f64) -> Result<Box<dyn Subtask>> {
     let place = |place| -> Result<Box<dyn Subtask>> {
-        let options = ViewOptions { max_tokens, min_issue_tokens: prompt.min_issue_tokens, seed, template: prompt.template(name)? };
+        let (min_issue_tokens, template) = (prompt.min_issue_tokens, prompt.template(name)?);
+        let matches = MatchOptions { listed: prompt.definitions, answers: prompt.answers, close: prompt.close };
+        let options = ViewOptions { max_tokens, min_issue_tokens, seed, template, matches };
         Ok(Box::new(place::PlaceSubtask::new(place, options, score, beta)?))
     };
     let made = match name {
