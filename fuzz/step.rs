@@ -2,6 +2,7 @@
 
 use sorft_native::model::config::Family;
 use sorft_native::model::generate::{SamplingParams, generate};
+use sorft_native::model::optimizer::{AdamW, AdamWConfig, MomentFormat};
 use sorft_native::model::transformer::{Gradients, Transformer};
 use sorft_native::tensor::plan::{Plan, Tree};
 
@@ -13,7 +14,7 @@ mod tiny;
 pub fn step(data: &[u8]) {
     let size = |i: usize, most: u8| 1 + usize::from(data.get(i).copied().unwrap_or(0) % most);
     let family = [Family::Llama, Family::Qwen2, Family::Qwen3][size(0, 3) - 1];
-    let model = tiny::model(tiny::config(family), 9);
+    let mut model = tiny::model(tiny::config(family), 9);
     let prompts: Vec<_> = (1..=size(1, 3)).map(|i| tiny::ids(size(i + 1, 140), i as u64)).collect();
     let params = SamplingParams { n: size(5, 3), max_new_tokens: size(6, 70), temperature: 0.8, seed: 3, ..Default::default() };
     let answers = generate(&model, None, &prompts, &params, size(7, 9), &mut |_| true).expect("answers");
@@ -24,14 +25,19 @@ pub fn step(data: &[u8]) {
         })
         .collect();
     let recorded: Vec<u32> = answers.iter().flat_map(|a| &a.logprobs).map(|x| x.to_bits()).collect();
-    let (whole, trained) = gradients(&model, &[&trees]);
+    let (mut grads, whole, trained) = gradients(&model, &[&trees]);
     assert_eq!(recorded, trained);
-    let (parts, _) = gradients(&model, &trees.chunks(1).collect::<Vec<_>>());
+    let (_, parts, _) = gradients(&model, &trees.chunks(1).collect::<Vec<_>>());
     assert!(whole == parts, "gradients depend on the micro-batch");
+    for moments in [MomentFormat::F32, MomentFormat::EightBit] {
+        let mut optimizer = AdamW::new(&model, AdamWConfig { moments, ..AdamWConfig::default() }).expect("moments");
+        let norm = optimizer.step(&mut model, &mut grads, 1e-3, 1).expect("a step");
+        assert!(norm.is_finite(), "{moments:?}");
+    }
 }
 
-/// The bits of all gradients of the sum of log-probabilities, and those of the log-probabilities.
-fn gradients(model: &Transformer, micro_batches: &[&[Tree]]) -> (Vec<u32>, Vec<u32>) {
+/// All gradients of the sum of log-probabilities, their bits, and those of the log-probabilities.
+fn gradients(model: &Transformer, micro_batches: &[&[Tree]]) -> (Gradients, Vec<u32>, Vec<u32>) {
     let mut grads: Gradients = model.gradients().expect("gradients");
     let mut logprobs = Vec::new();
     for trees in micro_batches {
@@ -42,5 +48,6 @@ fn gradients(model: &Transformer, micro_batches: &[&[Tree]]) -> (Vec<u32>, Vec<u
     }
     grads.finish().expect("gradients");
     let mut of = |name: &str| grads.export(name).expect("on the processor").expect("trained");
-    (model.trainable().iter().flat_map(|p| of(&p.name)).map(|x| x.to_bits()).collect(), logprobs)
+    let bits = model.trainable().iter().flat_map(|p| of(&p.name)).map(|x| x.to_bits()).collect();
+    (grads, bits, logprobs)
 }
