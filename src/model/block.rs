@@ -1,8 +1,9 @@
 //! One transformer block: norm, attention, residual; norm, SwiGLU feed-forward, residual. Forward, and the backward pass of what it saved.
 
 use crate::Result;
+use crate::model::gradients::Gradients;
 use crate::model::linear::{Adapter, Linear};
-use crate::model::params::{Gradients, ParamId, Params};
+use crate::model::params::{ParamId, Params};
 use crate::tensor::Tensor;
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
 use crate::tensor::ops::{residual, rmsnorm, rope, swiglu};

@@ -1,6 +1,7 @@
 //! A linear layer with its optional bias and low-rank adapter: y = x W' + b + s (x A') B'.
 
-use crate::model::params::{Gradients, ParamId, Params};
+use crate::model::gradients::Gradients;
+use crate::model::params::{ParamId, Params};
 use crate::tensor::Tensor;
 use crate::tensor::ops::{matmul, residual};
 use std::ops::Range;

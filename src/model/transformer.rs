@@ -9,6 +9,7 @@ use crate::model::kv_cache::KvLayers;
 use crate::model::lora::LoraConfig;
 use crate::model::params::{ParamId, Params};
 use crate::model::rope::inverse_frequencies;
+use crate::model::saved::{SavedHead, SavedLayer, SavedOn, Trunk, download};
 use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cuda::{Buffer, DType};
@@ -19,10 +20,11 @@ use crate::tensor::ops::{embedding, residual, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
 use crate::tensor::{Device, Tensor};
 use crate::{Error, Result};
-use std::borrow::Cow;
 
+pub use crate::model::gradients::Gradients;
 pub use crate::model::linear::Adapter;
-pub use crate::model::params::{Gradients, ParamInfo};
+pub use crate::model::params::ParamInfo;
+pub use crate::model::saved::{Saved, SavedTrunk};
 
 /// Per prediction of a plan, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,70 +47,6 @@ pub struct Transformer {
     /// The embedding itself where the head is tied.
     pub(crate) head: ParamId,
     pub(crate) lora: Option<LoraConfig>,
-}
-
-/// Activations that a backward pass needs.
-pub struct Saved(SavedOn<SavedHead, device::Saved>);
-
-/// Activations that the backward pass below the head needs.
-pub struct SavedTrunk(SavedOn<Trunk, device::SavedTrunk>);
-
-/// Where activations are.
-enum SavedOn<C, D> {
-    Cpu(C),
-    Device(D),
-}
-
-/// On the processor.
-struct SavedHead {
-    trunk: Trunk,
-    head: token_logprob::Saved,
-    temperature: f32,
-}
-
-/// On the processor, below the head.
-struct Trunk {
-    blocks: Vec<SavedLayer>,
-    last: Tensor,
-    rstd: Tensor,
-    predicting: Tensor,
-}
-
-impl Saved {
-    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
-    ///
-    /// # Errors
-    /// If the device failed.
-    pub fn predicting(&self) -> Result<Cow<'_, Tensor>> {
-        match &self.0 {
-            SavedOn::Cpu(saved) => Ok(Cow::Borrowed(&saved.trunk.predicting)),
-            SavedOn::Device(saved) => download(&saved.trunk.predicting, saved.trunk.width).map(Cow::Owned),
-        }
-    }
-}
-
-impl SavedTrunk {
-    /// The hidden states that predict, as [`Transformer::predicting`] gives them.
-    ///
-    /// # Errors
-    /// If the device failed.
-    pub fn predicting(&self) -> Result<Cow<'_, Tensor>> {
-        match &self.0 {
-            SavedOn::Cpu(saved) => Ok(Cow::Borrowed(&saved.predicting)),
-            SavedOn::Device(saved) => download(&saved.predicting, saved.width).map(Cow::Owned),
-        }
-    }
-}
-
-/// Rows of `width` from a device.
-fn download(rows: &Buffer, width: usize) -> Result<Tensor> {
-    Ok(Tensor::from_vec(&[rows.len() / width, width], rows.to_f32()?))
-}
-
-/// A block's activations, or, with activation checkpointing, its input alone.
-enum SavedLayer {
-    Full(Box<SavedBlock>),
-    Input(Tensor),
 }
 
 impl Transformer {

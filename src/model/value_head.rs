@@ -2,8 +2,9 @@
 
 use crate::Error;
 use crate::Result;
+use crate::model::gradients::Gradients;
 use crate::model::optimizer::{AdamW, AdamWConfig, MomentFormat, TensorState};
-use crate::model::params::{Gradients, Param, ParamData, ParamId, Params};
+use crate::model::params::{Param, ParamData, ParamId, Params};
 use crate::model::transformer::ParamInfo;
 use crate::tensor::Tensor;
 use crate::tensor::ops::{matmul, residual};

@@ -4,7 +4,8 @@
 use super::batch::{BackwardBatch, Pass};
 use crate::Result;
 use crate::model::block::Block;
-use crate::model::params::{Gradients, ParamId};
+use crate::model::gradients::Gradients;
+use crate::model::params::ParamId;
 use crate::tensor::cuda::Buffer;
 use crate::tensor::ops::attention::cuda::{self as attention, DeviceKv};
 use crate::tensor::ops::residual::cuda as residual;

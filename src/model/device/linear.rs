@@ -2,8 +2,9 @@
 
 use super::batch::{BackwardBatch, Pass};
 use crate::Result;
+use crate::model::gradients::Gradients;
 use crate::model::linear::{Adapter, Linear, LoraLayer};
-use crate::model::params::{Gradients, ParamId, Params};
+use crate::model::params::{ParamId, Params};
 use crate::tensor::cuda::Buffer;
 use crate::tensor::ops::matmul::cuda::{self as matmul, LowRank, Shape};
 use crate::tensor::ops::residual;

@@ -3,8 +3,8 @@
 use super::batch::{BackwardBatch, Batch, Pass};
 use super::block::{Saved as SavedBlock, Stream};
 use crate::Result;
+use crate::model::gradients::Gradients;
 use crate::model::linear::Adapter;
-use crate::model::params::Gradients;
 use crate::model::transformer::{TokenStats, Transformer};
 use crate::tensor::Tensor;
 use crate::tensor::cuda::{Buffer, DType, Gpu};

@@ -3,8 +3,9 @@
 //! Device memory is host memory there, and a launch has ended when it returns. Whatever a kernel does wrong (races, accesses out of bounds,
 //! misaligned or to memory that was never written, divergence, deadlocks) is an error that names the line.
 
-use crate::tensor::cuda::gpu::{Backend, Boxes, Planes, TensorMap};
+use crate::tensor::cuda::gpu::Backend;
 use crate::tensor::cuda::launch::{Geometry, Kernel};
+use crate::tensor::cuda::tensor_map::{Boxes, Planes, TensorMap};
 use crate::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -2,7 +2,8 @@
 //! the array of pointers that both `cuLaunchKernel` and the emulator take.
 
 use crate::tensor::cuda::buffer::Memory;
-use crate::tensor::cuda::gpu::{Backend, Boxes, Planes, TensorMap};
+use crate::tensor::cuda::gpu::Backend;
+use crate::tensor::cuda::tensor_map::{Boxes, Planes, TensorMap};
 use crate::tensor::cuda::{Buffer, DType, Gpu, Source};
 use crate::{Error, Result};
 use std::ffi::c_void;

@@ -3,8 +3,8 @@
 //! * `gpu.rs`: the device handle, and what its two backends have in common. `buffer.rs`: device memory with a dtype.
 //! * `launch.rs`: one kernel launch, checked against the op's shapes; the only place where arguments become raw pointers. `graph.rs`: launches
 //!   recorded once and queued again and again.
-//! * `context.rs` (the driver), `module.rs` and `nvrtc.rs` (kernel sources to machine code, cached on disk), `probe.rs` (what is there),
-//!   `staging.rs` (uploads on their way).
+//! * `driver.rs` (what is there before a device is open), `context.rs` (an open device), `module.rs` and `nvrtc.rs` (kernel sources to machine
+//!   code, cached on disk), `probe.rs` (for `doctor`), `staging.rs` (uploads on their way), `tensor_map.rs` (what TMA is told).
 //! * `conformance.rs`: every instruction of `kernels/ptx.cuh` by itself, for a new kind of device.
 //! * `emulator.rs`: loads the library that tests build from `kernels/emulator/`. The program itself carries no emulator.
 //!
@@ -14,6 +14,7 @@
 mod buffer;
 pub mod conformance;
 mod context;
+mod driver;
 mod emulator;
 mod gpu;
 mod graph;
@@ -22,12 +23,14 @@ mod module;
 mod nvrtc;
 mod probe;
 mod staging;
+mod tensor_map;
 
 pub use buffer::{Buffer, DType};
 pub use emulator::{Emulation, EmulationStats, Schedule};
-pub use gpu::{Backend, Boxes, Counts, Gpu, GpuInfo, Planes, TensorMap};
+pub use gpu::{Backend, Counts, Gpu, GpuInfo};
 pub use graph::{Arena, Graph};
 pub use launch::{Call, Geometry, Kernel, Launch};
 pub use module::{Compiled, Source, compile};
 pub use nvrtc::Nvrtc;
 pub use probe::{CudaVersion, GpuReport, Probe, probe};
+pub use tensor_map::{Boxes, Planes, TensorMap};

@@ -1,6 +1,6 @@
 //! What this machine has for CUDA: for `doctor`, and for `--device`.
 
-use crate::tensor::cuda::context;
+use crate::tensor::cuda::driver;
 use crate::tensor::cuda::{GpuInfo, Nvrtc};
 use crate::{Error, Result};
 use std::fmt;
@@ -50,7 +50,7 @@ impl Probe {
 
 /// Looks for the driver, the compiler and the devices. Never fails and never panics: what is missing is in the report.
 pub fn probe() -> Probe {
-    let driver = context::start_driver();
+    let driver = driver::start_driver();
     let major = driver.as_ref().ok().map(|v| v.major);
     let compiler = match major {
         Some(major) => super::module::compiler(major),
@@ -68,15 +68,15 @@ pub fn probe() -> Probe {
 }
 
 fn list() -> Result<Vec<GpuReport>> {
-    let count = context::device_count()?;
+    let count = driver::device_count()?;
     if count == 0 {
         return Err(Error::device("there is a CUDA driver but no CUDA device")
             .hint("use --device cpu; in a container, check that the GPU is passed on"));
     }
     (0..count)
         .map(|ordinal| {
-            let info = context::describe(ordinal)?;
-            let usable = context::check_capability(&info);
+            let info = driver::describe(ordinal)?;
+            let usable = driver::check_capability(&info);
             Ok(GpuReport { info, usable })
         })
         .collect()
