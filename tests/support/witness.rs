@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub const ARCHITECTURE: &str = "sm_80";
 
 /// Sources whose kernels have code for Hopper alone, by instructions that the interpreter does not know: they run on the emulator only.
-pub const FOR_HOPPER: [&str; 4] = ["attention_bwd_hopper.cu", "attention_hopper.cu", "head_hopper.cu", "linear_hopper.cu"];
+pub const FOR_HOPPER: [&str; 5] =
+    ["attention_bwd_kv_hopper.cu", "attention_bwd_q_hopper.cu", "attention_hopper.cu", "head_hopper.cu", "linear_hopper.cu"];
 
 /// The compiler; none, with a word about it, where it is missing and not required.
 pub fn nvrtc() -> Option<&'static Nvrtc> {

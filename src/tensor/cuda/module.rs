@@ -25,12 +25,14 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 10] = [
+const HEADERS: [(&str, &str); 12] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
     ("attention_bwd.cuh", include_str!("../../../kernels/attention_bwd.cuh")),
+    ("attention_hopper.cuh", include_str!("../../../kernels/attention_hopper.cuh")),
+    ("attention_bwd_hopper.cuh", include_str!("../../../kernels/attention_bwd_hopper.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
     ("linear_hopper.cuh", include_str!("../../../kernels/linear_hopper.cuh")),
@@ -55,9 +57,12 @@ impl Source {
     pub const ATTENTION_HOPPER: Source = Source { file: "attention_hopper.cu", text: include_str!("../../../kernels/attention_hopper.cu") };
     /// Attention backward.
     pub const ATTENTION_BWD: Source = Source { file: "attention_bwd.cu", text: include_str!("../../../kernels/attention_bwd.cu") };
-    /// Attention backward on Hopper, by TMA and wgmma.
-    pub const ATTENTION_BWD_HOPPER: Source =
-        Source { file: "attention_bwd_hopper.cu", text: include_str!("../../../kernels/attention_bwd_hopper.cu") };
+    /// Attention backward for queries on Hopper, by TMA and wgmma.
+    pub const ATTENTION_BWD_Q_HOPPER: Source =
+        Source { file: "attention_bwd_q_hopper.cu", text: include_str!("../../../kernels/attention_bwd_q_hopper.cu") };
+    /// Attention backward for keys and values on Hopper, by TMA and wgmma.
+    pub const ATTENTION_BWD_KV_HOPPER: Source =
+        Source { file: "attention_bwd_kv_hopper.cu", text: include_str!("../../../kernels/attention_bwd_kv_hopper.cu") };
     /// The products of a linear layer, with a LoRA adapter.
     pub const LINEAR: Source = Source { file: "linear.cu", text: include_str!("../../../kernels/linear.cu") };
     /// The forward product for few rows.
@@ -81,7 +86,7 @@ impl Source {
     pub const CONFORMANCE: Source = Source { file: "conformance.cu", text: include_str!("../../../kernels/conformance.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 19] = [
+    pub const ALL: [Source; 20] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -90,7 +95,8 @@ impl Source {
         Source::ATTENTION,
         Source::ATTENTION_HOPPER,
         Source::ATTENTION_BWD,
-        Source::ATTENTION_BWD_HOPPER,
+        Source::ATTENTION_BWD_Q_HOPPER,
+        Source::ATTENTION_BWD_KV_HOPPER,
         Source::KV_PAGES,
         Source::LINEAR,
         Source::LINEAR_FEW,

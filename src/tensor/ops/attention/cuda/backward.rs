@@ -1,4 +1,5 @@
-//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`, or of `kernels/attention_bwd_hopper.cu` on Hopper.
+//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`, or on Hopper of `kernels/attention_bwd_q_hopper.cu` and
+//! `kernels/attention_bwd_kv_hopper.cu`.
 
 use super::work::{Cut, HOPPER_PAIRS, PAIRS};
 use super::{DeviceKv, Work, by_width};
@@ -18,7 +19,7 @@ fn pairs_of_run(head_dim: usize) -> usize {
     if head_dim == 64 { PAIRS } else { PAIRS / 2 }
 }
 
-/// Bytes of 64 rows of a head in the shared memory of `kernels/attention_bwd_hopper.cu`.
+/// Bytes of 64 rows of a head in the shared memory of the kernels for Hopper.
 fn hopper_tile(head_dim: usize) -> usize {
     head_dim.next_multiple_of(64) * TILE * DType::Bf16.size()
 }
@@ -179,8 +180,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// A launch of the kernel for this width of a head: blocks for each kv head, threads of a block, bytes of its shared memory.
-    fn launch(&self, names: [&'static str; 3], blocks: usize, threads: usize, shared: usize) -> Launch<'_> {
-        let source = if self.work.queries.hopper { Source::ATTENTION_BWD_HOPPER } else { Source::ATTENTION_BWD };
+    fn launch(&self, source: Source, names: [&'static str; 3], blocks: usize, threads: usize, shared: usize) -> Launch<'_> {
         let kernel = Kernel { source, name: by_width(self.kv.heads.head_dim, names) };
         Launch::new(self.gpu, kernel, [blocks, self.kv.heads.num_kv_heads, 1], [threads, 1, 1], shared)
     }
@@ -219,9 +219,9 @@ impl Pass<'_> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
         let queries = &self.work.queries;
         let launch = if queries.hopper {
-            self.launch(HOPPER_QUERIES, queries.num_items(), 384, 10 * hopper_tile(head_dim))
+            self.launch(Source::ATTENTION_BWD_Q_HOPPER, HOPPER_QUERIES, queries.num_items(), 384, 10 * hopper_tile(head_dim))
         } else {
-            self.launch(QUERIES, queries.num_items(), 128, 6 * TILE * head_dim * DType::Bf16.size())
+            self.launch(Source::ATTENTION_BWD, QUERIES, queries.num_items(), 128, 6 * TILE * head_dim * DType::Bf16.size())
         };
         let launch = launch.output("dq", dq, DType::Bf16, queries.tokens * num_heads * head_dim);
         let launch = if queries.hopper { self.inputs_by_tma(launch, HOPPER_PAIRS) } else { self.inputs(launch) };
@@ -240,9 +240,9 @@ impl Pass<'_> {
         let (num_pages, pairs, tokens) = (self.work.num_pages, pairs_of_run(head_dim), self.work.queries.tokens);
         let hopper = self.work.queries.hopper;
         let launch = if hopper {
-            self.launch(HOPPER_PAGES, num_pages, 256, 6 * hopper_tile(head_dim))
+            self.launch(Source::ATTENTION_BWD_KV_HOPPER, HOPPER_PAGES, num_pages, 256, 6 * hopper_tile(head_dim))
         } else {
-            self.launch(PAGES, num_pages, 128, (2 * TILE + 4 * pairs) * head_dim * DType::Bf16.size())
+            self.launch(Source::ATTENTION_BWD, PAGES, num_pages, 128, (2 * TILE + 4 * pairs) * head_dim * DType::Bf16.size())
         };
         let launch = launch.output("dk", dk, DType::F32, self.kv.len()).output("dv", dv, DType::F32, self.kv.len());
         let launch = if hopper { self.inputs_by_tma(launch, pairs).dim("tokens", tokens) } else { self.inputs(launch) };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Pairs of a token and a query head in one block (`ROWS` of the kernel).
 pub const PAIRS: usize = 64;
-/// The same where two warpgroups share a block's pages (`kernels/attention_hopper.cu`, `kernels/attention_bwd_hopper.cu`).
+/// The same where two warpgroups share a block's pages (`kernels/attention_hopper.cu`, `kernels/attention_bwd_q_hopper.cu`).
 pub(super) const HOPPER_PAIRS: usize = 2 * PAIRS;
 /// Keys after which the softmax begins afresh (`SPLIT` of the kernel).
 pub const SPLIT: usize = 256;
