@@ -13,7 +13,7 @@ pub enum Universe {
     /// Those whose contents the task holds: the gold files and some neighbours.
     #[default]
     Files,
-    /// The whole tree, as the papers do ([`Task::all_paths`]).
+    /// The whole tree, as the papers do ([`Task::all_paths`](crate::data::Task::all_paths)).
     Tree,
 }
 
@@ -30,7 +30,7 @@ pub enum Order {
     Lexical,
     /// The same by the paths alone, for prompts that are to say nothing of contents.
     LexicalPaths,
-    /// By four lexical rankings at once ([`lexical::fused_scores`]): a better retriever's list.
+    /// By four lexical rankings at once ([`lexical::fused_scores`](crate::data::lexical::fused_scores)): a better retriever's list.
     Fused,
 }
 
