@@ -22,10 +22,8 @@ pub fn scores(issue: &str, files: &BTreeMap<String, String>, ranking: Ranking) -
         }
     }
     let with_text = ranking != Ranking::Bm25(Field::Path);
-    let pieces =
-        |((path, name), text): (&'_ Named, &'_ String)| [path.clone(), name.clone(), if with_text { text.clone() } else { String::new() }];
-    let documents: Vec<[String; 3]> = names.iter().zip(&texts).map(pieces).collect();
-    let contents = Bm25::new(documents.iter().map(|d| d.iter().map(String::as_str)));
+    let text_of = |i: usize| if with_text { texts[i].as_str() } else { "" };
+    let contents = Bm25::new(names.iter().enumerate().map(|(i, (path, name))| [path.as_str(), name.as_str(), text_of(i)]));
     let found = match ranking {
         Ranking::Bm25(_) => contents.scores(issue),
         Ranking::Fused => {
