@@ -4,6 +4,7 @@
 //! The rooms, from the ground up (each imports only from those before it; `docs/architecture.md` draws the house):
 //!
 //! * [`error`]: the one error type.
+//! * [`ceiling`]: a limit on the memory of one call.
 //! * [`page`]: pages of HTML with charts.
 //! * [`tensor`]: numbers and devices: tensors, the execution plan of a batch, and the ops, forward and backward.
 //! * [`data`]: tasks, patches, prompts, answers and how well they hit. Knows nothing of tensors.
@@ -16,6 +17,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod agentless;
+pub mod ceiling;
 pub mod cli;
 mod columns;
 pub mod data;

@@ -4,7 +4,7 @@
 mod python;
 mod python_json;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ceiling};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
@@ -39,6 +39,13 @@ const NAME: &str = "chat_template";
 /// Instructions that a template may take for one conversation: templates come with models, and one that loops on and on is refused. Real ones
 /// take some hundred a message.
 const MOST_INSTRUCTIONS: u64 = 5_000_000;
+
+/// Memory that rendering one conversation may take: instructions do not limit it, since each may double a text.
+const MOST_BYTES: usize = 256 << 20;
+
+/// What the program ends with where a template takes more.
+const TOO_LARGE: &str = "error: the chat template takes more than 256 MiB of memory for one conversation\n  \
+     it repeats or doubles what it writes: use the template that came with the model, or mend it";
 
 impl ChatTemplate {
     /// Compiles a template. `settings` is `tokenizer_config.json`, of which the special tokens are taken.
@@ -107,7 +114,7 @@ impl ChatTemplate {
         let special = Value::from(Serde(&self.special_tokens));
         let context = context! { messages, tools, documents => (), add_generation_prompt, ..special };
         let fail = |e: minijinja::Error| Error::input(format!("the chat template does not take these messages: {}", describe(&e)));
-        self.environment.get_template(NAME).map_err(fail)?.render(context).map_err(fail)
+        ceiling::under(MOST_BYTES, TOO_LARGE, || self.environment.get_template(NAME)?.render(context)).map_err(fail)
     }
 }
 
