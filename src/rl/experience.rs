@@ -1,7 +1,7 @@
 //! From scores, values and the reference's log-probabilities to a batch's advantages and returns.
 
 use crate::rl::advantage::{
-    Scale, Whitening, gae, group_baseline, group_normalised, leave_one_out, reinforce_plus_plus, to_go, token_rewards, whiten,
+    Scale, Whitening, gae, group_baseline, group_normalised, leave_one_out, to_go, token_rewards, whiten, whiten_within,
 };
 use crate::rl::config::{AdvantageKind, Stage};
 use crate::rl::objective::KlEstimator;
@@ -15,6 +15,8 @@ pub struct Rule {
     scale: Scale,
     eps: f64,
     whitening: Whitening,
+    /// Whether whitening takes off the mean of each subtask, not the batch's.
+    center_subtasks: bool,
     gamma: f64,
     lambda: f64,
     /// The KL penalty in the token rewards, with its weight.
@@ -31,6 +33,7 @@ impl Rule {
             scale: stage.advantage_scale,
             eps: stage.advantage_eps,
             whitening: stage.whitening,
+            center_subtasks: stage.center_subtasks,
             gamma: stage.gamma,
             lambda: stage.lambda,
             kl: (stage.kl_in_reward && kl_coef > 0.0).then_some((stage.kl_estimator, kl_coef)),
@@ -69,8 +72,10 @@ impl Rule {
 
     /// Gives every token of a batch its advantage, and with GAE its return. A sequence's own advantage becomes the mean of its tokens'.
     pub fn assign(&self, jobs: &mut [Job]) {
+        let subtasks: Vec<&str> = jobs.iter().flat_map(|j| std::iter::repeat_n(j.subtask, j.targets.len())).collect();
         let mut all: Vec<&mut Targets> = jobs.iter_mut().flat_map(|j| &mut j.targets).collect();
         let rewards: Vec<Vec<f64>> = all.iter().map(|t| self.token_rewards(t)).collect();
+        let to_go = || rewards.iter().map(|r| to_go(r, self.gamma)).collect();
         let advantages = match self.kind {
             AdvantageKind::Gae => {
                 let mut advantages = Vec::with_capacity(all.len());
@@ -79,18 +84,24 @@ impl Rule {
                     targets.returns = rounded(&found.returns);
                     advantages.push(found.advantages);
                 }
-                whiten(&mut advantages, self.whitening);
-                advantages
+                self.whitened(advantages, &subtasks)
             }
-            AdvantageKind::ReinforcePlusPlus | AdvantageKind::ReinforcePlusPlusBaseline => {
-                reinforce_plus_plus(&rewards, self.gamma, self.whitening)
-            }
-            _ => rewards.iter().map(|r| to_go(r, self.gamma)).collect(),
+            AdvantageKind::ReinforcePlusPlus | AdvantageKind::ReinforcePlusPlusBaseline => self.whitened(to_go(), &subtasks),
+            _ => to_go(),
         };
         for (targets, advantages) in all.into_iter().zip(advantages) {
             targets.advantage = (advantages.iter().sum::<f64>() / advantages.len().max(1) as f64) as f32;
             targets.token_advantages = rounded(&advantages);
         }
+    }
+
+    fn whitened(&self, mut advantages: Vec<Vec<f64>>, subtasks: &[&str]) -> Vec<Vec<f64>> {
+        if self.center_subtasks {
+            whiten_within(&mut advantages, subtasks, self.whitening);
+        } else {
+            whiten(&mut advantages, self.whitening);
+        }
+        advantages
     }
 
     fn token_rewards(&self, t: &Targets) -> Vec<f64> {
@@ -147,7 +158,7 @@ mod tests {
             ..Targets::default()
         };
         let tree = Tree::prompt_with_answers(&[1], &[vec![2, 3], vec![4]]);
-        vec![Job { tree, targets: vec![targets(1.0, &[0.5, 0.25], &[-2.0, -1.0]), targets(0.0, &[0.0], &[-1.0])] }]
+        vec![Job { tree, subtask: "", targets: vec![targets(1.0, &[0.5, 0.25], &[-2.0, -1.0]), targets(0.0, &[0.0], &[-1.0])] }]
     }
 
     #[test]
@@ -179,6 +190,15 @@ mod tests {
         whitened.assign(&mut jobs);
         let all: f32 = jobs[0].targets.iter().flat_map(|t| &t.token_advantages).sum();
         assert!(all.abs() < 1e-6 && explained_variance(&jobs).is_none());
+        // A batch of two subtasks: by its own mean, one that earns less is not below its own average.
+        let mut mixed = [jobs.clone(), jobs.clone()].concat();
+        (mixed[0].subtask, mixed[1].subtask) = ("file", "edit");
+        mixed[1].targets.iter_mut().for_each(|t| t.score -= 5.0);
+        rule("algorithm = \"grpo\"\nadvantage.kind = \"reinforce++\"\nadvantage.center = \"subtask\"\n").assign(&mut mixed);
+        assert_eq!(mixed[0].targets[0].token_advantages, mixed[1].targets[0].token_advantages);
+        assert!(mixed[1].targets[0].advantage > 0.0);
+        whitened.assign(&mut mixed);
+        assert!(mixed[1].targets[0].advantage < 0.0);
         assert_eq!(rule("algorithm = \"grpo\"\nadvantage.kind = \"dr_grpo\"\n").scores(&[1.0, 0.0]), [0.5, -0.5]);
         assert_eq!(rule("algorithm = \"grpo\"\nadvantage.kind = \"reinforce++_baseline\"\n").scores(&[1.0, 0.0]), [0.5, -0.5]);
     }

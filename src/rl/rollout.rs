@@ -46,6 +46,8 @@ impl Targets {
 pub struct Job {
     /// The prompt and its answers, or a single sequence.
     pub tree: Tree,
+    /// In a mixture the subtask's name, else empty.
+    pub subtask: &'static str,
     /// The sequences, in the order of the tree's predictions.
     pub targets: Vec<Targets>,
 }
@@ -54,17 +56,17 @@ impl Job {
     /// A single sequence with a mask of targets.
     pub fn sequence(ids: &[u32], targets: &[bool]) -> Self {
         let tokens = targets.iter().skip(1).filter(|&&t| t).count();
-        Self { tree: Tree::sequence(ids, targets), targets: vec![Targets { tokens, ..Targets::default() }] }
+        Self { tree: Tree::sequence(ids, targets), subtask: "", targets: vec![Targets { tokens, ..Targets::default() }] }
     }
 
     /// A prompt with its gold answer.
     pub fn supervised(item: &Item) -> Self {
         let tree = Tree::prompt_with_answers(&item.prompt, std::slice::from_ref(&item.gold));
-        Self { tree, targets: vec![Targets { tokens: item.gold.len(), ..Targets::default() }] }
+        Self { tree, subtask: item.subtask, targets: vec![Targets { tokens: item.gold.len(), ..Targets::default() }] }
     }
 
     /// A prompt with its sampled answers.
-    pub fn group(prompt: &[u32], rollouts: &[Rollout]) -> Self {
+    pub fn group(item: &Item, rollouts: &[Rollout]) -> Self {
         let answers: Vec<Vec<u32>> = rollouts.iter().map(|r| r.completion.ids.clone()).collect();
         let targets = rollouts.iter().map(|r| Targets {
             tokens: r.completion.ids.len(),
@@ -73,7 +75,7 @@ impl Job {
             advantage: r.advantage,
             ..Targets::default()
         });
-        Self { tree: Tree::prompt_with_answers(prompt, &answers), targets: targets.collect() }
+        Self { tree: Tree::prompt_with_answers(&item.prompt, &answers), subtask: item.subtask, targets: targets.collect() }
     }
 
     /// Target tokens of all its sequences.
@@ -288,13 +290,13 @@ mod tests {
     fn jobs_count_the_predictions_of_their_plans() {
         let a = item("a");
         let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &rule("none")).unwrap();
-        let mut jobs = vec![Job::group(&a.prompt, &group[0]), Job::supervised(&a)];
+        let mut jobs = vec![Job::group(&a, &group[0]), Job::supervised(&a)];
         jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
         // An answer of no tokens is a sequence of no targets.
         let mut empty = group[0].clone();
         empty[0].completion.ids.clear();
         empty[0].completion.logprobs.clear();
-        jobs.push(Job::group(&a.prompt, &empty));
+        jobs.push(Job::group(&a, &empty));
         for job in jobs {
             let plan = Plan::for_trees(std::slice::from_ref(&job.tree));
             assert_eq!(plan.predictions.len(), job.num_targets());

@@ -198,7 +198,7 @@ fn follows_from_the_record(stage: &Stage) -> bool {
 /// A step's loss and ratios from its answers: the new log-probabilities of its only update are the recorded ones, to the bit.
 fn loss(stage: &Stage, items: &[&Item], groups: &[Vec<Rollout>]) -> Map<String, Value> {
     let mut objective = trainer::objective(stage, stage.kl_coef);
-    let jobs: Vec<Job> = items.iter().zip(groups).map(|(item, group)| Job::group(&item.prompt, group)).collect();
+    let jobs: Vec<Job> = items.iter().zip(groups).map(|(item, group)| Job::group(item, group)).collect();
     objective.prepare(BatchStats::count(jobs.iter().flat_map(|j| &j.targets).map(|t| t.tokens)));
     let mut sum = Metrics::default();
     for job in &jobs {

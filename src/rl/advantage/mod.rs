@@ -13,10 +13,10 @@ mod whiten;
 
 pub use gae::{Gae, gae};
 pub use group::{Scale, group_normalised};
-pub use reinforce::{group_baseline, reinforce_plus_plus, to_go};
+pub use reinforce::{group_baseline, to_go};
 pub use rloo::leave_one_out;
 pub use token_rewards::token_rewards;
-pub use whiten::{Whitening, whiten};
+pub use whiten::{Whitening, whiten, whiten_within};
 
 /// Mean and population standard deviation, for the log; 0 for nothing.
 pub fn mean_and_std(values: &[f64]) -> (f64, f64) {

@@ -1,7 +1,5 @@
 //! REINFORCE++ (Hu 2025) and its variant with a group baseline.
 
-use super::whiten::{Whitening, whiten};
-
 /// The return of every token: `G_t = r_t + gamma G_{t+1}` over the token rewards of one answer.
 pub fn to_go(rewards: &[f64], gamma: f64) -> Vec<f64> {
     let mut out = rewards.to_vec();
@@ -9,13 +7,6 @@ pub fn to_go(rewards: &[f64], gamma: f64) -> Vec<f64> {
         out[t] += gamma * out[t + 1];
     }
     out
-}
-
-/// `A_{i,t}`: the returns of all answers of a batch, whitened over all tokens together.
-pub fn reinforce_plus_plus(token_rewards: &[Vec<f64>], gamma: f64, whitening: Whitening) -> Vec<Vec<f64>> {
-    let mut returns: Vec<Vec<f64>> = token_rewards.iter().map(|r| to_go(r, gamma)).collect();
-    whiten(&mut returns, whitening);
-    returns
 }
 
 /// `r_i - mean(r)` over the rewards of one prompt's answers: the score that REINFORCE++ with a baseline begins with.

@@ -171,6 +171,7 @@ pub static KEYS: &[Key] = &[
     stage("entropy.coef", Kind::Number(0.0, ANY), "0.0", "Weight of the entropy bonus."),
     stage("advantage.kind", Kind::Choice(&["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline", "gae"]), "\"grpo\"", "How rewards become advantages: normalised in the group, less the group's mean, less the mean of the group's others, the return whitened over the batch, the same of the reward less the group's mean; `ppo` alone has, and needs, `gae`.").ppo("\"gae\""),
     stage("advantage.whiten", Kind::Choice(&["population", "sample", "none"]), "\"population\"", "Whitening over the batch's tokens, for `reinforce++`, its baseline variant and `gae`: with divisor n (OpenRLHF), n - 1 (TRL, verl), or none."),
+    stage("advantage.center", Kind::Choice(&["batch", "subtask"]), "\"batch\"", "In a mixture of subtasks: whether whitening takes off the mean over the batch, or each subtask's own, so that one that earns less than the others is not unlearned for it. The deviation that it divides by is the batch's."),
     stage("advantage.gamma", Kind::Number(0.0, 1.0), "1.0", "Discount of rewards that come later, where there are token rewards."),
     stage("advantage.lambda", Kind::Number(0.0, 1.0), "0.95", "GAE's lambda."),
     stage("advantage.std", Kind::Choice(&["sample", "population", "none"]), "\"sample\"", "What a group's deviations are divided by: the deviation with divisor n - 1, with divisor n, or nothing (Dr. GRPO)."),

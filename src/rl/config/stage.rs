@@ -123,6 +123,7 @@ pub struct Stage {
     pub entropy_coef: f64,
     pub advantage: AdvantageKind,
     pub whitening: Whitening,
+    pub center_subtasks: bool,
     pub gamma: f64,
     pub lambda: f64,
     pub advantage_scale: Scale,
@@ -220,6 +221,7 @@ impl Stage {
                 "sample" => Whitening::Sample,
                 _ => Whitening::Population,
             },
+            center_subtasks: r.text("advantage.center") == "subtask",
             gamma: r.number("advantage.gamma"),
             lambda: r.number("advantage.lambda"),
             advantage_scale: match r.text("advantage.std").as_str() {

@@ -56,7 +56,7 @@ impl Trainer<'_> {
         let rule = Rule::new(stage, self.kl_coef(stage));
         let Asked { items, mut groups, kept } = self.ask(stage, all, &rule)?;
         let generate_seconds = started.elapsed().as_secs_f64();
-        let mut jobs: Vec<Job> = kept.iter().map(|&i| Job::group(&items[i].prompt, &groups[i])).collect();
+        let mut jobs: Vec<Job> = kept.iter().map(|&i| Job::group(items[i], &groups[i])).collect();
         self.experience(stage, &rule, &mut jobs)?;
         for (job, &i) in jobs.iter().zip(&kept) {
             job.targets.iter().zip(&mut groups[i]).for_each(|(t, rollout)| rollout.advantage = t.advantage);
