@@ -122,8 +122,9 @@ pub fn tokenizer(data: &[u8]) {
 /// A chat template's source.
 pub fn chat_template(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else { return };
-    // A template's instructions are limited, not the bytes that each of them writes.
-    if source.contains("range") {
+    // A template's instructions are limited; what they may take of memory is bounded by the program's own allocator (src/ceiling.rs), which ends
+    // the program and is not here. So none of what makes much of little.
+    if source.contains("range") || source.contains('*') {
         return;
     }
     if let Ok(template) = ChatTemplate::new(source, &serde_json::json!({"bos_token": "<s>"})) {
