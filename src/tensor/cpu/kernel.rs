@@ -2,6 +2,9 @@
 //!
 //! Each output is one chain: `acc = 0; for k in 0..K { acc = fma(a[k], b[k], acc) }`, then `c = acc` or `c += acc`. The chain is the same
 //! in every instruction set and for every number of rows, so an output's bits do not depend on which kernel computed it.
+//!
+//! The dev profile, which the quickstart is built with, checks for overflow and what the library's unsafe functions ask for. Inside these loops
+//! that costs two thirds of the speed (sums go through memory before whatever may panic), so pointers wrap, and are read as arrays.
 
 use crate::tensor::cpu::panels::PANEL;
 use crate::tensor::cpu::{Isa, isa};
@@ -63,17 +66,17 @@ pub(crate) fn kernel(rows: usize) -> Kernel {
 
 unsafe fn portable<const R: usize>(t: &Tile) {
     let mut acc = [[0.0f32; PANEL]; R];
-    for k in 0..t.k {
-        // SAFETY: the caller promises the tile's extents.
-        unsafe {
-            let b = &*t.b.add(k * t.ldb).cast::<[f32; PANEL]>();
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let a = *t.a.add(k * t.lda + i);
-                for (x, b) in acc.iter_mut().zip(b) {
-                    *x = a.mul_add(*b, *x);
-                }
+    let (mut a, mut b) = (t.a, t.b);
+    for _ in 0..t.k {
+        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step.
+        let (x, b_now) = unsafe { (*a.cast::<[f32; R]>(), &*b.cast::<[f32; PANEL]>()) };
+        for (acc, x) in acc.iter_mut().zip(x) {
+            for (acc, b) in acc.iter_mut().zip(b_now) {
+                *acc = x.mul_add(*b, *acc);
             }
         }
+        a = a.wrapping_add(t.lda);
+        b = b.wrapping_add(t.ldb);
     }
     for (i, acc) in acc.iter().enumerate() {
         // SAFETY: as above.
@@ -94,25 +97,26 @@ unsafe fn write_lanes(t: &Tile, i: usize, acc: &[f32; PANEL]) {
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const R: usize>(t: &Tile) {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
     let mut acc = [[_mm512_setzero_ps(); 2]; R];
     let (mut a, mut b) = (t.a, t.b);
     for _ in 0..t.k {
-        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step; a prefetch may point anywhere.
-        unsafe {
+        // SAFETY: the caller promises 32 readable numbers of b and R of a at each step; a prefetch may point anywhere. 16 numbers are a vector.
+        let (x, b0, b1) = unsafe {
             if R <= FEW_ROWS {
                 _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
                 _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 16).cast());
             }
-            let b0 = _mm512_loadu_ps(b);
-            let b1 = _mm512_loadu_ps(b.add(16));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*a.add(i));
-                acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
-                acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
-            }
-            a = a.wrapping_add(t.lda);
-            b = b.wrapping_add(t.ldb);
+            let [b0, b1] = *b.cast::<[[f32; 16]; 2]>();
+            (*a.cast::<[f32; R]>(), transmute::<[f32; 16], __m512>(b0), transmute::<[f32; 16], __m512>(b1))
+        };
+        for (acc, x) in acc.iter_mut().zip(x) {
+            let x = _mm512_set1_ps(x);
+            acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
+            acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
         }
+        a = a.wrapping_add(t.lda);
+        b = b.wrapping_add(t.ldb);
     }
     let mask = |from: usize| ((1u32 << t.lanes.saturating_sub(from).min(16)) - 1) as __mmask16;
     let (m0, m1) = (mask(0), mask(16));
@@ -135,21 +139,25 @@ unsafe fn avx512<const R: usize>(t: &Tile) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const R: usize>(t: &Tile) {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
     let mut out = [[0.0f32; PANEL]; R];
     // Two passes of 16 columns: 6 x 2 sums, 2 columns vectors and a broadcast fit the 16 registers.
     for half in [0, 16] {
         let mut acc = [[_mm256_setzero_ps(); 2]; R];
-        for k in 0..t.k {
-            // SAFETY: the caller promises 32 readable numbers of b and R of a at each step.
-            unsafe {
-                let b = t.b.add(k * t.ldb + half);
-                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*t.a.add(k * t.lda + i));
-                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
-                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
-                }
+        let (mut a, mut b) = (t.a, t.b.wrapping_add(half));
+        for _ in 0..t.k {
+            // SAFETY: the caller promises 32 readable numbers of b and R of a at each step. 8 numbers are a vector.
+            let (x, b0, b1) = unsafe {
+                let [b0, b1] = *b.cast::<[[f32; 8]; 2]>();
+                (*a.cast::<[f32; R]>(), transmute::<[f32; 8], __m256>(b0), transmute::<[f32; 8], __m256>(b1))
+            };
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = _mm256_set1_ps(x);
+                acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
+                acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
             }
+            a = a.wrapping_add(t.lda);
+            b = b.wrapping_add(t.ldb);
         }
         for (out, acc) in out.iter_mut().zip(&acc) {
             // SAFETY: `out` has 32 numbers.
