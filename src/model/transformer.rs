@@ -53,7 +53,9 @@ impl Transformer {
     /// Reads the weights of an opened model.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let source = &*files.weights;
-        Self::build_on(device, files.config.clone(), &mut |info| source.read(&info.name, &info.shape))
+        let model = Self::build_on(device, files.config.clone(), &mut |info| source.read(&info.name, &info.shape));
+        source.release();
+        model
     }
 
     /// Builds the model from a function that gives each tensor's numbers, row-major.

@@ -126,7 +126,8 @@ fn plan_and_peak(settings: &str, data: Dataset, lora: Option<LoraConfig>) -> (u6
     let config = Config::parse(&text, Path::new("test.toml")).expect("a configuration");
     let out = tempfile::tempdir().expect("a folder");
     let before = HELD.load(Ordering::Relaxed) + mapped_bytes();
-    let data = vec![Arc::new(data)];
+    let data = Arc::new(data);
+    let data = vec![data; config.stages.len()];
     let examples = Examples { stages: data.clone(), heldout: Vec::new() };
     let model = shape();
     let run = Planned { place: Place::Cpu, config: &config, model: &model, lora: lora.as_ref(), examples: &examples };
@@ -159,6 +160,15 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
         ("ppo, a full critic", ppo.into(), tasks(4, 200), None),
         ("ppo, the same in 8 bits", format!("{ppo}optim.moments = \"8bit\"\n"), tasks(4, 200), None),
         ("ppo, a critic on the trunk", format!("{ppo}critic.kind = \"trunk\"\n"), tasks(4, 200), None),
+        ("ppo, LoRA and its critic", format!("{ppo}lora.rank = 8\ncritic.kind = \"lora\"\n"), tasks(4, 200), adapter()),
+        (
+            "sft, then ppo, LoRA in 8 bits",
+            format!(
+                "lora.rank = 8\n[[stage]]\nsteps = 2\noptim.moments = \"8bit\"\n[[stage]]\n{ppo}critic.kind = \"lora\"\noptim.moments = \"8bit\"\n"
+            ),
+            tasks(4, 200),
+            adapter(),
+        ),
     ];
     let mut wrong = 0;
     for (name, settings, data, lora) in cases {

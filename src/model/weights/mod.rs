@@ -34,6 +34,8 @@ pub trait WeightSource: Send + Sync {
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
     /// Whether every number of the tensor is exactly a bf16 (stored as bf16).
     fn is_bf16(&self, name: &str) -> bool;
+    /// What was read of the files need not stay in memory: it is read again where it is wanted again.
+    fn release(&self);
 }
 
 /// A tensor's name (Hugging Face's, or PEFT's for an adapter's) and shape.
@@ -211,6 +213,15 @@ fn map_file(path: &Path) -> Result<memmap2::Mmap> {
     // program itself replaces model files only by renaming, which leaves the mapped file as it was.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
     Ok(map)
+}
+
+/// Lets go of a mapped file's pages.
+fn release_pages(map: &memmap2::Mmap) {
+    // SAFETY: the mapping is of a file and read-only, so its pages come back with the same bytes. It is only a wish.
+    #[cfg(target_os = "linux")]
+    let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    #[cfg(not(target_os = "linux"))]
+    let _ = map;
 }
 
 /// Reads and parses a JSON file; a syntax error names its line.

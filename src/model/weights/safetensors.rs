@@ -4,7 +4,7 @@
 //! of offsets that overflow are errors like others.
 
 use super::fill::decode_rows;
-use super::{SaveDtype, TensorSpec, WeightSource, atomic, check_shape, map_file, non_finite, read_json};
+use super::{SaveDtype, TensorSpec, WeightSource, atomic, check_shape, map_file, non_finite, read_json, release_pages};
 use crate::{Error, Result};
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -105,6 +105,10 @@ impl WeightSource for Safetensors {
 
     fn is_bf16(&self, name: &str) -> bool {
         self.tensors.get(name).is_some_and(|t| t.dtype == Dtype::BF16)
+    }
+
+    fn release(&self) {
+        self.files.iter().for_each(|(_, map)| release_pages(map));
     }
 }
 

@@ -35,6 +35,7 @@ use crate::rl::order::Order;
 use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
+use crate::tensor::cpu::aligned::give_back;
 use line::first_epoch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
@@ -285,6 +286,7 @@ impl<'a> Trainer<'a> {
         let training = Instant::now();
         let lr = stage.schedule.at(self.state.stage_step + 1);
         let updates = self.updates(stage, &batch.jobs, lr)?;
+        give_back();
         let train_seconds = training.elapsed().as_secs_f64();
         let made = updates.iter().filter(|u| u.not_finite.is_none()).count() as u64;
         let skipped = made == 0;

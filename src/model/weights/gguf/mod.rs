@@ -9,7 +9,7 @@ mod vocab;
 pub use dequant::GgmlType;
 
 use super::fill::decode_rows;
-use super::{ModelFiles, WeightSource, check_shape, map_file, non_finite};
+use super::{ModelFiles, WeightSource, check_shape, map_file, non_finite, release_pages};
 use crate::model::chat::ChatTemplate;
 use crate::model::config::{Family, ModelConfig};
 use crate::model::tokenizer::Tokenizer;
@@ -253,6 +253,10 @@ impl WeightSource for GgufWeights {
 
     fn is_bf16(&self, name: &str) -> bool {
         self.info(name).is_some_and(|t| t.ty == GgmlType::Bf16)
+    }
+
+    fn release(&self) {
+        release_pages(&self.gguf.map);
     }
 }
 
