@@ -101,16 +101,3 @@ pub(crate) fn check_environment() -> Result<()> {
 
 /// Bytes of a worker's stack: what a main thread has.
 const WORKER_STACK: usize = 8 << 20;
-
-/// Tells the allocator to keep large freed blocks: activations of one size come and go at every step, and giving them back to the system
-/// each time costs a page fault for every 4 kB.
-pub(crate) fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets numbers of the allocator; it is called before any thread is started.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-        // The arenas of other threads give memory back whatever the threshold says.
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}

@@ -103,7 +103,7 @@ impl Command {
 
 /// Runs the program and returns its exit status.
 pub fn run() -> u8 {
-    common::keep_freed_memory();
+    crate::tensor::cpu::allocator::keep_freed_memory();
     if let Some(status) = common::inside_of_sandbox() {
         return status;
     }

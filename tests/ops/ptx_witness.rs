@@ -13,7 +13,7 @@ use sorft_native::tensor::ops::attention::cuda::work::Cut;
 use sorft_native::tensor::ops::rmsnorm;
 use sorft_native::tensor::plan::Plan;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Launches on a device, which fail where the witnesses do not agree. What a case asserts besides is what its op's own tests assert.
 type Case = (&'static str, fn(&Arc<Gpu>));
@@ -114,13 +114,21 @@ fn both_agree_on_every_kernel() {
     resources::check_dynamic(&run);
 }
 
+/// A source's text, which lasts as long as the program; kept in a list, so that no checker takes it for lost.
+fn kept(text: String) -> &'static str {
+    static TEXTS: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+    let text = text.leak();
+    TEXTS.lock().expect("no panic while it is held").push(text);
+    text
+}
+
 /// Exchanges of every kind, atomics, barriers with votes, diverged warps: what the kernels above need not all have.
 #[test]
 fn both_agree_on_the_checker_s_kernels() {
     // It has an array in local memory, which no kernel of the project may have (that is a spill) and the interpreter refuses.
     const LOCAL: &str = "ldmatrix_without_syncwarp";
     let parts: Vec<&str> = ZOO.text.split("KERNEL ").filter(|part| !part.starts_with(LOCAL)).collect();
-    let source = Source { file: ZOO.file, text: format!("#define MISTAKE 0\n{}", parts.join("KERNEL ")).leak() };
+    let source = Source { file: ZOO.file, text: kept(format!("#define MISTAKE 0\n{}", parts.join("KERNEL "))) };
     let Some(gpu) = witness::gpu_of(cuda_checker::library(false), source) else { return };
     cuda_checker::values_on(&gpu, "by both");
     for setting in cuda_checker::settings().iter().filter(|s| s.name != LOCAL) {
@@ -152,7 +160,7 @@ fn broken(source: Source, mutant: &Mutant) -> Source {
         part(include_str!("../../kernels/sorft.cuh")).replacen("#include \"ptx.cuh\"", &part(include_str!("../../kernels/ptx.cuh")), 1);
     let text = source.text.replacen("#include \"sorft.cuh\"", &header, 1);
     assert_eq!(text.matches(mutant.from).count(), 1, "{}: the place is unique", mutant.name);
-    Source { file: source.file, text: text.replacen(mutant.from, mutant.to, 1).leak() }
+    Source { file: source.file, text: kept(text.replacen(mutant.from, mutant.to, 1)) }
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::rl::order::Order;
 use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
-use crate::tensor::cpu::aligned::give_back;
+use crate::tensor::cpu::allocator::give_back;
 use line::first_epoch;
 use reference::Reference;
 use serde_json::{Map, Value, json};

@@ -49,16 +49,6 @@ pub fn mapped_bytes() -> usize {
     MAPPED.load(Ordering::Relaxed)
 }
 
-/// Gives what the allocator keeps of freed memory back to the system. It keeps large blocks, since activations of one size come and go at every
-/// micro-batch (`cli::common`); between two steps, with other sizes to come, what it keeps only adds up.
-pub fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: only pages that hold no allocation are given back.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Bytes from which on lasting memory comes in pages of its own.
 const LARGE: usize = 1 << 20;
 const PAGE: usize = 4096;

@@ -5,6 +5,7 @@
 //! vector width only says how many such chains run side by side, so AVX-512, AVX2 and the portable code give the same bits.
 
 pub mod aligned;
+pub mod allocator;
 pub mod gemm;
 mod isa;
 pub(crate) mod kernel;
