@@ -3,7 +3,7 @@
 //! ```text
 //! OUT/config.toml             the settings, complete
 //!     metrics.jsonl           a line a step, and a line an evaluation
-//!     timing.jsonl            all that a clock gave; nothing else holds a time
+//!     timing.jsonl            all that a clock gave, and what is in memory after a step; nothing else holds a time
 //!     rollouts/STEP.jsonl     every sampled answer with its reward and advantage
 //!     evals/STEP.jsonl        every greedy answer of an evaluation
 //!     not_finite/STEP.jsonl   the sample whose loss or gradient was not finite, of a step that was skipped

@@ -35,7 +35,7 @@ use crate::rl::order::Order;
 use crate::rl::rollout::Job;
 use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
-use crate::tensor::cpu::allocator::give_back;
+use crate::tensor::cpu::allocator::{give_back, resident_bytes};
 use line::first_epoch;
 use reference::Reference;
 use serde_json::{Map, Value, json};
@@ -287,6 +287,7 @@ impl<'a> Trainer<'a> {
         let lr = stage.schedule.at(self.state.stage_step + 1);
         let updates = self.updates(stage, &batch.jobs, lr)?;
         give_back();
+        let resident = resident_bytes();
         let train_seconds = training.elapsed().as_secs_f64();
         let made = updates.iter().filter(|u| u.not_finite.is_none()).count() as u64;
         let skipped = made == 0;
@@ -311,7 +312,7 @@ impl<'a> Trainer<'a> {
         let seconds = started.elapsed().as_secs_f64();
         let tokens = batch.jobs.iter().map(|j| j.tree.num_tokens()).sum::<usize>();
         let timing = json!({"step": step, "seconds": seconds, "generate_seconds": batch.generate_seconds,
-            "train_seconds": train_seconds, "train_tokens_per_second": tokens as f64 / train_seconds.max(1e-9)});
+            "train_seconds": train_seconds, "train_tokens_per_second": tokens as f64 / train_seconds.max(1e-9), "resident_bytes": resident});
         self.log.timing(timing.as_object().unwrap_or(&Map::new()))?;
         self.hooks.event(Event::Step(step, self.config.total_steps(), &line));
         if let Some((what, tree)) = updates.iter().find_map(|u| u.not_finite.as_ref().map(|what| (what, u.culprit))) {

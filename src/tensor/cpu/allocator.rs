@@ -1,4 +1,5 @@
-//! What the C library's allocator does with freed memory: the program has it keep what comes and goes, and give it back between steps.
+//! What the C library's allocator does with freed memory: the program has it keep what comes and goes, and give it back between steps. And what
+//! the process then has in memory.
 
 /// Tells the allocator to keep large freed blocks: activations of one size come and go at every micro-batch, and giving them back to the system
 /// each time costs a page fault for every 4 kB. To be called before any thread is started.
@@ -19,5 +20,26 @@ pub fn give_back() {
     // SAFETY: only pages that hold no allocation are given back.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Bytes of the process that are in memory, mapped files included; `None` where the system does not say (no `/proc`).
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kilobytes: u64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn resident_bytes_follow_what_is_touched() {
+        let before = resident_bytes().unwrap();
+        let touched = std::hint::black_box(vec![1u8; 64 << 20]);
+        let after = resident_bytes().unwrap();
+        assert!(after > before + (48 << 20), "{before} bytes, then {after} with {} more", touched.len());
     }
 }
