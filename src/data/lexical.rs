@@ -99,10 +99,19 @@ impl Bm25 {
     /// Each document's score for the query, whose words count as often as they are there: sum over them of
     /// `idf * f (k1 + 1) / (f + k1 (1 - b + b |d| / mean))` with `idf = ln(1 + (N - n + 1/2) / (n + 1/2))`, k1 1.5, b 0.75.
     pub fn scores(&self, query: &str) -> Vec<f64> {
+        self.scores_weighed(query, |times| times)
+    }
+
+    /// The same, where a word that is `n` times in the query counts `1 + ln n` times: a long issue repeats what it quotes.
+    pub fn scores_damped(&self, query: &str) -> Vec<f64> {
+        self.scores_weighed(query, |times| 1.0 + times.ln())
+    }
+
+    fn scores_weighed(&self, query: &str, weight: impl Fn(f64) -> f64) -> Vec<f64> {
         let mut scores = vec![0.0; self.lengths.len()];
         for (word, times) in word_counts(query) {
             let Some(list) = self.postings.get(&word) else { continue };
-            let idf = f64::from(times) * self.idf(list.len());
+            let idf = weight(f64::from(times)) * self.idf(list.len());
             for &(d, n) in list {
                 let n = f64::from(n);
                 scores[d] += idf * n * (K1 + 1.0) / (n + K1 * (1.0 - B + B * self.lengths[d] / self.mean_length));

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::Task;
 use super::bootstrap::{Bootstrap, Interval};
+use super::lexical::definitions::{self, Named};
 use super::lexical::{Ranking, rank};
+use super::{Task, ground_truth};
 use crate::Result;
 
 /// SoRFT's beta: recall weighs three times as much as precision.
@@ -153,6 +154,21 @@ pub fn bm25_scores(tasks: &[Task], candidates: Option<&[Vec<String>]>, ranking: 
             Some(lists) => rank(task, &lists[i], ranking),
             None => rank(task, &task.file_paths(), ranking),
         };
+        for (k, scores) in out.iter_mut().enumerate() {
+            let named = &ranked[..ranked.len().min(k + 1)];
+            scores.push(SetScore::new(named, &gold, !named.is_empty()));
+        }
+    }
+    Ok(out)
+}
+
+/// The same for definitions, among all those of the files whose contents each task has: entry `[k - 1][task]`.
+pub fn bm25_definition_scores(tasks: &[Task], ranking: Ranking, most: usize) -> Result<Vec<Vec<SetScore>>> {
+    let mut out = vec![Vec::with_capacity(tasks.len()); most];
+    for task in tasks {
+        let gold = ground_truth::functions(task)?;
+        let ranked: Vec<Named> =
+            definitions::ranked(&task.problem_statement, &task.files, ranking).into_iter().take(most).map(|(named, _)| named).collect();
         for (k, scores) in out.iter_mut().enumerate() {
             let named = &ranked[..ranked.len().min(k + 1)];
             scores.push(SetScore::new(named, &gold, !named.is_empty()));

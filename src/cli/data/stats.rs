@@ -11,7 +11,7 @@ use crate::cli::output::{json_line, table, to_stdout};
 use crate::data::Task;
 use crate::data::bootstrap::Bootstrap;
 use crate::data::lexical::{Field, Ranking};
-use crate::data::metrics::{BETA, Table, bm25_scores};
+use crate::data::metrics::{BETA, SetScore, Table, bm25_definition_scores, bm25_scores};
 use crate::data::source::funnel::Funnel;
 use crate::data::split::instant;
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// The files to count, as one
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Add what naming the first K candidates by BM25 scores: words of the issue against words of paths, and of paths and contents
+    /// Add what naming the first K files, or definitions, by BM25 scores: words of the issue against words of paths, and of paths and contents
     #[arg(long)]
     bm25: bool,
     /// Say it as JSON
@@ -43,7 +43,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     if args.json {
         let mut value = facts;
         if let (Some(baseline), Value::Object(map)) = (baseline, &mut value) {
-            map.insert("bm25".to_owned(), baseline.iter().map(|(field, k, t)| json!({ "field": field, "k": k, "table": t })).collect());
+            let rows = |rows: &[Row]| rows.iter().map(|(field, k, t)| json!({ "field": field, "k": k, "table": t })).collect::<Value>();
+            map.insert("bm25".to_owned(), rows(&baseline.files));
+            map.insert("bm25_definitions".to_owned(), rows(&baseline.definitions));
         }
         if let (false, Value::Object(map)) = (funnels.is_empty(), &mut value) {
             map.insert("funnels".to_owned(), json!(funnels));
@@ -62,8 +64,10 @@ pub(super) fn run(args: Args) -> Result<()> {
             write!(out, "\n{}", table(&funnel.rows()))?;
         }
         if let Some(baseline) = &baseline {
-            out.write_all(b"\n")?;
-            out.write_all(baseline_table(baseline).as_bytes())?;
+            write!(out, "\n{}", baseline_table("files by BM25 on", &baseline.files))?;
+            if !baseline.definitions.is_empty() {
+                write!(out, "\n{}", baseline_table("definitions by BM25 on", &baseline.definitions))?;
+            }
         }
         Ok(())
     })
@@ -119,22 +123,38 @@ fn spread(mut counts: Vec<usize>) -> Value {
     json!({ "min": counts.first(), "median": counts.get(counts.len() / 2), "max": counts.last() })
 }
 
-/// The BM25 table: field, k, and the metrics with intervals clustered by repository.
-fn baseline(tasks: &[Task]) -> Result<Vec<(&'static str, usize, Table)>> {
-    let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
-    let mut out = Vec::new();
-    for (name, ranking) in
-        [("path", Ranking::Bm25(Field::Path)), ("path and content", Ranking::Bm25(Field::Content)), ("four, fused", Ranking::Fused)]
-    {
-        for (i, scores) in bm25_scores(tasks, None, ranking, MOST)?.iter().enumerate() {
-            out.push((name, i + 1, Table::new(scores, BETA, Some(&repos), &Bootstrap::default())));
-        }
-    }
-    Ok(out)
+/// What is matched, how many are named, and the metrics with intervals clustered by repository.
+type Row = (&'static str, usize, Table);
+
+/// What matching words alone gets.
+struct Baseline {
+    files: Vec<Row>,
+    /// Of the tasks that have contents.
+    definitions: Vec<Row>,
 }
 
-fn baseline_table(baseline: &[(&str, usize, Table)]) -> String {
-    let head = ["BM25 on", "k", "hit", "top-1", "F1", "F-beta", "95 %"].map(str::to_owned).to_vec();
+fn baseline(tasks: &[Task]) -> Result<Baseline> {
+    let rankings =
+        [("path", Ranking::Bm25(Field::Path)), ("path and content", Ranking::Bm25(Field::Content)), ("four, fused", Ranking::Fused)];
+    let known: Vec<Task> = tasks.iter().filter(|t| !t.files.is_empty()).cloned().collect();
+    let mut found = Baseline { files: Vec::new(), definitions: Vec::new() };
+    for (name, ranking) in rankings {
+        found.files.extend(rows(name, tasks, &bm25_scores(tasks, None, ranking, MOST)?));
+        if !known.is_empty() {
+            found.definitions.extend(rows(name, &known, &bm25_definition_scores(&known, ranking, MOST)?));
+        }
+    }
+    Ok(found)
+}
+
+fn rows(name: &'static str, tasks: &[Task], scores: &[Vec<SetScore>]) -> Vec<Row> {
+    let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
+    let table = |scores: &[SetScore]| Table::new(scores, BETA, Some(&repos), &Bootstrap::default());
+    scores.iter().enumerate().map(|(i, scores)| (name, i + 1, table(scores))).collect()
+}
+
+fn baseline_table(title: &str, baseline: &[Row]) -> String {
+    let head = [title, "k", "hit", "top-1", "F1", "F-beta", "95 %"].map(str::to_owned).to_vec();
     let mut rows = vec![head];
     for (field, k, t) in baseline {
         rows.push(vec![
@@ -153,7 +173,7 @@ fn baseline_table(baseline: &[(&str, usize, Table)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::metrics::{ScoreKind, SetScore};
+    use crate::data::metrics::ScoreKind;
 
     #[test]
     fn the_table_agrees_with_the_reward() {
