@@ -3,12 +3,17 @@
 use super::error::ApiError;
 use super::{Model, Settings};
 use crate::model::generate::{Choice, Completion, Engine, Event, Request};
+use crate::tensor::cpu::allocator::give_back;
 use axum::http::StatusCode;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+
+/// Without work for so long, the server gives back what it does not need.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// What the network's thread asks for.
 pub(super) enum Work {
@@ -124,11 +129,23 @@ pub(super) fn run(model: &Model, settings: &Settings, work: &Receiver<Work>, loa
     }
 }
 
+/// Waits for something to do; where nothing comes for a while, what the last answers have left of memory goes back to the system.
+fn next_when_idle(work: &Receiver<Work>) -> Result<Work, RecvError> {
+    match work.recv_timeout(IDLE) {
+        Ok(work) => Ok(work),
+        Err(RecvTimeoutError::Disconnected) => Err(RecvError),
+        Err(RecvTimeoutError::Timeout) => {
+            give_back();
+            work.recv()
+        }
+    }
+}
+
 impl Clients {
     /// Takes in what has come; waits for something where there is nothing to do. False when nothing can come any more.
     fn take_in(&mut self, work: &Receiver<Work>, engine: &mut Engine<'_>) -> bool {
         if engine.is_empty() {
-            match work.recv() {
+            match next_when_idle(work) {
                 Ok(work) => self.accept(work, engine),
                 Err(_) => return false,
             }
