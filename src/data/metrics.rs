@@ -154,27 +154,29 @@ pub fn bm25_scores(tasks: &[Task], candidates: Option<&[Vec<String>]>, ranking: 
             Some(lists) => rank(task, &lists[i], ranking),
             None => rank(task, &task.file_paths(), ranking),
         };
-        for (k, scores) in out.iter_mut().enumerate() {
-            let named = &ranked[..ranked.len().min(k + 1)];
-            scores.push(SetScore::new(named, &gold, !named.is_empty()));
-        }
+        score_heads(&ranked, &gold, &mut out);
     }
     Ok(out)
 }
 
 /// The same for definitions, among all those of the files whose contents each task has: entry `[k - 1][task]`.
-pub fn bm25_definition_scores(tasks: &[Task], ranking: Ranking, most: usize) -> Result<Vec<Vec<SetScore>>> {
+pub fn bm25_definition_scores(tasks: &[&Task], ranking: Ranking, most: usize) -> Result<Vec<Vec<SetScore>>> {
     let mut out = vec![Vec::with_capacity(tasks.len()); most];
     for task in tasks {
         let gold = ground_truth::functions(task)?;
-        let ranked: Vec<Named> =
-            definitions::ranked(&task.problem_statement, &task.files, ranking).into_iter().take(most).map(|(named, _)| named).collect();
-        for (k, scores) in out.iter_mut().enumerate() {
-            let named = &ranked[..ranked.len().min(k + 1)];
-            scores.push(SetScore::new(named, &gold, !named.is_empty()));
-        }
+        let ranked = definitions::ranked(&task.problem_statement, &task.files, ranking);
+        let named: Vec<Named> = ranked.into_iter().take(most).map(|(named, _)| named).collect();
+        score_heads(&named, &gold, &mut out);
     }
     Ok(out)
+}
+
+/// Adds to `out[k - 1]` what naming the first `k` of `ranked` scores.
+fn score_heads<T: Ord>(ranked: &[T], gold: &BTreeSet<T>, out: &mut [Vec<SetScore>]) {
+    for (k, scores) in out.iter_mut().enumerate() {
+        let named = &ranked[..ranked.len().min(k + 1)];
+        scores.push(SetScore::new(named, gold, !named.is_empty()));
+    }
 }
 
 #[cfg(test)]

@@ -136,10 +136,11 @@ struct Baseline {
 fn baseline(tasks: &[Task]) -> Result<Baseline> {
     let rankings =
         [("path", Ranking::Bm25(Field::Path)), ("path and content", Ranking::Bm25(Field::Content)), ("four, fused", Ranking::Fused)];
-    let known: Vec<Task> = tasks.iter().filter(|t| !t.files.is_empty()).cloned().collect();
+    let all: Vec<&Task> = tasks.iter().collect();
+    let known: Vec<&Task> = tasks.iter().filter(|t| !t.files.is_empty()).collect();
     let mut found = Baseline { files: Vec::new(), definitions: Vec::new() };
     for (name, ranking) in rankings {
-        found.files.extend(rows(name, tasks, &bm25_scores(tasks, None, ranking, MOST)?));
+        found.files.extend(rows(name, &all, &bm25_scores(tasks, None, ranking, MOST)?));
         if !known.is_empty() {
             found.definitions.extend(rows(name, &known, &bm25_definition_scores(&known, ranking, MOST)?));
         }
@@ -147,8 +148,8 @@ fn baseline(tasks: &[Task]) -> Result<Baseline> {
     Ok(found)
 }
 
-fn rows(name: &'static str, tasks: &[Task], scores: &[Vec<SetScore>]) -> Vec<Row> {
-    let repos: Vec<&str> = tasks.iter().map(Task::repo_name).collect();
+fn rows(name: &'static str, tasks: &[&Task], scores: &[Vec<SetScore>]) -> Vec<Row> {
+    let repos: Vec<&str> = tasks.iter().map(|t| t.repo_name()).collect();
     let table = |scores: &[SetScore]| Table::new(scores, BETA, Some(&repos), &Bootstrap::default());
     scores.iter().enumerate().map(|(i, scores)| (name, i + 1, table(scores))).collect()
 }
