@@ -9,6 +9,7 @@ use crate::model::weights::{self, ModelFiles};
 use crate::rl::config::Config;
 use crate::rl::dataset::{Dataset, Item};
 use crate::rl::distill::endpoint::{Budget, Endpoint, Remote};
+use crate::rl::distill::form::Form;
 use crate::rl::distill::local::Local;
 use crate::rl::distill::{REASON_FIRST, Said, Sampling, Summary, distill, gold};
 use crate::rl::trainer::{Event, Examples};
@@ -49,6 +50,10 @@ pub(crate) struct Args {
     /// What the teacher is told after each question, and the student is not; empty for nothing
     #[arg(long, default_value = REASON_FIRST, value_name = "TEXT")]
     instruction: String,
+    /// Of a model on this machine: the form that its answers are given, with {} where it writes and \n for the end of a line, such as
+    /// '<think>The cause is that {}</think>\n```\n{}\n```'
+    #[arg(long, value_name = "TEXT")]
+    form: Option<String>,
     /// Of an endpoint: the model's name there
     #[arg(long, value_name = "NAME")]
     teacher_model: Option<String>,
@@ -93,11 +98,18 @@ impl Args {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage("--temperature takes a number of at least 0"));
         }
+        if self.form.is_some() && (self.is_endpoint() || self.teacher == "gold") {
+            return Err(
+                Error::usage("--form is for a model on this machine").hint("an endpoint writes its answers whole; use --instruction")
+            );
+        }
+        let form = self.form.as_deref().map(Form::parse).transpose();
         Ok(Sampling {
             n: self.n,
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
             instruction: self.instruction.clone(),
+            form: form.map_err(|e| Error::usage(format!("--form: {e}")))?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::generate::{Completion, FinishReason};
+use crate::model::tokenizer::Tokenizer;
 use crate::rl::advantage::mean_and_std;
 use crate::rl::dataset::Item;
 use crate::rl::experience::Rule;
@@ -96,6 +97,8 @@ pub struct Rollout {
     pub completion: Completion,
     /// What it earned.
     pub reward: Reward,
+    /// How many of its tokens are its thought: up to the end of the last `</think>`; 0 without one.
+    pub thought_tokens: usize,
     /// What it scored: its reward as the advantage's kind has it.
     pub score: f64,
     /// How much better than expected it is; where each token has an advantage of its own, their mean.
@@ -103,23 +106,52 @@ pub struct Rollout {
 }
 
 /// Judges the answers of each prompt, and scores them within their group. `items[i]` is prompt i of the completions, which are ordered by
-/// (prompt, sample).
-pub fn judge(items: &[&Item], completions: Vec<Completion>, group_size: usize, rule: &Rule) -> Result<Vec<Vec<Rollout>>> {
+/// (prompt, sample). Without a tokenizer thoughts have no tokens.
+pub fn judge(
+    items: &[&Item],
+    completions: Vec<Completion>,
+    group_size: usize,
+    rule: &Rule,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<Vec<Rollout>>> {
     if completions.len() != items.len() * group_size {
         let message = format!("{} answers were sampled where {} prompts ask for {group_size} each", completions.len(), items.len());
         return Err(Error::input(message));
     }
-    let rewards: Vec<Reward> = completions.par_iter().map(|c| items[c.prompt_index].question.judge(c)).collect();
-    let mut judged = completions.into_iter().zip(rewards);
+    let judgement = |c: &Completion| {
+        let decode = |ids: &[u32]| tokenizer.map_or(Ok(String::new()), |t| t.decode(ids, true));
+        Ok((items[c.prompt_index].question.judge(c), thought_tokens(c, decode)?))
+    };
+    let judgements: Vec<(Reward, usize)> = completions.par_iter().map(judgement).collect::<Result<_>>()?;
+    let mut judged = completions.into_iter().zip(judgements);
     Ok(items
         .iter()
         .map(|_| {
             let group: Vec<_> = judged.by_ref().take(group_size).collect();
-            let values: Vec<f64> = group.iter().map(|(c, r)| rule.shaped(r.value, c.ids.len())).collect();
+            let values: Vec<f64> = group.iter().map(|(c, (r, _))| rule.shaped(r.value, c.ids.len())).collect();
             let rollouts = group.into_iter().zip(rule.scores(&values));
-            rollouts.map(|((completion, reward), score)| Rollout { completion, reward, score, advantage: score as f32 }).collect()
+            let rollout = |((completion, (reward, thought_tokens)), score)| {
+                let advantage = score as f32;
+                Rollout { completion, reward, thought_tokens, score, advantage }
+            };
+            rollouts.map(rollout).collect()
         })
         .collect())
+}
+
+/// The fewest first tokens of an answer whose text, by `decode`, has its last `</think>`; 0 if it has none.
+fn thought_tokens(completion: &Completion, decode: impl Fn(&[u32]) -> Result<String>) -> Result<usize> {
+    let ends = |text: &str| text.matches("</think>").count();
+    let all = ends(&completion.text);
+    let (mut low, mut high) = (0, if all == 0 { 0 } else { completion.ids.len() });
+    while low < high {
+        let middle = low.midpoint(high);
+        match ends(&decode(&completion.ids[..middle])?) < all {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    Ok(low)
 }
 
 /// The lines of `rollouts/STEP.jsonl`.
@@ -168,6 +200,7 @@ fn means(groups: &[&Vec<Rollout>]) -> Map<String, Value> {
     out.insert("reward_std".into(), json!(reward_std));
     out.insert("valid".into(), json!(mean(&|r| r.reward.part("valid").unwrap_or(f64::from(u8::from(r.reward.error.is_none()))))));
     out.insert("answer_tokens_mean".into(), json!(mean(&|r| r.completion.ids.len() as f64)));
+    out.insert("thought_tokens_mean".into(), json!(mean(&|r| r.thought_tokens as f64)));
     out.insert("truncated".into(), json!(mean(&|r| f64::from(u8::from(r.completion.finish_reason == FinishReason::Length)))));
     out.insert("duplicates".into(), json!(duplicates(groups)));
     out.insert("flat_groups".into(), json!(flat as f64 / groups.len().max(1) as f64));
@@ -270,7 +303,7 @@ mod tests {
     fn groups_are_judged_and_normalised_by_themselves() {
         let (a, b) = (item("a"), item("b"));
         let answers = vec![completion(0, 0, "a"), completion(0, 1, "bbb"), completion(1, 0, "a"), completion(1, 1, "a")];
-        let groups = judge(&[&a, &b], answers, 2, &rule("sample")).unwrap();
+        let groups = judge(&[&a, &b], answers, 2, &rule("sample"), None).unwrap();
         let advantages: Vec<Vec<f32>> = groups.iter().map(|g| g.iter().map(|r| r.advantage).collect()).collect();
         assert_eq!(advantages, [[0.5f32.sqrt(), -(0.5f32.sqrt())], [0.0, 0.0]]);
         let summary = summary(&[&a, &b], &groups);
@@ -283,13 +316,27 @@ mod tests {
         let lines = lines(&[&a, &b], &groups);
         assert_eq!(lines.len(), 4);
         assert_eq!((&lines[1]["id"], &lines[1]["index"], &lines[1]["finish_reason"]), (&json!("a"), &json!(1), &json!("length")));
-        assert!(judge(&[&a], vec![], 2, &rule("sample")).is_err());
+        assert!(judge(&[&a], vec![], 2, &rule("sample"), None).is_err());
+    }
+
+    #[test]
+    fn a_thought_ends_with_the_token_that_ends_its_last_tag() {
+        // A token a character but for the tag, which has two.
+        const TOKENS: [&str; 6] = ["a", "</thi", "nk>", "nk>\n", "b", "é"];
+        let decode = |ids: &[u32]| Ok(ids.iter().map(|&i| TOKENS[i as usize]).collect::<String>());
+        for (ids, thought) in
+            [(vec![0, 4], 0), (vec![0, 1, 2, 4], 3), (vec![5, 1, 3, 4, 0], 3), (vec![1, 2, 0, 1, 2], 5), (vec![1, 2, 1], 2), (vec![], 0)]
+        {
+            let text = decode(&ids).unwrap();
+            let completion = Completion { text, ids, ..completion(0, 0, "") };
+            assert_eq!(thought_tokens(&completion, decode).unwrap(), thought, "{}", completion.text);
+        }
     }
 
     #[test]
     fn jobs_count_the_predictions_of_their_plans() {
         let a = item("a");
-        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &rule("none")).unwrap();
+        let group = judge(&[&a], vec![completion(0, 0, "a"), completion(0, 1, "")], 2, &rule("none"), None).unwrap();
         let mut jobs = vec![Job::group(&a, &group[0]), Job::supervised(&a)];
         jobs.push(Job::sequence(&[1, 2, 3], &[true, false, true]));
         // An answer of no tokens is a sequence of no targets.

@@ -164,7 +164,7 @@ fn check_step(
         let Recorded { prompt_index, index, ids, logprobs, text, finish_reason, .. } = answer;
         completions.push(Completion { prompt_index, index, ids, logprobs, text, finish_reason });
     }
-    let groups = rollout::judge(&asked, completions, stage.group_size, &Rule::new(stage, stage.kl_coef))
+    let groups = rollout::judge(&asked, completions, stage.group_size, &Rule::new(stage, stage.kl_coef), run.tokenizer)
         .map_err(|e| e.at_file(&run.dir.join(&name)))?;
     for (i, (computed, recorded)) in rollout::lines(&asked, &groups).iter().zip(&recorded).enumerate() {
         let computed = computed.as_object().cloned().unwrap_or_default();

@@ -107,6 +107,59 @@ fn a_model_can_teach_itself() {
 }
 
 #[test]
+fn a_model_on_this_machine_keeps_to_a_form() {
+    let work = Workplace::new();
+    let form = "<think>It seems that {} so</think>\\n{}";
+    let distill = |out: &str, more: &[&str]| {
+        let asked = [
+            "distill",
+            "run.toml",
+            "--teacher",
+            "tiny",
+            "--out",
+            out,
+            "-n",
+            "2",
+            "--max-new-tokens",
+            "900",
+            "--json",
+            "--form",
+            form,
+            "--temperature",
+            "3",
+        ];
+        work.run(&[&asked[..], more].concat(), 0);
+        let mut samples = work.lines(&format!("{out}/samples.jsonl"));
+        samples.sort_by_key(|s| (s["id"].to_string(), s["index"].as_u64()));
+        samples
+    };
+    let samples = distill("one", &[]);
+    assert_eq!(samples.len(), 10);
+    let whole: Vec<&Value> = samples.iter().filter(|s| s["cut_off"] == json!(false)).collect();
+    // A model that knows nothing writes any byte: most first holes end with a line, most second ones with the token that ends an answer.
+    assert!(whole.len() >= 3, "{samples:?}");
+    for sample in &whole {
+        let text = sample["text"].as_str().unwrap();
+        let (thought, answer) = text.strip_prefix("<think>It seems that ").unwrap().split_once(" so</think>\n").unwrap();
+        assert!(!thought.contains('\n') && !answer.is_empty(), "{text:?}");
+        assert!(sample["completion_tokens"].as_u64().unwrap() > 30, "the form's own words count");
+    }
+    let distinct = |of: &dyn Fn(&Value) -> String| samples.iter().map(of).collect::<std::collections::BTreeSet<_>>().len();
+    let questions = distinct(&|s| s["prompt"].to_string());
+    assert!(questions > 1 && distinct(&|s| s["text"].to_string()) == 2 * questions, "no two answers are alike");
+    // Whatever is decoded together.
+    assert!(distill("two", &["--set", "rollout_batch=3"]).iter().zip(&samples).all(|(a, b)| a["text"] == b["text"]));
+    let refused = |more: &[&str], status: i32| {
+        work.run(&[&["distill", "run.toml", "--out", "no"], more].concat(), status).as_str().unwrap().to_owned()
+    };
+    assert!(refused(&["--teacher", "tiny", "--form", "none"], 2).contains("--form: expected {} where the teacher is to write"));
+    let endpoint = ["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--form", "{}"];
+    assert!(refused(&endpoint, 2).contains("--form is for a model on this machine"));
+    let short = ["--teacher", "tiny", "--form", "a long opening {}", "--max-new-tokens", "5"];
+    assert!(refused(&short, 1).contains("the form's opening has 15 tokens, and an answer at most 5"));
+}
+
+#[test]
 fn a_killed_run_pays_only_for_what_is_missing() {
     let work = Workplace::new();
     let teacher = Teacher::start(|_, _| {

@@ -48,7 +48,7 @@ fn endpoint(teacher: &Teacher) -> Endpoint {
         url: teacher.url(),
         model: "m".into(),
         key: Some("secret".into()),
-        sampling: Sampling { n: 3, max_new_tokens: 50, temperature: 0.7, instruction: String::new() },
+        sampling: Sampling { n: 3, max_new_tokens: 50, temperature: 0.7, instruction: String::new(), form: None },
         parallel: 4,
         per_minute: 0,
         timeout: Duration::from_millis(700),

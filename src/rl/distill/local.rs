@@ -1,14 +1,13 @@
 //! A model on this machine as a teacher.
 
+use super::form::Form;
 use super::{Missing, Said, Sampling, Teacher};
 use crate::error::{Error, Result};
 use crate::model::dialogue::Dialogue;
-use crate::model::generate::{Engine, Event, FinishReason, Request, SamplingParams};
+use crate::model::generate::{Completion, Engine, Event, FinishReason, Request, SamplingParams};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::transformer::Transformer;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A loaded model.
 pub struct Local<'a> {
@@ -44,48 +43,123 @@ impl Teacher for Local<'_> {
             }
             wanted.insert((questions.len() - 1, m.index), *m);
         }
+        let (mut prompts, mut refused) = (Vec::new(), Vec::new());
+        for (i, question) in questions.iter().enumerate() {
+            let ids = self.dialogue.conversation_ids(&self.sampling.conversation(question.item))?;
+            prompts.push(Prompt { question: i, index: 0, said: 0, ids });
+        }
+        let lengths: Vec<u64> = prompts.iter().map(|p| p.ids.len() as u64).collect();
+        let done = |place: &(usize, usize), text: String, cut_off: bool, tokens: usize| match wanted.get(place) {
+            Some(m) => store(*m, Said { text, cut_off, prompt_tokens: lengths[place.0], completion_tokens: tokens as u64 }),
+            None => Ok(()),
+        };
+        let refuse = |question: usize, e: Error| refused.push(e.at(&questions[question].item.id));
+        match &self.sampling.form {
+            None => self.sample(&prompts, self.sampling.n, &[], refuse, &mut |i, c| {
+                done(&(prompts[i].question, c.index), c.text.clone(), c.finish_reason == FinishReason::Length, c.ids.len())
+            })?,
+            Some(form) => self.fill(form, prompts, refuse, &done)?,
+        }
+        match refused.len() {
+            0 => Ok(()),
+            n => Err(refused.swap_remove(0).at(format_args!("{n} of {} questions cannot be asked; the first", questions.len()))),
+        }
+    }
+}
+
+/// What a teacher goes on from.
+struct Prompt {
+    /// Number of its question.
+    question: usize,
+    /// Which of the question's answers it is about, once they differ.
+    index: usize,
+    /// How many of its last ids are of the answer.
+    said: usize,
+    ids: Vec<u32>,
+}
+
+/// Takes an answer that is done: its place, text, whether it was cut off, its tokens.
+type Done<'a> = &'a dyn Fn(&(usize, usize), String, bool, usize) -> Result<()>;
+
+impl Local<'_> {
+    /// `n` continuations of each prompt, each given to `on_done` with its prompt's number as soon as it is there; prompts that are too long for the model go to `refuse`.
+    fn sample(
+        &self,
+        prompts: &[Prompt],
+        n: usize,
+        stop: &[String],
+        mut refuse: impl FnMut(usize, Error),
+        on_done: &mut dyn FnMut(usize, &Completion) -> Result<()>,
+    ) -> Result<()> {
         let tokenizer: &Tokenizer = self.dialogue.tokenizer();
         let mut engine = Engine::new(self.model, Some(tokenizer), self.max_batch);
-        let params = Arc::new(SamplingParams {
-            n: self.sampling.n,
-            max_new_tokens: self.sampling.max_new_tokens,
-            temperature: self.sampling.temperature,
-            seed: self.seed,
-            ..SamplingParams::default()
-        });
-        let (mut lengths, mut refused) = (Vec::new(), Vec::new());
-        for (i, question) in questions.iter().enumerate() {
-            let prompt: Arc<[u32]> = self.dialogue.conversation_ids(&self.sampling.conversation(question.item))?.into();
-            lengths.push(prompt.len() as u64);
-            let request = Request { prompt, params: params.clone(), top_logprobs: 0 };
+        for (i, prompt) in prompts.iter().enumerate() {
+            let params = SamplingParams {
+                n,
+                max_new_tokens: self.sampling.max_new_tokens - prompt.said,
+                temperature: self.sampling.temperature,
+                stop: stop.to_vec(),
+                seed: self.seed,
+                // Answers that have begun alike need not go on alike.
+                step: prompt.index as u64,
+                ..SamplingParams::default()
+            };
+            let request = Request { prompt: prompt.ids.as_slice().into(), params: params.into(), top_logprobs: 0 };
             // A prompt that is too long for this model: the others are not.
-            refused.extend(engine.add(i, request).err().map(|e| e.at(&question.item.id)));
-        }
-        let failure = RefCell::new(None);
-        let mut on_event = |event: Event<'_>| {
-            if let Event::Done(c) = event
-                && let Some(m) = wanted.get(&(c.prompt_index, c.index))
-            {
-                let said = Said {
-                    text: c.text.clone(),
-                    cut_off: c.finish_reason == FinishReason::Length,
-                    prompt_tokens: lengths[c.prompt_index],
-                    completion_tokens: c.ids.len() as u64,
-                };
-                if let Err(e) = store(*m, said) {
-                    *failure.borrow_mut() = Some(e);
-                }
+            if let Err(e) = engine.add(i, request) {
+                refuse(prompt.question, e);
             }
-            failure.borrow().is_none() && !(self.stop)()
+        }
+        let mut failure = None;
+        let mut on_event = |event: Event<'_>| {
+            if let Event::Done(c) = event {
+                failure = failure.take().or(on_done(c.prompt_index, c).err());
+            }
+            failure.is_none() && !(self.stop)()
         };
         while engine.step(&mut on_event)? {}
-        match failure.into_inner() {
+        match failure {
             Some(e) => Err(e),
             None if (self.stop)() => Err(Error::interrupted()),
-            None => match refused.len() {
-                0 => Ok(()),
-                n => Err(refused.swap_remove(0).at(format_args!("{n} of {} questions cannot be asked; the first", questions.len()))),
-            },
+            None => Ok(()),
         }
+    }
+
+    /// Answers of a form, hole by hole: as many questions at a time as are decoded together, so that few answers are under way if this is
+    /// stopped.
+    fn fill(&self, form: &Form, prompts: Vec<Prompt>, mut refuse: impl FnMut(usize, Error), done: Done<'_>) -> Result<()> {
+        let tokenizer = self.dialogue.tokenizer();
+        let opening = tokenizer.encode(&form.opening, false)?;
+        let most = self.sampling.max_new_tokens;
+        if opening.len() >= most {
+            return Err(Error::input(format!("the form's opening has {} tokens, and an answer at most {most}", opening.len())));
+        }
+        let at_once = (self.max_batch / self.sampling.n).max(1);
+        let mut prompts = prompts.into_iter().peekable();
+        while prompts.peek().is_some() {
+            let begin = |p: Prompt| (Prompt { said: opening.len(), ids: [p.ids, opening.clone()].concat(), ..p }, form.opening.clone());
+            let mut drafts: Vec<(Prompt, String)> = prompts.by_ref().take(at_once).map(begin).collect();
+            for (number, hole) in form.holes.iter().enumerate() {
+                let (n, last) = (if number == 0 { self.sampling.n } else { 1 }, number + 1 == form.holes.len());
+                let after = tokenizer.encode(&hole.after, false)?;
+                let (asked, texts): (Vec<Prompt>, Vec<String>) = std::mem::take(&mut drafts).into_iter().unzip();
+                self.sample(&asked, n, &hole.stop, &mut refuse, &mut |i, c| {
+                    let (p, index) = (&asked[i], if number == 0 { c.index } else { asked[i].index });
+                    let text = format!("{}{}{}", texts[i], c.text.trim_end(), hole.after);
+                    // The tokens as they were drawn, the one that ended the hole left out.
+                    let drawn = tokenizer.encode(c.text.trim_end(), false)?;
+                    let said = p.said + c.ids.len() + after.len();
+                    let cut_off = c.finish_reason == FinishReason::Length || (!last && said >= most);
+                    if last || cut_off {
+                        return done(&(p.question, index), text, cut_off, said);
+                    }
+                    let ids = [&p.ids[..], &drawn, &after].concat();
+                    drafts.push((Prompt { question: p.question, index, said, ids }, text));
+                    Ok(())
+                })?;
+                drafts.sort_by_key(|(p, _)| (p.question, p.index));
+            }
+        }
+        Ok(())
     }
 }

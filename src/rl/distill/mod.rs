@@ -6,6 +6,7 @@
 //! alone, and are written anew each time.
 
 pub mod endpoint;
+pub mod form;
 mod keep;
 pub mod local;
 mod samples;
@@ -16,6 +17,7 @@ pub use samples::{Sample, Samples};
 use crate::error::{Error, Result};
 use crate::model::chat::Message;
 use crate::rl::dataset::Item;
+use crate::rl::distill::form::Form;
 use crate::rl::run_log;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -33,6 +35,8 @@ pub struct Sampling {
     pub temperature: f32,
     /// What the teacher is told after each question; empty: nothing. The student's data does not have it.
     pub instruction: String,
+    /// The form that its answers are given; none: it writes all by itself. A model on this machine alone can be given one.
+    pub form: Option<Form>,
 }
 
 /// Asks for reasoning in a form that every subtask's parser passes over.
@@ -55,7 +59,8 @@ impl Sampling {
             "" => "none".to_owned(),
             text => short_hash(text),
         };
-        format!("temperature={} max_tokens={} instruction={instruction}", self.temperature, self.max_new_tokens)
+        let form = self.form.as_ref().map_or(String::new(), |form| format!(" form={}", short_hash(&form.text)));
+        format!("temperature={} max_tokens={} instruction={instruction}{form}", self.temperature, self.max_new_tokens)
     }
 }
 

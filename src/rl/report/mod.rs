@@ -174,6 +174,17 @@ fn mixture_charts(run: &Run) -> Vec<Chart> {
     all
 }
 
+/// The lengths of sampled answers, and of their thoughts if there ever is one.
+fn lengths(run: &Run) -> Chart {
+    let mut chart = single(run, "Answer length", "tokens, mean of the sampled answers", "answer_tokens_mean", Some((0.0, f64::INFINITY)));
+    let thoughts = run.curve("thought_tokens_mean");
+    if thoughts.iter().any(|p| p.1 > 0.0) {
+        chart.series[0].name = "whole answer".into();
+        chart.series.push(Series { name: "its thought".into(), points: thoughts, ..Series::default() });
+    }
+    chart
+}
+
 fn charts(run: &Run) -> Vec<Chart> {
     let unit = Some((0.0, 1.0));
     let positive = Some((0.0, f64::INFINITY));
@@ -208,7 +219,7 @@ fn charts(run: &Run) -> Vec<Chart> {
         reward,
         single(run, "Valid answers", "share of the sampled answers", "valid", unit),
         single(run, "Loss", "as optimised", "loss", None),
-        single(run, "Answer length", "tokens, mean of the sampled answers", "answer_tokens_mean", positive),
+        lengths(run),
         single(run, "Elements named", "mean of the sampled answers", "parts/answers", positive),
         kl,
         single(run, "Value loss", "the critic's", "value_loss", positive),

@@ -123,6 +123,6 @@ impl Trainer<'_> {
         if self.stopped() {
             return Err(Error::interrupted());
         }
-        rollout::judge(items, completions, stage.group_size, rule)
+        rollout::judge(items, completions, stage.group_size, rule, self.tokenizer)
     }
 }
