@@ -25,7 +25,8 @@ fn policy(kind: &str) -> (Transformer, String) {
     if kind == "lora" {
         let targets = ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec();
         policy.add_lora(&LoraConfig { rank: 4, alpha: 8.0, targets }, 1).unwrap();
-        text += "lora.rank = 4\n";
+        // A small adapter moves the model as far at a higher rate.
+        text = text.replace("optim.lr = 3e-3", "optim.lr = 3e-2") + "lora.rank = 4\n";
     }
     (policy, text)
 }
@@ -48,8 +49,7 @@ fn the_reward_rises_the_values_learn_and_the_first_ratio_is_exactly_one() {
         assert!(numbers(&lines, "ratio_max").iter().all(|r| *r == 1.0), "{kind}");
         assert!(numbers(&lines, "value_clip_fraction").iter().all(|c| *c == 0.0), "{kind}: the first values are the sampled ones");
         let (reward, value_loss) = (numbers(&lines, "reward_mean"), numbers(&lines, "value_loss"));
-        // A small adapter moves this model's answers too little in 20 steps.
-        assert!(kind == "lora" || mean(&reward[15..]) > mean(&reward[..5]) + 0.1, "{kind}: {reward:?}");
+        assert!(mean(&reward[15..]) > mean(&reward[..5]) + 0.1, "{kind}: {reward:?}");
         assert!(mean(&value_loss[15..]) < 0.5 * value_loss[0], "{kind}: {value_loss:?}");
         assert_eq!(lines[0]["value_mean"], 0.0, "a fresh critic expects nothing");
         assert_eq!(lines[0]["kl"], 0.0);
@@ -60,7 +60,7 @@ fn the_reward_rises_the_values_learn_and_the_first_ratio_is_exactly_one() {
 }
 
 #[test]
-fn while_the_critic_warms_up_the_startstays() {
+fn while_the_critic_warms_up_the_policy_stays() {
     for kind in KINDS {
         let (before, dir) = (weights(&policy(kind).0), tempfile::tempdir().unwrap());
         let (trained, lines) = run(kind, "steps = 2\ncritic.warmup = 2\n", dir.path());
