@@ -173,7 +173,7 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
   clear_padding<P::STAGES * 2 * Tile<D>::BLOCKS * (ROWS / PAIRS), PAIRS, 2 * GROUP>(shared + P::PAIRS_AT, PAIRS / a.of_token() * a.of_token());
   __syncthreads();
   if (threadIdx.x >= GROUP) {
-    ptx::give_registers<24>();
+    ptx::give_registers<24>();  // 24 + 232 of a thread are the 2 * 128 that the block has
     load_runs<D, PAIRS>(shared, known, barriers, a, runs);
   } else {
     ptx::take_registers<232>();

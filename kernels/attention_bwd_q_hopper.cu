@@ -186,7 +186,7 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
   clear_padding<2 * Tile<D>::BLOCKS, P::PAIRS, 3 * GROUP>(shared, P::PAIRS / a.of_token() * a.of_token());
   __syncthreads();
   if (group == MAX_GROUPS) {
-    ptx::give_registers<32>();
+    ptx::give_registers<24>();  // 24 + 2 * 240 of a thread are the 3 * 168 that the block has
     if (threadIdx.x == MAX_GROUPS * GROUP) load_item<D>(shared, barriers, a, item, token, pages + item.first_page);
   } else {
     ptx::take_registers<240>();

@@ -211,7 +211,7 @@ __device__ __forceinline__ void whole(bf16 *o, float *lse, const Arguments &a) {
   }
   __syncthreads();
   if (group == MAX_GROUPS) {
-    ptx::give_registers<32>();
+    ptx::give_registers<24>();  // 24 + 2 * 240 of a thread are the 3 * 168 that the block has
     if (threadIdx.x == MAX_GROUPS * GROUP) load_pages<D>(shared, barriers, a, item);
   } else {
     ptx::take_registers<240>();

@@ -130,7 +130,7 @@ __device__ __forceinline__ void each_tile(int m, int n, const Load &load, const 
   const int down = (m + ROWS - 1) / ROWS, tiles = down * ((n + COLUMNS - 1) / COLUMNS), group = threadIdx.x / GROUP;
   Stages stages{shared, full, free};
   if (group == 2) {
-    ptx::give_registers<32>();
+    ptx::give_registers<24>();  // 24 + 2 * 240 of a thread are the 3 * 168 that the block has
     if (threadIdx.x != 2 * GROUP) return;
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) load(stages, t % down * ROWS, t / down * COLUMNS);
   } else {
