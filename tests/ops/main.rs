@@ -40,5 +40,7 @@ mod cuda_rmsnorm;
 mod cuda_sample;
 mod cuda_token_logprob;
 mod nvrtc;
+mod ptx_hopper;
 mod ptx_interpreter;
+mod ptx_mistakes;
 mod ptx_witness;

@@ -1,6 +1,6 @@
 //! `kernels/resources.txt`: what every kernel takes of a chip, so that a change is seen in review.
 
-use crate::witness::Seen;
+use crate::witness::{HOPPER, Seen};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -23,7 +23,7 @@ pub type Table = BTreeMap<(String, usize), Row>;
 
 const HEAD: &str = "\
 # What every kernel takes of a chip, by NVRTC 13.0: registers of a thread, bytes of shared memory of a block (static; dynamic, the most that a
-# launch of the tests asks for; 0 of kernels for Hopper alone), and bytes that a thread spills. `cargo test --test ops` compares;
+# launch of the tests asks for; 0 where a kernel is for another chip), and bytes that a thread spills. `cargo test --test ops` compares;
 # SORFT_WRITE_RESOURCES=1 writes this file instead.
 #
 ";
@@ -70,8 +70,11 @@ pub fn check_compiled(mut table: Table) {
 
 /// The same of `dynamic`, for the kernels that were launched.
 pub fn check_dynamic(seen: &BTreeMap<String, Seen>) {
+    // Kernels for Hopper alone are empty elsewhere.
+    let launched = |(kernel, architecture): &(String, usize)| !kernel.contains("_hopper") || ARCHITECTURES[*architecture] == HOPPER;
     let with_dynamic = |table: &mut Table| {
-        table.iter_mut().for_each(|((kernel, _), row)| row.dynamic = seen.get(kernel).map_or(row.dynamic, |s| s.dynamic));
+        let rows = table.iter_mut().filter(|(key, _)| launched(key));
+        rows.for_each(|((kernel, _), row)| row.dynamic = seen.get(kernel).map_or(row.dynamic, |s| s.dynamic));
     };
     let known = update(with_dynamic);
     let mut table = known.clone();

@@ -5,7 +5,9 @@
 use crate::emulator;
 use crate::ptx::{Memory, Module, Shape};
 use rayon::prelude::*;
-use sorft_native::tensor::cuda::{Backend, Compiled, Emulation, Geometry, Gpu, Kernel, Nvrtc, Source, compile};
+use sorft_native::tensor::cuda::{
+    Backend, Boxes, Compiled, Emulation, EmulationStats, Geometry, Gpu, Kernel, Nvrtc, Source, TensorMap, compile,
+};
 use sorft_native::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
@@ -13,10 +15,12 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The architecture whose PTX is run. That of sm_90a is the same text but for its head, as a test makes sure.
+/// The architecture whose PTX is run, but of [`FOR_HOPPER`]. That of sm_90a is the same text but for its head, as a test makes sure.
 pub const ARCHITECTURE: &str = "sm_80";
+/// The architecture whose PTX is run of those.
+pub const HOPPER: &str = "sm_90a";
 
-/// Sources whose kernels have code for Hopper alone, by instructions that the interpreter does not know: they run on the emulator only.
+/// Sources whose kernels have code for Hopper alone.
 pub const FOR_HOPPER: [&str; 5] =
     ["attention_bwd_kv_hopper.cu", "attention_bwd_q_hopper.cu", "attention_hopper.cu", "head_hopper.cu", "linear_hopper.cu"];
 
@@ -63,6 +67,11 @@ pub fn seen() -> BTreeMap<String, Seen> {
     locked(&SEEN).clone()
 }
 
+/// The architecture whose PTX of a source is run.
+pub fn architecture(source: Source) -> &'static str {
+    if FOR_HOPPER.contains(&source.file) { HOPPER } else { ARCHITECTURE }
+}
+
 /// What gives the interpreter a source's module.
 type Modules = Box<dyn Fn(Source) -> Result<Arc<Module>> + Send + Sync>;
 
@@ -70,40 +79,44 @@ type Modules = Box<dyn Fn(Source) -> Result<Arc<Module>> + Send + Sync>;
 fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
     static MODULES: OnceLock<HashMap<&str, Arc<Module>>> = OnceLock::new();
     let module = |source: &Source| {
-        let ptx = &compiled(*source, ARCHITECTURE).unwrap_or_else(|e| panic!("{e}")).ptx;
+        let ptx = &compiled(*source, architecture(*source)).unwrap_or_else(|e| panic!("{e}")).ptx;
         (source.file, Arc::new(Module::parse(ptx).unwrap_or_else(|e| panic!("{}: {e}", source.file))))
     };
     MODULES.get_or_init(|| Source::ALL.par_iter().map(module).collect())
 }
 
-/// The kernels of all sources that have code for every architecture.
+/// The kernels of all sources.
 pub fn kernels() -> Vec<String> {
-    modules()
-        .iter()
-        .filter(|(file, _)| !FOR_HOPPER.contains(file))
-        .map(|(_, m)| m)
-        .flat_map(|m| m.kernels().map(str::to_owned).collect::<Vec<_>>())
-        .collect()
+    modules().values().flat_map(|m| m.kernels().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// The device with all kernels as they are; none where there is no compiler.
-pub fn gpu() -> Option<Arc<Gpu>> {
+/// The device with all kernels as they are; none where there is no compiler. It passes for a Hopper chip, or for one before it.
+pub fn gpu(hopper: bool) -> Option<Arc<Gpu>> {
     nvrtc()?;
     let of = |source: Source| modules().get(source.file).cloned().ok_or_else(|| Error::device("no such source"));
-    // Races are looked for where the emulator runs alone.
-    Some(open(emulator::all_kernels(), Emulation { check: false, ..Emulation::default() }, Box::new(of)))
+    Some(open(emulator::all_kernels(), hopper, Box::new(of)))
 }
 
-/// A device whose emulator has `library` and whose interpreter runs what NVRTC makes of `source`; none where there is no compiler.
+/// A device whose emulator has `library` and whose interpreter runs what NVRTC makes of `source` and, of other sources, what [`gpu`] does; none where
+/// there is no compiler.
 pub fn gpu_of(library: &Path, source: Source) -> Option<Arc<Gpu>> {
-    let ptx = compile(nvrtc()?, source, ARCHITECTURE).unwrap_or_else(|e| panic!("{e}")).ptx;
+    let ptx = compile(nvrtc()?, source, architecture(source)).unwrap_or_else(|e| panic!("{e}")).ptx;
     let module = Module::parse(&ptx).map(Arc::new);
-    let of = move |_| module.clone().map_err(Error::device);
-    Some(open(library, Emulation { check: false, ..Emulation::default() }, Box::new(of)))
+    let of = move |other: Source| {
+        let own = other.file == source.file;
+        if own {
+            module.clone().map_err(Error::device)
+        } else {
+            modules().get(other.file).cloned().ok_or_else(|| Error::device("no such source"))
+        }
+    };
+    Some(open(library, FOR_HOPPER.contains(&source.file), Box::new(of)))
 }
 
-fn open(library: &Path, emulation: Emulation, modules: Modules) -> Arc<Gpu> {
-    let emulator = emulator::open(library, emulation);
+fn open(library: &Path, hopper: bool, modules: Modules) -> Arc<Gpu> {
+    let compute_capability = if hopper { (9, 0) } else { (8, 0) };
+    // Races are looked for where the emulator runs alone.
+    let emulator = emulator::open(library, Emulation { check: false, compute_capability, ..Emulation::default() });
     let info = emulator.info().clone();
     Gpu::new(info, Box::new(Witness { emulator, modules, memory: Mutex::default() }))
 }
@@ -209,6 +222,19 @@ impl Backend for Witness {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The emulator's maps, which the interpreter reads too.
+    fn has_tensor_maps(&self) -> bool {
+        self.emulator.backend().has_tensor_maps()
+    }
+
+    fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
+        self.emulator.backend().tensor_map(boxes)
+    }
+
+    fn emulation_stats(&self) -> Option<EmulationStats> {
+        self.emulator.backend().emulation_stats()
     }
 
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], signature: &str) -> Result<()> {

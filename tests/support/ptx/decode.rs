@@ -1,6 +1,7 @@
 //! From statements to instructions.
 
 use super::forms::{self, Form};
+use super::hopper::{self, Hopper};
 use super::text::{Entry, Operand, Statement};
 use super::{Result, matrix};
 
@@ -61,7 +62,10 @@ pub enum Action {
         to: usize,
     },
     Exit,
+    /// The barrier of the block, or one that so many threads meet at.
     Barrier {
+        id: usize,
+        threads: Option<usize>,
         reduce: Reduce,
         to: usize,
         from: usize,
@@ -109,6 +113,8 @@ pub enum Action {
     WaitForCopies {
         pending: usize,
     },
+    /// What only sm_90a has.
+    Hopper(Hopper),
     /// Orders memory, which is in order here.
     Nothing,
 }
@@ -187,6 +193,7 @@ fn action(entry: &Entry, s: &Statement) -> Result<Action> {
         }
         ("ret" | "exit", []) => Ok(Action::Exit),
         _ => match s.opcode.split('.').next().unwrap_or_default() {
+            _ if hopper::FAMILIES.iter().any(|family| s.opcode.starts_with(family)) => hopper::decode(entry, s).map(Action::Hopper),
             "ld" | "st" => access(entry, s),
             "atom" | "red" => atomic(s),
             "bar" | "barrier" | "membar" | "fence" | "nanosleep" => order(entry, s),
@@ -197,7 +204,7 @@ fn action(entry: &Entry, s: &Statement) -> Result<Action> {
     }
 }
 
-const UNKNOWN: &str = "unknown instruction or operands";
+pub const UNKNOWN: &str = "unknown instruction or operands";
 
 fn compute(s: &Statement) -> Result<Action> {
     let (count, form) = forms::find(&s.opcode).ok_or(UNKNOWN)?;
@@ -286,7 +293,10 @@ fn order(entry: &Entry, s: &Statement) -> Result<Action> {
         ("membar.gl" | "membar.cta" | "fence.acq_rel.gpu" | "fence.acq_rel.cta", []) | ("nanosleep.u32", [_]) => Ok(Action::Nothing),
         ("bar.warp.sync", [Operand::Register(mask)]) => Ok(Action::WarpBarrier { mask: *mask }),
         ("bar.sync" | "barrier.sync" | "barrier.sync.aligned", [Operand::Register(id)]) if zero(id) => {
-            Ok(Action::Barrier { reduce: Reduce::None, to: *id, from: *id })
+            Ok(Action::Barrier { id: *id, threads: None, reduce: Reduce::None, to: *id, from: *id })
+        }
+        ("bar.sync", [Operand::Register(id), Operand::Register(threads)]) => {
+            Ok(Action::Barrier { id: *id, threads: Some(*threads), reduce: Reduce::None, to: *id, from: *id })
         }
         (
             "bar.red.and.pred" | "bar.red.or.pred" | "bar.red.popc.u32",
@@ -297,7 +307,7 @@ fn order(entry: &Entry, s: &Statement) -> Result<Action> {
                 "bar.red.or.pred" => Reduce::Or,
                 _ => Reduce::Count,
             };
-            Ok(Action::Barrier { reduce, to: *to, from: *from })
+            Ok(Action::Barrier { id: *id, threads: None, reduce, to: *to, from: *from })
         }
         _ => Err(UNKNOWN.to_owned()),
     }
@@ -342,7 +352,7 @@ fn exchange(s: &Statement) -> Result<Action> {
 
 fn tile(entry: &Entry, s: &Statement) -> Result<Action> {
     use Operand::{Register, Vector};
-    let constant = |register: &usize| entry.constants.iter().find(|(_, r)| *r == register).map(|(value, _)| *value);
+    let constant = |register: &usize| entry.constant(*register);
     match (s.opcode.as_str(), &s.operands[..]) {
         ("ldmatrix.sync.aligned.m8n8.x4.shared.b16" | "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", [Vector(to), at])
             if to.len() == 4 =>
@@ -369,7 +379,7 @@ fn tile(entry: &Entry, s: &Statement) -> Result<Action> {
     }
 }
 
-fn registers(operands: &[Operand]) -> Result<Vec<usize>> {
+pub fn registers(operands: &[Operand]) -> Result<Vec<usize>> {
     let register = |o: &Operand| match o {
         Operand::Register(r) => Ok(*r),
         _ => Err(UNKNOWN.to_owned()),
@@ -377,7 +387,7 @@ fn registers(operands: &[Operand]) -> Result<Vec<usize>> {
     operands.iter().map(register).collect()
 }
 
-fn place(operand: &Operand) -> Result<Place> {
+pub fn place(operand: &Operand) -> Result<Place> {
     match operand {
         Operand::Address(base, offset) => Ok(Place { base: *base, offset: *offset }),
         _ => Err("an address is expected".to_owned()),

@@ -196,6 +196,7 @@ fn convert(opcode: &str) -> Option<(usize, Form)> {
         // Addresses of global memory are the same in both ways to say them; those of shared memory are offsets, which generic ones are not.
         "cvta.to.global.u64" | "cvta.global.u64" => lanes!(a: u64 => a),
         "cvta.shared.u64" => lanes!(a: u64 => a.wrapping_add(super::memory::SHARED_WINDOW)),
+        "cvta.param.u64" => lanes!(a: u64 => a.wrapping_add(super::memory::PARAMETER_WINDOW)),
         "cvta.to.shared.u64" => lanes!(a: u64 => a.wrapping_sub(super::memory::SHARED_WINDOW)),
         "cvt.u16.u32" | "cvt.u16.u64" => lanes!(a: u16 => a),
         "cvt.u32.u16" => lanes!(a: u16 => u32::from(a)),

@@ -1,10 +1,11 @@
-//! A module's kernels, and their launches: blocks one after another, the warps of a block in turn from barrier to barrier.
+//! A module's kernels, and their launches: blocks one after another.
 
 use super::Result;
+use super::block::{self, Block};
 use super::decode::{Instruction, decode};
 use super::memory::{Memory, Shared, Spaces};
 use super::text::{self, Entry};
-use super::warp::{Waiting, Warp};
+use super::warp::Warp;
 use std::collections::BTreeMap;
 
 /// A compiled module.
@@ -60,38 +61,17 @@ impl Module {
         let threads = shape.block.iter().product::<u32>() as usize;
         let mut arrays = entry.shared.clone();
         arrays.push((entry.dynamic, u64::from(shape.dynamic)));
-        let mut spaces = Spaces { global: memory, shared: Shared::new(arrays) };
-        let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|i| Warp::new(entry, i, threads)).collect();
+        let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|i| Warp::new(entry, code, i, threads)).collect();
+        let mut spaces = Spaces { global: memory, shared: Shared::new(arrays), parameters: &parameters, block: Block::default() };
         let [x, y, z] = shape.grid;
         for block in 0..x * y * z {
             let block = [block % x, block / x % y, block / x / y];
             spaces.shared.forget();
-            run_block(entry, code, shape, block, &parameters, &mut spaces, &mut warps).map_err(|e| format!("{e}; block {block:?}"))?;
+            spaces.block = Block::new(entry, warps.len());
+            warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block)));
+            block::run(code, &mut spaces, &mut warps).map_err(|e| format!("{e}; block {block:?}"))?;
         }
         Ok(warps.iter().map(|w| w.executed).sum())
-    }
-}
-
-fn run_block(
-    entry: &Entry,
-    code: &[Instruction],
-    shape: &Shape,
-    block: [u32; 3],
-    parameters: &[u8],
-    spaces: &mut Spaces,
-    warps: &mut [Warp],
-) -> Result<()> {
-    warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block)));
-    loop {
-        warps.iter_mut().try_for_each(|w| w.run(code, parameters, spaces))?;
-        if warps.iter().all(Warp::has_ended) {
-            return Ok(());
-        }
-        if !warps.iter().all(Warp::waits) {
-            return Err("some threads of the block wait at a barrier, and others have ended".to_owned());
-        }
-        let reduced = Waiting::reduce(warps.iter().flat_map(|w| w.waiting()))?;
-        warps.iter_mut().for_each(|w| w.pass(reduced));
     }
 }
 

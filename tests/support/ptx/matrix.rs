@@ -70,6 +70,6 @@ impl Product {
 }
 
 /// Two bf16, the low half first.
-fn pair(bits: u64) -> [f64; 2] {
+pub fn pair(bits: u64) -> [f64; 2] {
     [bits << 16, bits & 0xffff_0000].map(|b| f64::from(f32::from_bits(b as u32)))
 }

@@ -16,6 +16,9 @@ pub struct Entry {
     /// Static shared arrays: first byte and size. Dynamic memory begins after them.
     pub shared: Vec<(u64, u64)>,
     pub dynamic: u64,
+    /// Threads of a block at most (`.maxntid`), and blocks that a multiprocessor must have room for (`.minnctapersm`); 0 where nothing is said.
+    pub threads: u32,
+    pub blocks: u32,
     pub statements: Vec<Statement>,
     /// The statement that each label stands before.
     pub labels: HashMap<String, usize>,
@@ -25,6 +28,13 @@ pub struct Entry {
     pub constants: BTreeMap<u64, usize>,
     /// Registers that hold what the lane is.
     pub specials: BTreeMap<&'static str, usize>,
+}
+
+impl Entry {
+    /// What a register always holds, if it does.
+    pub fn constant(&self, register: usize) -> Option<u64> {
+        self.constants.iter().find(|(_, r)| **r == register).map(|(value, _)| *value)
+    }
 }
 
 /// An instruction as written.
@@ -44,6 +54,8 @@ pub enum Operand {
     Address(usize, u64),
     /// `[parameter + offset]`: a place among the arguments' bytes.
     Parameter(u64),
+    /// `[map, {x, y}]`: what tells of a tensor, and coordinates.
+    Tensor(usize, Vec<usize>),
     Vector(Vec<Operand>),
     /// `a|b`: two results.
     Pair(usize, usize),
@@ -176,6 +188,8 @@ impl Parser {
             this.entry.parameters.push((end, variable.bytes as usize));
             end += variable.bytes;
         }
+        this.entry.threads = directive(rest, ".maxntid").map_or(0, |counts| counts.iter().product());
+        this.entry.blocks = directive(rest, ".minnctapersm").and_then(|count| count.first().copied()).unwrap_or(0);
         module_shared.iter().try_for_each(|text| this.shared(text))?;
         Ok(this)
     }
@@ -274,6 +288,12 @@ impl Parser {
             return Ok(Operand::Vector(split(list).into_iter().map(|o| self.operand(o)).collect::<Result<_>>()?));
         }
         if let Some(address) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+            if let Some((map, list)) = address.split_once(',') {
+                let list =
+                    list.trim().strip_prefix('{').and_then(|t| t.strip_suffix('}')).ok_or_else(|| format!("no coordinates: {text}"))?;
+                let coordinates = split(list).into_iter().map(|c| self.value(c)).collect::<Result<_>>()?;
+                return Ok(Operand::Tensor(self.value(map.trim())?, coordinates));
+            }
             let (base, offset) = address.split_once('+').unwrap_or((address, "0"));
             let offset = offset.trim().parse::<i64>().map_err(|_| format!("the offset of {text}"))? as u64;
             if let Some(first) = self.parameters.get(base.trim()) {
@@ -295,6 +315,8 @@ impl Parser {
         let bits = match self.symbols.get(text) {
             Some(&u64::MAX) => self.entry.dynamic,
             Some(&first) => first,
+            // Its address among the parameters, which `cvta.param` makes a generic one.
+            None if self.parameters.contains_key(text) => self.parameters[text],
             None => constant(text).ok_or_else(|| format!("no such operand: {text}"))?,
         };
         if let Some(&register) = self.entry.constants.get(&bits) {
@@ -343,6 +365,12 @@ impl Variable {
         let align = words.iter().position(|w| *w == ".align").and_then(|i| words.get(i + 1)?.parse().ok()).unwrap_or(element);
         Ok(Self { name: name.to_owned(), bytes: element * count, align })
     }
+}
+
+/// The numbers of a directive behind an entry's parameters: `.maxntid 384, 1, 1`.
+fn directive(text: &str, name: &str) -> Option<Vec<u32>> {
+    let numbers = text.split_once(name)?.1.split('.').next()?;
+    numbers.split(',').map(|n| n.trim().parse().ok()).collect()
 }
 
 /// A literal's bits.

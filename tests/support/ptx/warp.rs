@@ -2,10 +2,13 @@
 //! fronts that meet are one again. What lanes do together waits for those that are behind.
 
 use super::Result;
-use super::decode::{Action, Instruction, Kind, Place, Reduce, Space, Update};
+use super::access::{Copies, widened};
+use super::decode::{Action, Instruction, Place, Reduce};
 use super::forms::Lanes;
-use super::memory::{Spaces, load, store};
+use super::hopper::{Hopper, Outcome, Until};
+use super::memory::{Spaces, load};
 use super::text::Entry;
+use super::warpgroup::Products;
 use super::{exchange, matrix};
 
 /// More instructions than any kernel of a test runs between two barriers: a loop without end.
@@ -16,78 +19,106 @@ const PATIENCE: usize = 20_000_000;
 struct Front {
     pc: usize,
     mask: u32,
+    /// What they have tried to wait for, and whether they sleep until then.
+    tried: Option<Until>,
+    asleep: bool,
 }
 
-/// Lanes that wait at the block's barrier, and what they brought.
+impl Front {
+    fn new(pc: usize, mask: u32) -> Self {
+        Self { pc, mask, tried: None, asleep: false }
+    }
+}
+
+/// Lanes that wait at a barrier, and what they brought.
 pub struct Waiting {
     front: Front,
-    reduce: Reduce,
+    /// The barrier's number and how many threads it is for; none at the block's.
+    pub named: Option<(u32, u32)>,
+    pub reduce: Reduce,
     to: usize,
     values: Lanes,
 }
 
-/// An asynchronous copy of 16 bytes: what of them comes from memory, where to.
-struct Copy {
-    to: u64,
-    from: u64,
-    read: usize,
-}
-
-/// A lane's copies under way.
-#[derive(Default)]
-struct Copies {
-    open: Vec<Copy>,
-    groups: std::collections::VecDeque<Vec<Copy>>,
-}
-
 pub struct Warp {
-    registers: Vec<Lanes>,
+    pub registers: Vec<Lanes>,
+    /// Of a warpgroup, where the kernel has such.
+    pub products: Products,
     fronts: Vec<Front>,
     waiting: Vec<Waiting>,
-    copies: [Copies; 32],
+    pub copies: [Copies; 32],
     ended: u32,
     lanes: u32,
     index: usize,
+    /// Whether what happens to registers matters to products.
+    multiplies: bool,
     /// Lane instructions so far.
     pub executed: u64,
 }
 
 impl Warp {
     /// A warp of a block, whose first lane is thread 32 `index` of `threads`.
-    pub fn new(entry: &Entry, index: usize, threads: usize) -> Self {
+    pub fn new(entry: &Entry, code: &[Instruction], index: usize, threads: usize) -> Self {
         let count = (threads - 32 * index).min(32);
         let lanes = if count == 32 { u32::MAX } else { (1 << count) - 1 };
         let mut registers = vec![[0; 32]; entry.registers];
         entry.constants.iter().for_each(|(value, register)| registers[*register] = [*value; 32]);
-        let copies = std::array::from_fn(|_| Copies::default());
-        Self { registers, fronts: Vec::new(), waiting: Vec::new(), copies, ended: 0, lanes, index, executed: 0 }
+        Self {
+            registers,
+            products: Products::default(),
+            fronts: Vec::new(),
+            waiting: Vec::new(),
+            copies: std::array::from_fn(|_| Copies::default()),
+            ended: 0,
+            lanes,
+            index,
+            multiplies: code.iter().any(|i| matches!(i.action, Action::Hopper(Hopper::Multiply(_)))),
+            executed: 0,
+        }
     }
 
     /// Begins a block: `special` tells each lane what it is.
     pub fn begin(&mut self, entry: &Entry, special: impl Fn(&str, usize) -> u32) {
         for (name, register) in &entry.specials {
-            self.registers[*register] = std::array::from_fn(|lane| u64::from(special(name, 32 * self.index + lane)));
+            self.registers[*register] = std::array::from_fn(|lane| u64::from(special(name, self.thread(lane))));
         }
-        self.fronts = vec![Front { pc: 0, mask: self.lanes }];
+        self.fronts = vec![Front::new(0, self.lanes)];
+        self.products = Products::new(if self.multiplies { entry.registers } else { 0 });
         self.ended = 0;
+    }
+
+    /// Which of its block it is.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Which of its block's threads a lane is.
+    pub fn thread(&self, lane: usize) -> usize {
+        32 * self.index + lane
     }
 
     pub fn has_ended(&self) -> bool {
         self.ended == self.lanes
     }
 
-    /// Whether every lane waits at the barrier.
-    pub fn waits(&self) -> bool {
-        self.ended == 0 && self.fronts.is_empty()
+    pub fn has_lost_threads(&self) -> bool {
+        self.ended != 0
+    }
+
+    /// Whether every lane waits at the block's barrier.
+    pub fn waits_for_block(&self) -> bool {
+        self.ended == 0 && self.fronts.is_empty() && self.waiting.iter().all(|w| w.named.is_none())
     }
 
     pub fn waiting(&self) -> &[Waiting] {
         &self.waiting
     }
 
-    /// Lets the lanes pass the barrier, each with what the block has reduced to.
-    pub fn pass(&mut self, reduced: u64) {
-        for waiting in std::mem::take(&mut self.waiting) {
+    /// Lets lanes pass the block's barrier or the one of a number, each with what the block has reduced to.
+    pub fn pass(&mut self, id: Option<u32>, reduced: u64) {
+        let (pass, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.named.map(|(id, _)| id) == id);
+        self.waiting = stay;
+        for waiting in pass {
             if !matches!(waiting.reduce, Reduce::None) {
                 self.each(waiting.front.mask, |registers, lane| registers[waiting.to][lane] = reduced);
             }
@@ -96,30 +127,45 @@ impl Warp {
         self.merge();
     }
 
-    /// Runs until every lane has ended or waits.
-    pub fn run(&mut self, code: &[Instruction], parameters: &[u8], spaces: &mut Spaces) -> Result<()> {
-        for _ in 0..PATIENCE {
-            if self.fronts.is_empty() {
-                return Ok(());
+    /// What its lanes that cannot go on wait for, and in which lines.
+    pub fn waits_for(&self, code: &[Instruction], spaces: &Spaces) -> Vec<(usize, String)> {
+        let barriers = self.waiting.iter().map(|w| match w.named {
+            Some((id, threads)) => (w.line(code), format!("{threads} threads at barrier {id}")),
+            None => (w.line(code), "the block".to_owned()),
+        });
+        let fronts = self.fronts.iter().map(|f| match f.tried {
+            Some(until) if f.asleep => (code[f.pc].line, until.describe(spaces)),
+            _ => (code[f.pc].line, "other lanes".to_owned()),
+        });
+        barriers.chain(fronts).collect()
+    }
+
+    /// Runs until every lane has ended or waits. False if none could go on.
+    pub fn run(&mut self, code: &[Instruction], spaces: &mut Spaces) -> Result<bool> {
+        for steps in 0..PATIENCE {
+            self.fronts.iter_mut().for_each(|f| f.asleep &= !f.tried.is_some_and(|until| until.is_over(spaces)));
+            if self.fronts.iter().all(|f| f.asleep) {
+                return Ok(steps > 0);
             }
-            let (chosen, active) = self.choose(code)?;
+            let Some((chosen, active)) = self.choose(code)? else { return Ok(steps > 0) };
             let pc = self.fronts[chosen].pc;
             let instruction = code.get(pc).ok_or("the code ends without ret")?;
             self.executed += u64::from(active.count_ones());
-            self.step(instruction, chosen, active, parameters, spaces)
+            self.step(instruction, chosen, active, spaces)
                 .map_err(|e| format!("PTX line {}: {e}, by warp {} of the block, lanes {active:#x}", instruction.line, self.index))?;
             if self.fronts.len() > 1 {
                 self.merge();
             }
         }
-        Err("a loop without end".to_owned())
+        let line = self.fronts.first().and_then(|f| code.get(f.pc)).map_or(0, |i| i.line);
+        Err(format!("PTX line {line}: a loop without end, by warp {} of the block", self.index))
     }
 
-    /// The front to run, and its lanes that the guard lets pass.
-    fn choose(&self, code: &[Instruction]) -> Result<(usize, u32)> {
+    /// The front to run, and its lanes that the guard lets pass; none where lanes wait for others that sleep.
+    fn choose(&self, code: &[Instruction]) -> Result<Option<(usize, u32)>> {
         let mut wanted = None;
-        for (i, front) in self.fronts.iter().enumerate() {
-            let Some(instruction) = code.get(front.pc) else { return Ok((i, front.mask)) };
+        for (i, front) in self.fronts.iter().enumerate().filter(|(_, f)| !f.asleep) {
+            let Some(instruction) = code.get(front.pc) else { return Ok(Some((i, front.mask))) };
             let active = match instruction.guard {
                 None => front.mask,
                 Some((register, negated)) => {
@@ -129,12 +175,17 @@ impl Warp {
             };
             let needed = if active == 0 { 0 } else { self.needed(&instruction.action, active) };
             if needed & !active == 0 {
-                return Ok((i, active));
+                return Ok(Some((i, active)));
             }
             wanted.get_or_insert((instruction.line, needed, active));
         }
-        let (line, needed, active) = wanted.ok_or("no lanes")?;
-        Err(format!("PTX line {line}: divergent warp {}: lanes {needed:#x} are needed together, and {active:#x} are there", self.index))
+        match wanted {
+            Some((line, needed, active)) if self.fronts.iter().all(|f| !f.asleep) => {
+                let all = format!("lanes {needed:#x} are needed together, and {active:#x} are there");
+                Err(format!("PTX line {line}: divergent warp {}: {all}", self.index))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The lanes that an instruction needs together.
@@ -144,7 +195,8 @@ impl Warp {
             Action::Shuffle { mask, .. } | Action::Vote { mask, .. } | Action::MatchAny { mask, .. } | Action::WarpBarrier { mask } => {
                 of(*mask) & self.lanes
             }
-            Action::LoadMatrices { .. } | Action::Multiply(_) => u32::MAX,
+            Action::LoadMatrices { .. } | Action::Multiply(_) | Action::Barrier { threads: Some(_), .. } => u32::MAX,
+            Action::Hopper(hopper) if hopper.is_aligned() => u32::MAX,
             _ => 0,
         }
     }
@@ -165,12 +217,15 @@ impl Warp {
         Ok(groups)
     }
 
-    /// Fronts in order, those at one place as one.
+    /// Fronts in order, those at one place as one; it sleeps if both did for the same.
     fn merge(&mut self) {
         self.fronts.sort_by_key(|f| f.pc);
         self.fronts.dedup_by(|later, first| {
             let same = later.pc == first.pc;
-            first.mask |= if same { later.mask } else { 0 };
+            if same {
+                let tried = first.tried.filter(|until| later.tried == Some(*until));
+                *first = Front { mask: first.mask | later.mask, tried, asleep: first.asleep && later.asleep && tried.is_some(), ..*first };
+            }
             same
         });
     }
@@ -179,11 +234,14 @@ impl Warp {
         (0..32).filter(|l| mask >> l & 1 == 1).for_each(|lane| f(&mut self.registers[..], lane));
     }
 
-    fn step(&mut self, instruction: &Instruction, front: usize, active: u32, parameters: &[u8], spaces: &mut Spaces) -> Result<()> {
+    fn step(&mut self, instruction: &Instruction, front: usize, active: u32, spaces: &mut Spaces) -> Result<()> {
         let pc = self.fronts[front].pc;
         self.fronts[front].pc = pc + 1;
         if active == 0 {
             return Ok(());
+        }
+        if self.multiplies {
+            self.products.note(instruction)?;
         }
         match &instruction.action {
             Action::Compute { form, to, from } => {
@@ -200,7 +258,7 @@ impl Warp {
                 r[*to][l] = from.iter().enumerate().map(part).fold(0, |all, part| all | part);
             }),
             Action::LoadParameter { to, first, kind } => {
-                let bytes = &parameters[*first as usize..][..kind.bytes];
+                let bytes = &spaces.parameters[*first as usize..][..kind.bytes];
                 self.each(active, |r, l| r[*to][l] = widened(load(bytes), *kind));
             }
             Action::Load { space, kind, to, at } => self.load(active, *space, *kind, to, *at, spaces)?,
@@ -210,9 +268,10 @@ impl Warp {
             }
             Action::Branch { to } => self.branch(front, active, *to),
             Action::Exit => self.end(front, active)?,
-            Action::Barrier { reduce, to, from } => {
+            Action::Barrier { id, threads, reduce, to, from } => {
+                let named = threads.map(|threads| self.named(active, *id, threads)).transpose()?;
                 let values = self.registers[*from];
-                self.waiting.push(Waiting { front: Front { pc: pc + 1, mask: active }, reduce: *reduce, to: *to, values });
+                self.waiting.push(Waiting { front: Front::new(pc + 1, active), named, reduce: *reduce, to: *to, values });
                 self.leave(front, active);
             }
             Action::Shuffle { from, to, valid, value, lane, clamp, mask } => {
@@ -230,13 +289,19 @@ impl Warp {
             Action::LoadMatrices { transposed, to, at } => matrix::load(&mut self.registers, *transposed, to, *at, &mut spaces.shared)?,
             Action::Multiply(product) => product.run(&mut self.registers),
             Action::CopyAsync { to, from, read } => self.copy_async(active, *to, *from, *read, spaces)?,
-            Action::CommitCopies => self.lanes_of(active).for_each(|copies| copies.groups.push_back(std::mem::take(&mut copies.open))),
+            Action::CommitCopies => lanes(active).for_each(|lane| self.copies[lane].commit()),
             Action::WaitForCopies { pending } => {
-                for copies in self.lanes_of(active) {
-                    while copies.groups.len() > *pending {
-                        copies.groups.pop_front().into_iter().flatten().try_for_each(|copy| copy.land(spaces))?;
-                    }
-                }
+                lanes(active).try_for_each(|lane| self.copies[lane].wait(*pending, 32 * self.index + lane, spaces))?;
+            }
+            Action::Hopper(hopper) => {
+                let tried = self.fronts[front].tried;
+                let (tried, asleep) = match hopper.run(self, active, instruction.line, tried, spaces)? {
+                    Outcome::Done => (None, false),
+                    Outcome::Tried(until) => (Some(until), false),
+                    Outcome::Sleep(until) => (Some(until), true),
+                };
+                let front = &mut self.fronts[front];
+                *front = Front { pc: if asleep { pc } else { pc + 1 }, tried, asleep, ..*front };
             }
             Action::WarpBarrier { mask } => drop(self.groups(*mask, active)?),
             Action::Nothing => {}
@@ -244,51 +309,23 @@ impl Warp {
         Ok(())
     }
 
-    fn address(&self, lane: usize, at: Place) -> u64 {
+    /// A barrier's number and how many threads it is for, which all lanes give alike.
+    fn named(&self, active: u32, id: usize, threads: usize) -> Result<(u32, u32)> {
+        let of = |lane: usize| (self.registers[id][lane] as u32, self.registers[threads][lane] as u32);
+        let (id, threads) = of(0);
+        match lanes(active).all(|lane| of(lane) == (id, threads)) && id < 16 && threads > 0 && threads.is_multiple_of(32) {
+            true => Ok((id, threads)),
+            false => Err(format!("barrier {id} of {threads} threads")),
+        }
+    }
+
+    pub fn address(&self, lane: usize, at: Place) -> u64 {
         self.registers[at.base][lane].wrapping_add(at.offset)
     }
 
-    fn load(&mut self, active: u32, space: Space, kind: Kind, to: &[usize], at: Place, spaces: &mut Spaces) -> Result<()> {
-        for lane in lanes(active) {
-            let bytes = spaces.access(space, self.address(lane, at), kind.bytes * to.len())?;
-            for (part, to) in bytes.chunks_exact(kind.bytes).zip(to) {
-                self.registers[*to][lane] = widened(load(part), kind);
-            }
-        }
-        Ok(())
-    }
-
-    fn store(&mut self, active: u32, space: Space, kind: Kind, from: &[usize], at: Place, spaces: &mut Spaces) -> Result<()> {
-        for lane in lanes(active) {
-            let bytes = spaces.access(space, self.address(lane, at), kind.bytes * from.len())?;
-            for (part, from) in bytes.chunks_exact_mut(kind.bytes).zip(from) {
-                store(part, self.registers[*from][lane]);
-            }
-        }
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)] // one instruction's operands
-    fn atomic(
-        &mut self,
-        active: u32,
-        (space, bytes): (Space, usize),
-        update: Update,
-        old: Option<usize>,
-        at: Place,
-        [from, compare]: [usize; 2],
-        spaces: &mut Spaces,
-    ) -> Result<()> {
-        let cut = |value: u64| if bytes == 4 { value & u64::from(u32::MAX) } else { value };
-        for lane in lanes(active) {
-            let place = spaces.access(space, self.address(lane, at), bytes)?;
-            let before = load(place);
-            store(place, update(before, cut(self.registers[from][lane]), cut(self.registers[compare][lane])));
-            if let Some(old) = old {
-                self.registers[old][lane] = before;
-            }
-        }
-        Ok(())
+    /// The same in shared memory.
+    pub fn shared_address(&self, lane: usize, at: Place) -> u64 {
+        self.address(lane, at) & u64::from(u32::MAX)
     }
 
     /// Takes lanes out of a front, which may be none of them afterwards.
@@ -298,79 +335,40 @@ impl Warp {
     }
 
     fn branch(&mut self, front: usize, active: u32, to: usize) {
+        let tried = self.fronts[front].tried;
         if self.fronts[front].mask == active {
             self.fronts[front].pc = to;
             return;
         }
         self.leave(front, active);
-        self.fronts.push(Front { pc: to, mask: active });
+        self.fronts.push(Front { pc: to, mask: active, tried, asleep: false });
     }
 
     fn end(&mut self, front: usize, active: u32) -> Result<()> {
-        if self.lanes_of(active).any(|copies| !copies.open.is_empty() || copies.groups.iter().any(|g| !g.is_empty())) {
-            return Err("a thread ends with copies under way".to_owned());
-        }
-        self.lanes_of(active).for_each(|copies| copies.groups.clear());
+        lanes(active).try_for_each(|lane| self.copies[lane].end())?;
+        self.products.end()?;
         self.ended |= active;
         self.leave(front, active);
-        Ok(())
-    }
-
-    fn lanes_of(&mut self, mask: u32) -> impl Iterator<Item = &mut Copies> {
-        self.copies.iter_mut().enumerate().filter(move |(l, _)| mask >> l & 1 == 1).map(|(_, copies)| copies)
-    }
-
-    fn copy_async(&mut self, active: u32, to: Place, from: Place, read: Option<usize>, spaces: &mut Spaces) -> Result<()> {
-        for lane in lanes(active) {
-            let read = read.map_or(16, |r| self.registers[r][lane] as u32 as usize);
-            let (to, from) = (self.address(lane, to) & u64::from(u32::MAX), self.address(lane, from));
-            spaces.access(Space::Shared, to, 16)?;
-            if !from.is_multiple_of(16) || read > 16 {
-                return Err(format!("a copy of {read} bytes from {from:#x}"));
-            }
-            if read > 0 {
-                spaces.global.bytes(from, read)?;
-            }
-            self.copies[lane].open.push(Copy { to, from, read });
-        }
-        Ok(())
-    }
-}
-
-impl Copy {
-    fn land(&self, spaces: &mut Spaces) -> Result<()> {
-        let mut bytes = [0; 16];
-        if self.read > 0 {
-            bytes[..self.read].copy_from_slice(spaces.global.bytes(self.from, self.read)?);
-        }
-        spaces.shared.bytes(self.to, 16)?.copy_from_slice(&bytes);
         Ok(())
     }
 }
 
 impl Waiting {
-    /// What the block's predicates come to, over all its warps.
-    pub fn reduce<'a>(all: impl Iterator<Item = &'a Waiting> + Clone) -> Result<u64> {
-        let kinds = all.clone().map(|w| std::mem::discriminant(&w.reduce)).collect::<Vec<_>>();
-        if kinds.iter().any(|k| *k != kinds[0]) {
-            return Err("threads of a block wait at barriers of different kinds".to_owned());
-        }
-        let votes = |w: &Waiting| lanes(w.front.mask).map(|l| w.values[l] & 1).sum::<u64>();
-        let (yes, threads) = (all.clone().map(votes).sum::<u64>(), all.clone().map(|w| u64::from(w.front.mask.count_ones())).sum::<u64>());
-        Ok(match all.clone().next().map(|w| w.reduce) {
-            Some(Reduce::And) => u64::from(yes == threads),
-            Some(Reduce::Or) => u64::from(yes > 0),
-            _ => yes,
-        })
+    /// Of the barrier in the PTX.
+    pub fn line(&self, code: &[Instruction]) -> usize {
+        code[self.front.pc - 1].line
+    }
+
+    /// How many of its threads vote for it.
+    pub fn votes(&self) -> u64 {
+        lanes(self.front.mask).map(|l| self.values[l] & 1).sum()
+    }
+
+    pub fn threads(&self) -> u64 {
+        u64::from(self.front.mask.count_ones())
     }
 }
 
-fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+pub fn lanes(mask: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |l| mask >> l & 1 == 1)
-}
-
-/// As a wider register holds it.
-fn widened(value: u64, kind: Kind) -> u64 {
-    let unused = 64 - 8 * kind.bytes as u32;
-    if kind.signed { ((value << unused) as i64 >> unused) as u64 } else { value }
 }

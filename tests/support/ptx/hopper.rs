@@ -1,0 +1,257 @@
+//! The instructions of sm_90a: their forms, and what a warp does at one.
+
+use super::Result;
+use super::decode::{Place, UNKNOWN, place, registers};
+use super::memory::Spaces;
+use super::text::{Entry, Operand, Statement};
+use super::tma::{MAP_BYTES, Tile};
+use super::warp::{Warp, lanes};
+use super::warpgroup::{Left, Product};
+use std::sync::Arc;
+
+/// How the opcodes of these instructions begin.
+pub const FAMILIES: [&str; 6] = ["mbarrier.", "cp.async.bulk.", "fence.mbarrier_init.", "fence.proxy.", "setmaxnreg.", "wgmma."];
+
+/// What an instruction does; numbers are registers unless something else is said.
+pub enum Hopper {
+    InitialiseBarrier {
+        barrier: Place,
+        count: usize,
+    },
+    /// `fence.mbarrier_init`.
+    AnnounceBarriers,
+    /// After `expect_tx` of the register `bytes`, where there is one.
+    Arrive {
+        barrier: Place,
+        bytes: Option<usize>,
+    },
+    TryWait {
+        to: usize,
+        barrier: Place,
+        parity: usize,
+    },
+    LoadTile {
+        to: Place,
+        map: usize,
+        at: Vec<usize>,
+        barrier: Place,
+    },
+    /// `fence.proxy.async`: what the lanes have stored is there for TMA and for products.
+    MakeVisible,
+    /// `setmaxnreg`: the new number of registers of a thread.
+    SetRegisters {
+        more: bool,
+        count: u32,
+    },
+    FenceProducts,
+    Multiply(Arc<Product>),
+    CommitProducts,
+    WaitForProducts {
+        pending: usize,
+    },
+}
+
+/// What came of an instruction for the lanes that came to it.
+pub enum Outcome {
+    Done,
+    /// They go on without what they wanted to wait for.
+    Tried(Until),
+    /// They stay there, and sleep until this lets them go on.
+    Sleep(Until),
+}
+
+/// What sleeping lanes wait for.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Until {
+    /// The end of a barrier's phase of some parity.
+    Phase { barrier: u64, parity: u64 },
+    /// So many registers of a thread in the block's pool.
+    Registers(u32),
+}
+
+impl Until {
+    pub fn is_over(self, spaces: &Spaces) -> bool {
+        match self {
+            Until::Phase { barrier, parity } => spaces.block.barriers.lets_pass(barrier, parity),
+            Until::Registers(count) => spaces.block.pool.has(count),
+        }
+    }
+
+    pub fn describe(self, spaces: &Spaces) -> String {
+        match self {
+            Until::Phase { barrier, parity } => format!("parity {parity} of {}", spaces.block.barriers.describe(barrier)),
+            Until::Registers(count) => format!("{count} registers more a thread, {}", spaces.block.pool.describe()),
+        }
+    }
+}
+
+/// Decodes one of them.
+pub fn decode(entry: &Entry, s: &Statement) -> Result<Hopper> {
+    use Operand::{Nothing, Register, Tensor};
+    let unknown = || Err(UNKNOWN.to_owned());
+    Ok(match (s.opcode.as_str(), &s.operands[..]) {
+        ("mbarrier.init.shared::cta.b64", [at, Register(count)]) => Hopper::InitialiseBarrier { barrier: place(at)?, count: *count },
+        ("fence.mbarrier_init.release.cluster", []) => Hopper::AnnounceBarriers,
+        ("mbarrier.arrive.shared::cta.b64", [Nothing, at]) => Hopper::Arrive { barrier: place(at)?, bytes: None },
+        ("mbarrier.arrive.expect_tx.shared::cta.b64", [Nothing, at, Register(bytes)]) => {
+            Hopper::Arrive { barrier: place(at)?, bytes: Some(*bytes) }
+        }
+        ("mbarrier.try_wait.parity.shared::cta.b64", [Register(to), at, Register(parity)]) => {
+            Hopper::TryWait { to: *to, barrier: place(at)?, parity: *parity }
+        }
+        (opcode, [to, Tensor(map, at), barrier]) => {
+            let dimensions = match opcode {
+                "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes" => 2,
+                "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes" => 3,
+                _ => return unknown(),
+            };
+            if at.len() != dimensions {
+                return Err(format!("{} coordinates for {dimensions} dimensions", at.len()));
+            }
+            Hopper::LoadTile { to: place(to)?, map: *map, at: at.clone(), barrier: place(barrier)? }
+        }
+        ("fence.proxy.async.shared::cta", []) => Hopper::MakeVisible,
+        (opcode @ ("setmaxnreg.inc.sync.aligned.u32" | "setmaxnreg.dec.sync.aligned.u32"), [Register(count)]) => {
+            let count = entry.constant(*count).filter(|n| n.is_multiple_of(8) && (24..=256).contains(n));
+            Hopper::SetRegisters { more: opcode.contains("inc"), count: count.ok_or("a multiple of 8 from 24 to 256 is expected")? as u32 }
+        }
+        ("wgmma.fence.sync.aligned", []) => Hopper::FenceProducts,
+        ("wgmma.commit_group.sync.aligned", []) => Hopper::CommitProducts,
+        ("wgmma.wait_group.sync.aligned", [Register(pending)]) => {
+            Hopper::WaitForProducts { pending: entry.constant(*pending).ok_or("a constant is expected")? as usize }
+        }
+        (opcode, operands) if opcode.starts_with("wgmma.mma_async.") => {
+            Hopper::Multiply(Arc::new(product(entry, s.line, opcode, operands)?))
+        }
+        _ => return unknown(),
+    })
+}
+
+/// `wgmma.mma_async d, a, b, scale-d, imm-scale-a, imm-scale-b, imm-trans-a, imm-trans-b`, the next to last not with a in registers.
+fn product(entry: &Entry, line: usize, opcode: &str, operands: &[Operand]) -> Result<Product> {
+    use Operand::{Register, Vector};
+    let columns = opcode.strip_prefix("wgmma.mma_async.sync.aligned.m64n").and_then(|rest| rest.strip_suffix("k16.f32.bf16.bf16"));
+    let columns = columns.and_then(|n| n.parse::<usize>().ok()).filter(|n| n.is_multiple_of(8) && (8..=256).contains(n)).ok_or(UNKNOWN)?;
+    let [Vector(d), a, Register(b), Register(keep), immediates @ ..] = operands else { return Err(UNKNOWN.to_owned()) };
+    let immediates = registers(immediates)?.into_iter().map(|r| entry.constant(r)).collect::<Option<Vec<u64>>>();
+    let (a, by_rows) = match (a, immediates.as_deref()) {
+        (Register(a), Some([1, 1, a_by_rows @ (0 | 1), b_by_rows @ (0 | 1)])) => (Left::Described(*a), [*a_by_rows == 1, *b_by_rows == 1]),
+        (Vector(a), Some([1, 1, b_by_rows @ (0 | 1)])) => {
+            (Left::Registers(registers(a)?.try_into().map_err(|_| "four registers of a are expected")?), [false, *b_by_rows == 1])
+        }
+        _ => return Err(UNKNOWN.to_owned()),
+    };
+    let d = registers(d)?;
+    if d.len() != columns / 2 {
+        return Err(format!("{} registers of d for {columns} columns", d.len()));
+    }
+    let distinct = d.iter().collect::<std::collections::BTreeSet<_>>().len() == d.len();
+    distinct.then_some(Product { line, d, a, b: *b, keep: *keep, by_rows }).ok_or_else(|| "a register is there twice in d".to_owned())
+}
+
+impl Hopper {
+    /// Whether all lanes of a warp must come together (`.aligned`).
+    pub fn is_aligned(&self) -> bool {
+        use Hopper::{CommitProducts, FenceProducts, Multiply, SetRegisters, WaitForProducts};
+        matches!(self, SetRegisters { .. } | FenceProducts | Multiply(_) | CommitProducts | WaitForProducts { .. })
+    }
+
+    /// Calls `each` with every register that is read (but those of products, which look after themselves) or written.
+    pub fn each_register(&self, mut each: impl FnMut(usize, bool)) {
+        match self {
+            Hopper::InitialiseBarrier { barrier, count } => [barrier.base, *count].into_iter().for_each(|r| each(r, false)),
+            Hopper::Arrive { barrier, bytes } => [Some(barrier.base), *bytes].into_iter().flatten().for_each(|r| each(r, false)),
+            Hopper::TryWait { to, barrier, parity } => {
+                [barrier.base, *parity].into_iter().for_each(|r| each(r, false));
+                each(*to, true);
+            }
+            Hopper::LoadTile { to, map, at, barrier } => {
+                [to.base, *map, barrier.base].into_iter().chain(at.iter().copied()).for_each(|r| each(r, false));
+            }
+            Hopper::AnnounceBarriers
+            | Hopper::MakeVisible
+            | Hopper::SetRegisters { .. }
+            | Hopper::FenceProducts
+            | Hopper::Multiply(_)
+            | Hopper::CommitProducts
+            | Hopper::WaitForProducts { .. } => {}
+        }
+    }
+
+    /// Carries the instruction out for the active lanes. `tried`: they have waited for this in vain before.
+    pub fn run(&self, warp: &mut Warp, active: u32, line: usize, tried: Option<Until>, spaces: &mut Spaces) -> Result<Outcome> {
+        if self.is_aligned() {
+            return self.run_together(warp, line, spaces);
+        }
+        match self {
+            Hopper::InitialiseBarrier { barrier, count } => {
+                for lane in lanes(active) {
+                    let count = u64::from(warp.registers[*count][lane] as u32);
+                    spaces.block.barriers.initialise(warp.shared_address(lane, *barrier), count, &mut spaces.shared)?;
+                }
+            }
+            Hopper::Arrive { barrier, bytes } => {
+                for lane in lanes(active) {
+                    let bytes = bytes.map_or(0, |r| u64::from(warp.registers[r][lane] as u32));
+                    spaces.block.barriers.arrive(warp.shared_address(lane, *barrier), bytes, &mut spaces.shared)?;
+                }
+            }
+            Hopper::TryWait { to, barrier, parity } => return try_wait(warp, active, [*to, *parity], *barrier, tried, spaces),
+            Hopper::LoadTile { to, map, at, barrier } => {
+                for lane in lanes(active) {
+                    let map = spaces.parameters(warp.registers[*map][lane], MAP_BYTES)?.to_vec();
+                    let at: Vec<i32> = at.iter().map(|r| warp.registers[*r][lane] as i32).collect();
+                    let (to, barrier) = (warp.shared_address(lane, *to), warp.shared_address(lane, *barrier));
+                    spaces.block.barriers.takes_copies(barrier, &mut spaces.shared)?;
+                    let tile = Tile::new(&map, to, barrier, &at, line, &mut spaces.shared)?;
+                    spaces.block.tiles.push(tile);
+                }
+            }
+            Hopper::MakeVisible => lanes(active).for_each(|lane| spaces.shared.make_visible(warp.thread(lane))),
+            _ => spaces.block.barriers.announce(),
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// What the warps of a warpgroup do alike.
+    fn run_together(&self, warp: &mut Warp, line: usize, spaces: &mut Spaces) -> Result<Outcome> {
+        let (number, mut operands) = (warp.index(), [0; 3]);
+        match self {
+            Hopper::SetRegisters { more, count } => {
+                if let Some(missing) = spaces.block.pool.set(number, *more, *count)? {
+                    return Ok(Outcome::Sleep(Until::Registers(missing)));
+                }
+            }
+            Hopper::FenceProducts => warp.products.fence(),
+            Hopper::Multiply(product) => operands = warp.products.issue(product, &warp.registers)?,
+            Hopper::CommitProducts => warp.products.commit(),
+            Hopper::WaitForProducts { pending } => warp.products.wait(*pending, number, &mut warp.registers, &mut spaces.shared)?,
+            _ => {}
+        }
+        spaces.block.together(number).step(number, line, operands)?;
+        Ok(Outcome::Done)
+    }
+}
+
+fn try_wait(
+    warp: &mut Warp,
+    active: u32,
+    [to, parity]: [usize; 2],
+    barrier: Place,
+    tried: Option<Until>,
+    spaces: &mut Spaces,
+) -> Result<Outcome> {
+    let of = |lane: usize| (warp.shared_address(lane, barrier), u64::from(warp.registers[parity][lane] as u32));
+    let (barrier, parity) = of(active.trailing_zeros() as usize);
+    if lanes(active).any(|lane| of(lane) != (barrier, parity)) {
+        return Err("lanes of a warp wait for different phases".to_owned());
+    }
+    let until = Until::Phase { barrier, parity };
+    let ended = spaces.block.barriers.has_ended(barrier, parity, &mut spaces.shared)?;
+    if !ended && tried == Some(until) {
+        return Ok(Outcome::Sleep(until));
+    }
+    lanes(active).for_each(|lane| warp.registers[to][lane] = u64::from(ended));
+    // The first try gives up at once, as it may; the next one waits.
+    Ok(if ended { Outcome::Done } else { Outcome::Tried(until) })
+}
