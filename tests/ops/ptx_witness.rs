@@ -1,7 +1,7 @@
 //! Every kernel by both witnesses (`tests/support/witness.rs`): the emulator and an interpreter of the PTX agree on every byte of memory after every
 //! launch.
 
-use crate::attention::{heads, tree};
+use crate::attention::{forest, heads, tree};
 use crate::cuda_attention::inputs;
 use crate::cuda_checker::{self, ZOO};
 use crate::resources;
@@ -9,8 +9,9 @@ use crate::witness::{self, ARCHITECTURE, HOPPER};
 use crate::{cuda_attention, cuda_attention_backward, cuda_elementwise, cuda_matmul, cuda_rmsnorm, cuda_sample, cuda_token_logprob};
 use rayon::prelude::*;
 use sorft_native::tensor::cuda::{Gpu, Source, conformance};
+use sorft_native::tensor::ops::attention::Heads;
 use sorft_native::tensor::ops::attention::cuda::work::Cut;
-use sorft_native::tensor::plan::Plan;
+use sorft_native::tensor::plan::{Plan, Tree};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
@@ -18,15 +19,18 @@ use std::sync::{Arc, Mutex};
 type Case = (&'static str, fn(&Arc<Gpu>));
 
 /// What only a Hopper chip runs.
-const HOPPER_CASES: [Case; 8] = [
+const HOPPER_CASES: [Case; 11] = [
     ("linear on Hopper", hopper_linear),
     ("linear on Hopper, several tiles", |gpu| hopper_products(gpu, [389, 264, 328, 16])),
     ("head on Hopper", |gpu| hopper_head(gpu, 131, 72, 304)),
     ("head on Hopper, several chunks", |gpu| hopper_head(gpu, 5, 16, 2120)),
-    ("attention on Hopper, heads of 64", |gpu| hopper_attend(gpu, 3, 1, 64)),
-    ("attention on Hopper, heads of 96", |gpu| hopper_attend(gpu, 2, 2, 96)),
-    ("attention on Hopper, heads of 128", |gpu| hopper_attend(gpu, 5, 1, 128)),
-    ("attention on Hopper, over a split", over_a_split),
+    ("attention on Hopper, heads of 64", |gpu| hopper_attend(gpu, heads(3, 1, 64), cuda_attention_backward::group())),
+    ("attention on Hopper, heads of 96", |gpu| hopper_attend(gpu, heads(2, 2, 96), cuda_attention_backward::group())),
+    ("attention on Hopper, heads of 128", |gpu| hopper_attend(gpu, heads(5, 1, 128), cuda_attention_backward::group())),
+    ("attention on Hopper, over a split", |gpu| hopper_attend(gpu, heads(1, 1, 64), vec![tree(&[(None, 387)])])),
+    ("attention on Hopper, groups of 8", |gpu| hopper_attend(gpu, heads(8, 1, 128), vec![tree(&[(None, 65), (Some(0), 9)])])),
+    ("attention on Hopper, two groups of 7", |gpu| hopper_attend(gpu, heads(14, 2, 64), cuda_attention_backward::group())),
+    ("attention on Hopper, ragged trees", |gpu| hopper_attend(gpu, heads(4, 1, 96), forest())),
 ];
 
 /// Shapes on both sides of every boundary of a kernel, small enough for an interpreter.
@@ -110,7 +114,7 @@ fn sample(gpu: &Arc<Gpu>) {
 /// Outputs, sums and adapters over the ends of tiles of 128 x 256 and chunks of 64 terms; trees that end within a chunk.
 fn hopper_linear(gpu: &Arc<Gpu>) {
     assert!(gpu.is_hopper());
-    for shape in [[261, 72, 136, 16], [5, 8, 72, 72]] {
+    for shape in [[261, 72, 136, 16], [257, 128, 64, 8], [5, 8, 72, 72]] {
         hopper_products(gpu, shape);
     }
 }
@@ -127,16 +131,9 @@ fn hopper_head(gpu: &Arc<Gpu>, rows: usize, width: usize, vocab: usize) {
     cuda_token_logprob::run(gpu, &case, &mut dw).expect("both agree");
 }
 
-/// Items of one warpgroup and of two, histories over several pages, copies of pages, an empty segment.
-fn hopper_attend(gpu: &Arc<Gpu>, q: usize, kv: usize, dim: usize) {
-    let (heads, plan) = (heads(q, kv, dim), Plan::for_trees(&cuda_attention_backward::group()));
-    let x = inputs(heads, plan.num_tokens());
-    cuda_attention_backward::run(gpu, heads, &plan, &x).expect("both agree");
-}
-
-/// More pages than there are stages, forward and backward.
-fn over_a_split(gpu: &Arc<Gpu>) {
-    let (heads, plan) = (heads(1, 1, 64), Plan::for_trees(&[tree(&[(None, 387)])]));
+/// Items of one warpgroup and of two, histories over more pages than there are stages, copies of pages, empty segments.
+fn hopper_attend(gpu: &Arc<Gpu>, heads: Heads, trees: Vec<Tree>) {
+    let plan = Plan::for_trees(&trees);
     let x = inputs(heads, plan.num_tokens());
     cuda_attention_backward::run(gpu, heads, &plan, &x).expect("both agree");
 }
