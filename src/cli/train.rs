@@ -103,7 +103,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         // Only now: a run that could not begin leaves no folder behind.
         run_log::begin(&out, &config.resolved)?;
     }
-    let mut hooks = RunHooks { console, config: &config, files: &files, heldout: &examples.heldout };
+    let mut hooks = RunHooks { console, config: &config, files: &files, heldout: &examples.heldout, out: &out, recipe: recipe.as_ref() };
     let inputs = Inputs {
         config: &config,
         datasets: &examples.stages,
@@ -115,10 +115,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let trained = Trainer::new(inputs, model, args.resume)?.run();
     hooks.console.bar.finish_and_clear();
     let trained = trained.map_err(|e| interrupted(e, &out))?;
-    let result = save(&trained, &config, &files, &out)?;
-    if let Some(recipe) = recipe {
-        run_log::replace(&result.join(prompt_recipe::FILE), &recipe.to_json())?;
-    }
+    let result = out.join(if trained.lora().is_some() { "adapter" } else { "model" });
+    hooks.save(&trained, &result)?;
     let report = report::write(&out)?;
     say!("{}\n{}", result.display(), report.display());
     Ok(())
@@ -206,28 +204,29 @@ fn interrupted(error: Error, out: &Path) -> Error {
     error.hint(format!("go on with: sorft-native train --resume --out {}", out.display()))
 }
 
-/// Writes the result: `adapter/` (PEFT) if an adapter was trained, else `model/` (Hugging Face).
-fn save(model: &Transformer, config: &Config, files: &ModelFiles, out: &Path) -> Result<PathBuf> {
-    if let Some(lora) = model.lora() {
-        let dir = out.join("adapter");
-        run_log::sweep(&dir);
-        let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
-        weights::save_peft(&dir, lora, &config.model, &tensors, &mut |name| model.export(name))?;
-        return Ok(dir);
-    }
-    let dir = out.join("model");
-    run_log::sweep(&dir);
-    let dtype = if config.save_bf16 { weights::SaveDtype::Bf16 } else { weights::SaveDtype::F32 };
-    weights::save_hf(&dir, files, &weights::model_tensors(&files.config), dtype, &mut |name| model.export(name))?;
-    Ok(dir)
-}
-
 /// What the trainer asks of the command line.
 struct RunHooks<'a> {
     console: Console,
     config: &'a Config,
     files: &'a ModelFiles,
     heldout: &'a [Item],
+    out: &'a Path,
+    recipe: Option<&'a PromptRecipe>,
+}
+
+impl RunHooks<'_> {
+    /// Writes a model, a PEFT folder if an adapter is trained, else a Hugging Face one, and how its prompts were made.
+    fn save(&self, model: &Transformer, dir: &Path) -> Result<()> {
+        run_log::sweep(dir);
+        if let Some(lora) = model.lora() {
+            let tensors: Vec<TensorSpec> = model.adapter_params().into_iter().map(|p| TensorSpec::new(p.name, &p.shape)).collect();
+            weights::save_peft(dir, lora, &self.config.model, &tensors, &mut |name| model.export(name))?;
+        } else {
+            let dtype = if self.config.save_bf16 { weights::SaveDtype::Bf16 } else { weights::SaveDtype::F32 };
+            weights::save_hf(dir, self.files, &weights::model_tensors(&self.files.config), dtype, &mut |name| model.export(name))?;
+        }
+        self.recipe.map_or(Ok(()), |recipe| run_log::replace(&dir.join(prompt_recipe::FILE), &recipe.to_json()))
+    }
 }
 
 impl Hooks for RunHooks<'_> {
@@ -246,6 +245,19 @@ impl Hooks for RunHooks<'_> {
         };
         let (tokens, batch) = (self.config.eval_max_new_tokens, self.config.rollout_batch);
         evaluate(model, tokenizer, self.heldout, tokens, batch, &mut keep_going).map(Some)
+    }
+
+    /// In `best/`, which at any time is the best model so far, whole.
+    fn keep(&mut self, model: &Transformer, _step: u64) -> Result<()> {
+        let (new, best) = (self.out.join(".best"), self.out.join("best"));
+        let remove = |dir: &Path| match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, e)),
+            _ => Ok(()),
+        };
+        remove(&new)?;
+        self.save(model, &new)?;
+        remove(&best)?;
+        std::fs::rename(&new, &best).map_err(|e| Error::io("rename to", &best, e))
     }
 }
 

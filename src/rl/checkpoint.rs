@@ -61,6 +61,21 @@ pub struct State {
     /// The adaptive weight of the KL penalty, where it has moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_coef: Option<f64>,
+    /// The best evaluation so far, where one is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+    /// Evaluations in the stage since the last that was better than all before it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stale: u64,
+}
+
+/// An evaluation that no other one has been better than.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// After how many steps.
+    pub step: u64,
+    /// Its number (`eval.best`).
+    pub value: f64,
 }
 
 fn is_zero(n: &u64) -> bool {

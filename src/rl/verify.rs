@@ -83,14 +83,15 @@ impl<'a> Run<'a> {
         Ok(Self { dir, config, datasets, tokenizer, metrics })
     }
 
-    /// The stage of a step (from 1), its index, and the step's number within it (from 1).
+    /// The stage of a step (from 1), its index, and the step's number within it (from 1). The records say it: a stage may have ended before
+    /// its last step.
     fn stage(&self, step: u64) -> Option<(usize, &'a Stage, u64)> {
-        let mut before = 0;
-        self.config.stages.iter().enumerate().find_map(|(i, stage)| {
-            let within = step.checked_sub(before).filter(|s| (1..=stage.steps).contains(s));
-            before += stage.steps;
-            within.map(|s| (i, stage, s))
-        })
+        let of = |line: &Map<String, Value>| line.get("stage").and_then(Value::as_u64);
+        let number = of(self.line(step)?)?;
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        let stage = self.config.stages.get(index)?;
+        let before = self.metrics.iter().take_while(|line| of(line) != Some(number)).count() as u64;
+        step.checked_sub(before).filter(|within| (1..=stage.steps).contains(within)).map(|within| (index, stage, within))
     }
 
     fn line(&self, step: u64) -> Option<&Map<String, Value>> {
@@ -325,5 +326,9 @@ impl Hooks for Quiet {
 
     fn evaluate(&mut self, _: &Transformer, _: u64) -> Result<Option<Evaluation>> {
         Ok(None)
+    }
+
+    fn keep(&mut self, _: &Transformer, _: u64) -> Result<()> {
+        Ok(())
     }
 }

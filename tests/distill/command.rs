@@ -87,6 +87,29 @@ fn train_reads_what_distill_writes() {
     assert!(error.as_str().unwrap().contains("bad.jsonl:2: expected a JSON object: missing field `answer`"), "{error}");
 }
 
+/// (Here, because an evaluation wants a model with a tokenizer.)
+#[test]
+fn train_keeps_the_best_model() {
+    let work = Workplace::new();
+    let tasks = std::fs::read_to_string(work.path("tasks.jsonl")).unwrap();
+    let (heldout, trained): (Vec<&str>, Vec<&str>) = tasks.lines().partition(|l| l.contains("\"p__three-5\""));
+    std::fs::write(work.path("heldout.jsonl"), heldout.join("\n")).unwrap();
+    std::fs::write(work.path("tasks.jsonl"), trained.join("\n")).unwrap();
+    let sets = ["data.heldout=[heldout.jsonl]", "eval.best=fbeta", "eval.every=1", "eval.at_start=false", "steps=3", "max_new_tokens=8"];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    let said = work.run(&[&["train", "run.toml", "--out", "run"], &sets[..]].concat(), 0);
+    // It knows nothing before and after: the first evaluation stays the best.
+    assert!(said.as_str().unwrap().contains("the best evaluation so far, fbeta 0.0000 after step 1: its model is kept"), "{said}");
+    let bytes = |name: &str| std::fs::read(work.path("run").join(name)).unwrap();
+    assert_eq!(bytes("best/prompts.json"), bytes("model/prompts.json"));
+    assert_ne!(bytes("best/model.safetensors"), bytes("model/model.safetensors"), "two more steps");
+    assert!(!work.path("run/.best").exists());
+    assert!(String::from_utf8(bytes("report.html")).unwrap().contains("Best held-out fbeta"));
+    let line = format!("{}\n", json!({"ids": [1, 2, 3]}));
+    std::fs::write(work.path("lines.jsonl"), line).unwrap();
+    assert!(work.run(&["score", "--model", "run/best", "--input", "lines.jsonl"], 0)["logprobs"].is_array());
+}
+
 #[test]
 fn a_model_can_teach_itself() {
     let work = Workplace::new();

@@ -85,6 +85,9 @@ impl Hooks for Quiet {
     fn evaluate(&mut self, _: &Transformer, _: u64) -> Result<Option<Evaluation>> {
         Ok(None)
     }
+    fn keep(&mut self, _: &Transformer, _: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Large enough for the small things, which the plan leaves out, to be a small part.

@@ -1,5 +1,6 @@
 //! Learning: objectives against reference numbers, the training loop on tiny models, resuming, configuration.
 
+mod best;
 mod command;
 mod configuration;
 mod objectives;

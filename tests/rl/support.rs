@@ -84,13 +84,19 @@ pub struct Recorder {
     pub lines: Vec<Map<String, Value>>,
     pub stop: std::rc::Rc<Cell<bool>>,
     pub steps: u64,
+    pub notes: Vec<String>,
+    /// Steps whose model was kept as the best, with its weights.
+    pub kept: Vec<(u64, Vec<(String, Vec<f32>)>)>,
 }
 
 impl Hooks for Recorder {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Warning(text) => self.warnings.push(text),
-            Event::Note(_) if self.stop_when_resumed => self.stop.set(true),
+            Event::Note(text) => {
+                self.stop.set(self.stop.get() || self.stop_when_resumed);
+                self.notes.push(text);
+            }
             Event::Step(step, _, line) => {
                 self.steps = step;
                 self.lines.push(line.clone());
@@ -111,6 +117,11 @@ impl Hooks for Recorder {
         let stats = model.evaluate(&plan, 1.0, sorft_native::model::transformer::Adapter::On)?;
         let sum: f32 = stats.logprob.iter().sum();
         Ok(Some(Evaluation { numbers: Map::from_iter([("sum".to_owned(), json!(sum))]), answers: vec![json!({"id": "a", "sum": sum})] }))
+    }
+
+    fn keep(&mut self, model: &Transformer, step: u64) -> Result<()> {
+        self.kept.push((step, weights(model)));
+        Ok(())
     }
 }
 

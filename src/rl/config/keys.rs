@@ -188,6 +188,8 @@ pub static KEYS: &[Key] = &[
     run("eval.every", Kind::Integer(0), "0", "Evaluate on `data.heldout` every this many steps; 0: only at the start and at the end of each stage."),
     run("eval.at_start", Kind::Bool, "true", "Evaluate before the first step."),
     run("eval.tasks", Kind::Integer(0), "0", "Evaluate on the first this many held-out tasks; 0: on all."),
+    run("eval.best", Kind::Text, "\"\"", "The number of an evaluation by which the best one is told, the larger the better: `fbeta`, `hit`, `valid`, ..., or of one subtask of a mixture `function/fbeta`. The model at the best evaluation is kept in `best/`. Empty: none is."),
+    run("eval.patience", Kind::Integer(0), "0", "A stage ends once so many evaluations in a row were not better than the best before them, by `eval.best`; the next stage goes on from there. 0: never before its last step."),
     run("checkpoint.every", Kind::Integer(1), "50", "Write a checkpoint every this many steps; one is always written at the end, and on Ctrl-C."),
     run("checkpoint.keep", Kind::Integer(0), "2", "Keep the last this many checkpoints; 0: all."),
     run("save.dtype", Kind::Choice(&["f32", "bf16"]), "\"f32\"", "Numbers in the saved `model/`."),

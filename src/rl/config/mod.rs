@@ -37,6 +37,8 @@ pub struct Config {
     pub eval_every: u64,
     pub eval_at_start: bool,
     pub eval_tasks: usize,
+    pub eval_best: Option<String>,
+    pub eval_patience: u64,
     pub eval_max_prompt_tokens: usize,
     pub eval_max_new_tokens: usize,
     pub checkpoint_every: u64,
@@ -112,6 +114,7 @@ impl Config {
         let lora = (rank > 0).then(|| LoraConfig { rank, alpha: r.number("lora.alpha") as f32, targets: r.texts("lora.targets") });
         lora.iter().try_for_each(LoraConfig::check)?;
         check_subtasks(&r)?;
+        check_best(&r)?;
         check_critics(&stages, rank > 0 || adapter.is_some())?;
         Ok(Self {
             model: optional("model").ok_or_else(|| missing("model", "model = \"path/to/model\""))?,
@@ -126,6 +129,8 @@ impl Config {
             eval_every: r.size("eval.every") as u64,
             eval_at_start: r.bool("eval.at_start"),
             eval_tasks: r.size("eval.tasks"),
+            eval_best: optional("eval.best"),
+            eval_patience: r.size("eval.patience") as u64,
             eval_max_prompt_tokens: r.size("max_prompt_tokens"),
             eval_max_new_tokens: r.size("max_new_tokens"),
             checkpoint_every: r.size("checkpoint.every") as u64,
@@ -146,6 +151,18 @@ fn check_subtasks(r: &Reader<'_>) -> Result<()> {
     Err(Error::input(format!("`{one}` is not among the subtasks [{}], which alone would be asked", several.join(", ")))
         .at("subtask")
         .hint("leave out `subtask` or `subtasks`"))
+}
+
+/// Refuses a best evaluation where there is none, and patience without anything that could be better.
+fn check_best(r: &Reader<'_>) -> Result<()> {
+    let (best, patience) = (!r.text("eval.best").is_empty(), r.size("eval.patience") > 0);
+    if patience && !best {
+        return Err(Error::input("nothing says which evaluation is better").at("eval.patience").hint("set eval.best, such as \"fbeta\""));
+    }
+    if best && r.paths("data.heldout").is_empty() {
+        return Err(Error::input("there is nothing to evaluate on").at("eval.best").hint("set data.heldout, or leave out eval.best"));
+    }
+    Ok(())
 }
 
 /// Refuses a critic that does not go with what is trained.

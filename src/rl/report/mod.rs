@@ -118,6 +118,19 @@ impl Run {
         serde_json::to_value(found).ok()
     }
 
+    /// The best evaluation by `eval.best`, the first of equal ones: its step, the number's name, and the number.
+    fn best(&self) -> Option<(u64, String, f64)> {
+        let name = self.setting("eval.best")?.as_str().filter(|name| !name.is_empty())?.to_owned();
+        let (step, value) = self.evaluations.iter().filter_map(|(step, e)| Some((*step, e.pointer(&format!("/{name}"))?.as_f64()?))).fold(
+            None,
+            |best: Option<(u64, f64)>, at| match best {
+                Some(best) if best.1 >= at.1 => Some(best),
+                _ => Some(at),
+            },
+        )?;
+        Some((step, name, value))
+    }
+
     /// A setting that names files.
     fn paths(&self, name: &str) -> Vec<PathBuf> {
         match self.setting(name) {
@@ -265,6 +278,9 @@ fn tiles(run: &Run) -> String {
                 tile(&mut out, label, &arrow(a, b), &first["tasks"].as_u64().map_or(String::new(), |n| format!("of {n} tasks")));
             }
         }
+    }
+    if let Some((step, name, value)) = run.best() {
+        tile(&mut out, &format!("Best held-out {name}"), &three(value), &format!("after step {step}"));
     }
     // The losses of two stages are different numbers.
     let one_loss = run.boundaries().is_empty();

@@ -23,7 +23,7 @@ impl Trainer<'_> {
         }
         // Before the checkpoint, which then stands for all lines up to its step.
         self.evaluate_if_due()?;
-        if self.state.stage_step == stage.steps || self.state.step.is_multiple_of(self.config.checkpoint_every) {
+        if self.is_over(stage) || self.state.step.is_multiple_of(self.config.checkpoint_every) {
             self.checkpoint()?;
         }
         Ok(())
@@ -44,6 +44,7 @@ impl Trainer<'_> {
         if let Some(found) = self.hooks.evaluate(&self.model, step)? {
             self.log.evaluation(step, &found.numbers, &found.answers)?;
             self.hooks.event(Event::Evaluation(step, &found.numbers));
+            self.compare_with_best(&found.numbers)?;
         }
         self.state.evaluated = true;
         Ok(())

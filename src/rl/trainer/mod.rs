@@ -11,6 +11,7 @@
 
 mod after_step;
 mod batch;
+mod best;
 pub mod data;
 mod line;
 mod measure;
@@ -70,6 +71,9 @@ pub trait Hooks {
 
     /// Evaluates the model after `step` steps; `None` where there is nothing to evaluate on. [`Error::interrupted`] if it was stopped.
     fn evaluate(&mut self, model: &Transformer, step: u64) -> Result<Option<Evaluation>>;
+
+    /// Keeps the model after `step` steps, in place of one that was kept before: its evaluation is the best so far.
+    fn keep(&mut self, model: &Transformer, step: u64) -> Result<()>;
 }
 
 /// A run of training.
@@ -199,9 +203,10 @@ impl<'a> Trainer<'a> {
                 // The evaluation that the checkpoint lacked, so that it has the bytes of a run never interrupted.
                 self.checkpoint()?;
             }
-            while self.state.stage_step < stage.steps {
+            while !self.is_over(stage) {
                 self.step(stage)?;
             }
+            self.tell_of_early_end(stage);
             if self.state.stage + 1 == self.config.stages.len() {
                 return Ok(());
             }
@@ -213,6 +218,7 @@ impl<'a> Trainer<'a> {
                 critic_updates: 0,
                 kl_coef: None,
                 skipped_in_row: 0,
+                stale: 0,
                 ..self.state.clone()
             };
         }
@@ -237,10 +243,10 @@ impl<'a> Trainer<'a> {
         }
         self.optimizer = Some(optimizer);
         self.reference = None;
-        if needs_reference(stage) && self.state.stage_step < stage.steps {
+        if needs_reference(stage) && !self.is_over(stage) {
             self.reference = Some(self.make_reference(index, stage)?);
         }
-        if self.state.stage_step < stage.steps {
+        if !self.is_over(stage) {
             self.hooks.event(Event::Stage(index + 1, self.config.stages.len(), stage));
         }
         Ok(())
