@@ -27,7 +27,8 @@ pub struct Hole {
 }
 
 impl Form {
-    /// The form that `text` says, in which `{}` is a hole and `\n` the end of a line.
+    /// The form that `text` says, in which `{}` is a hole and `\n` the end of a line. A blank before a hole is left to the teacher, whose words mostly
+    /// begin with one: behind a blank that stands already it would go on with what is no word's beginning.
     ///
     /// # Errors
     /// A form without holes, or with nothing between two of them.
@@ -35,13 +36,13 @@ impl Form {
     /// ```
     /// use sorft_native::rl::distill::form::Form;
     /// let form = Form::parse("<think>It seems that {}</think>\\n{}").unwrap();
-    /// assert_eq!(form.opening, "<think>It seems that ");
+    /// assert_eq!(form.opening, "<think>It seems that");
     /// assert_eq!((&form.holes[0].stop[..], &*form.holes[0].after), (&["</think>".to_owned(), "\n".into()][..], "</think>\n"));
     /// assert_eq!((form.holes[1].stop.len(), &*form.holes[1].after), (0, ""));
     /// ```
     pub fn parse(text: &str) -> Result<Self> {
         let lines = text.replace("\\n", "\n");
-        let mut words = lines.split(HOLE).map(str::to_owned);
+        let mut words = lines.split(HOLE).map(|words| words.trim_end_matches(' ').to_owned());
         let opening = words.next().unwrap_or_default();
         let after: Vec<String> = words.collect();
         let Some((_, inner)) = after.split_last() else {
@@ -73,7 +74,7 @@ mod tests {
     #[test]
     fn a_hole_ends_where_the_words_behind_it_begin() {
         let form = Form::parse("Because {}.\n```\n{}\n```").unwrap();
-        assert_eq!(form.opening, "Because ");
+        assert_eq!(form.opening, "Because");
         assert_eq!(form.holes[0], Hole { stop: vec![".".into(), "\n".into()], after: ".\n```\n".into() });
         assert_eq!(form.holes[1], Hole { stop: vec!["```".into()], after: "\n```".into() });
         assert_eq!(Form::parse("{}").unwrap().holes, [Hole { stop: vec![], after: String::new() }]);
