@@ -108,6 +108,7 @@ fn the_self_check_passes_and_a_kernel_is_timed() {
     let table = check(&["doctor", "--check", "emulator", "--json"]);
     let rows = String::from_utf8(table.get_output().stdout.clone()).unwrap();
     assert!(rows.lines().count() > 50 && !rows.contains("\"ok\":false"), "{rows}");
+    assert!(rows.contains("\"instruction wgmma beside mma.sync\"") && !rows.contains("\"skipped\""), "{rows}");
     let timed = check(&["bench", "rope", "--device", "emulator", "--seconds", "0.01", "--json"]);
     let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
     assert!(rows.contains("\"rope\"") && rows.contains("GB/s"), "{rows}");

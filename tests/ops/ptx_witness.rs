@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex};
 type Case = (&'static str, fn(&Arc<Gpu>));
 
 /// What only a Hopper chip runs.
-const HOPPER_CASES: [Case; 11] = [
+const HOPPER_CASES: [Case; 12] = [
+    ("conformance on Hopper", conforms_on_hopper),
     ("linear on Hopper", hopper_linear),
     ("linear on Hopper, several tiles", |gpu| hopper_products(gpu, [389, 264, 328, 16])),
     ("head on Hopper", |gpu| hopper_head(gpu, 131, 72, 304)),
@@ -60,6 +61,11 @@ pub fn conforms(gpu: &Arc<Gpu>) {
     for finding in conformance::run(gpu).expect("both agree") {
         assert!(finding.passes() && finding.different == 0, "{finding:?}");
     }
+}
+
+fn conforms_on_hopper(gpu: &Arc<Gpu>) {
+    assert!(gpu.is_hopper());
+    conforms(gpu);
 }
 
 fn attend(gpu: &Arc<Gpu>, q: usize, kv: usize, dim: usize) {

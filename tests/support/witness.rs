@@ -21,8 +21,14 @@ pub const ARCHITECTURE: &str = "sm_80";
 pub const HOPPER: &str = "sm_90a";
 
 /// Sources whose kernels have code for Hopper alone.
-pub const FOR_HOPPER: [&str; 5] =
-    ["attention_bwd_kv_hopper.cu", "attention_bwd_q_hopper.cu", "attention_hopper.cu", "head_hopper.cu", "linear_hopper.cu"];
+pub const FOR_HOPPER: [&str; 6] = [
+    "attention_bwd_kv_hopper.cu",
+    "attention_bwd_q_hopper.cu",
+    "attention_hopper.cu",
+    "conformance_hopper.cu",
+    "head_hopper.cu",
+    "linear_hopper.cu",
+];
 
 /// The compiler; none, with a word about it, where it is missing and not required.
 pub fn nvrtc() -> Option<&'static Nvrtc> {

@@ -23,7 +23,7 @@ struct Row {
     error: Option<f64>,
     /// The largest error that passes.
     bound: Option<f64>,
-    /// What stopped the check.
+    /// What stopped the check, or, of one that is `ok`, a word about it.
     failure: Option<String>,
 }
 
@@ -68,6 +68,13 @@ impl Check {
         self.row(Row { name: name.to_owned(), ok, error: None, bound: None, failure: None })
     }
 
+    fn skip(&mut self, name: &str, why: &str) -> Result<()> {
+        if self.json {
+            return self.out.write(&Skipped { name, skipped: why });
+        }
+        self.out.text(&format!("skip   {name:<44} {why}\n"))
+    }
+
     fn row(&mut self, row: Row) -> Result<()> {
         self.run += 1;
         self.failed += usize::from(!row.ok);
@@ -82,6 +89,13 @@ impl Check {
         };
         self.out.text(&format!("{verdict} {:<44} {figures}\n", row.name))
     }
+}
+
+/// A line about checks that are not for this device.
+#[derive(Serialize)]
+struct Skipped<'a> {
+    name: &'a str,
+    skipped: &'a str,
 }
 
 /// A group of checks.

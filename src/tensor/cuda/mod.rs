@@ -5,7 +5,7 @@
 //!   recorded once and queued again and again.
 //! * `driver.rs` (what is there before a device is open), `context.rs` (an open device), `module.rs` and `nvrtc.rs` (kernel sources to machine
 //!   code, cached on disk), `probe.rs` (for `doctor`), `staging.rs` (uploads on their way), `tensor_map.rs` (what TMA is told).
-//! * `conformance.rs`: every instruction of `kernels/ptx.cuh` by itself, for a new kind of device.
+//! * `conformance/`: every instruction of `kernels/ptx.cuh` and `kernels/hopper.cuh` by itself, for a new kind of device.
 //! * `emulator.rs`: loads the library that tests build from `kernels/emulator/`. The program itself carries no emulator.
 //!
 //! Nothing here is linked against CUDA: the driver and the compiler are looked for at run time, and where they are missing, too old, or

@@ -85,8 +85,12 @@ impl Source {
     /// Every wrapper of inline assembly by itself.
     pub const CONFORMANCE: Source = Source { file: "conformance.cu", text: include_str!("../../../kernels/conformance.cu") };
 
+    /// Every wrapper of Hopper's own instructions by itself.
+    pub const CONFORMANCE_HOPPER: Source =
+        Source { file: "conformance_hopper.cu", text: include_str!("../../../kernels/conformance_hopper.cu") };
+
     /// Every kernel source.
-    pub const ALL: [Source; 20] = [
+    pub const ALL: [Source; 21] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -107,6 +111,7 @@ impl Source {
         Source::SAMPLE,
         Source::RESIDUAL,
         Source::CONFORMANCE,
+        Source::CONFORMANCE_HOPPER,
     ];
 }
 

@@ -1,4 +1,5 @@
-//! Every wrapper of `kernels/ptx.cuh` on random bits, against what the PTX manual says of the instruction, written here once more in Rust.
+//! Every wrapper of `kernels/ptx.cuh` on random bits, against what the PTX manual says of the instruction, written here once more in Rust; in `hopper.rs`
+//! and `wgmma.rs` those of `kernels/hopper.cuh`, for devices that have them.
 //!
 //! What moves or rounds bits must give the same bits. `ex2.approx`, `lg2.approx` and the sums of `mma.sync` are the chip's own: they must lie within the
 //! manual's bounds, or, where all sums are small whole numbers, be exact. On the emulator and by the interpreter of PTX (`tests/`) no bit differs
@@ -10,6 +11,9 @@ use crate::tensor::cuda::{Buffer, Gpu, Kernel, Launch, Source};
 use crate::tensor::philox::Philox;
 use half::bf16;
 use std::sync::Arc;
+
+mod hopper;
+mod wgmma;
 
 /// What came of one instruction.
 #[derive(Clone, Debug)]
@@ -24,6 +28,8 @@ pub struct Finding {
     pub worst: f64,
     /// The largest error that passes: 0 where all bits must be the same.
     pub bound: f64,
+    /// Whether other bits within the bound are worth a word.
+    pub informs: bool,
 }
 
 impl Finding {
@@ -35,7 +41,7 @@ impl Finding {
     /// Of results that must have the same bits.
     fn exact(name: &'static str, got: &[u32], want: &[u32]) -> Self {
         let different = got.iter().zip(want).filter(|(a, b)| a != b).count() + got.len().abs_diff(want.len());
-        Self { name, results: got.len(), different, worst: if different == 0 { 0.0 } else { f64::INFINITY }, bound: 0.0 }
+        Self { name, results: got.len(), different, worst: if different == 0 { 0.0 } else { f64::INFINITY }, bound: 0.0, informs: false }
     }
 
     /// Of f32 that may differ: `error(i, got)` measures.
@@ -51,7 +57,7 @@ impl Finding {
             let error = if kind { error(i, f64::from(got)) } else { f64::INFINITY };
             worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
         }
-        Self { name, results: want.len(), different, worst, bound }
+        Self { name, results: want.len(), different, worst, bound, informs: false }
     }
 }
 
@@ -59,15 +65,30 @@ impl Finding {
 const LANES: usize = 32;
 const WARPS: usize = 16;
 
-/// Checks every wrapper on a device.
+/// What is found of one instruction on a device.
+pub type Check = Box<dyn Fn(&Arc<Gpu>) -> Result<Finding>>;
+
+/// Every wrapper of `kernels/ptx.cuh`.
+pub fn checks() -> Vec<Check> {
+    let mut checks: Vec<Check> = vec![Box::new(cvt_bf16x2), Box::new(ex2), Box::new(lg2)];
+    checks.extend([false, true].map(|transposed| -> Check { Box::new(move |gpu| ldmatrix(gpu, transposed)) }));
+    checks.extend([Numbers::Whole, Numbers::Any, Numbers::Infinite].map(|n| -> Check { Box::new(move |gpu| mma(gpu, n)) }));
+    checks.push(Box::new(cp_async));
+    checks
+}
+
+/// Every wrapper of `kernels/hopper.cuh`, for a device where [`Gpu::is_hopper`].
+pub fn hopper_checks() -> Vec<Check> {
+    hopper::checks()
+}
+
+/// All checks of a device, one after another.
 ///
 /// # Errors
 /// If the device fails or, on the emulator, a kernel does something wrong.
 pub fn run(gpu: &Arc<Gpu>) -> Result<Vec<Finding>> {
-    let mut findings = vec![cvt_bf16x2(gpu)?, ex2(gpu)?, lg2(gpu)?, ldmatrix(gpu, false)?, ldmatrix(gpu, true)?];
-    findings.extend([Numbers::Whole, Numbers::Any, Numbers::Infinite].map(|n| mma(gpu, n)).into_iter().collect::<Result<Vec<_>>>()?);
-    findings.push(cp_async(gpu)?);
-    Ok(findings)
+    let own = if gpu.is_hopper() { hopper_checks() } else { Vec::new() };
+    checks().iter().chain(&own).map(|check| check(gpu)).collect()
 }
 
 /// Launches `blocks` warps of a kernel whose parameters are `out`, of `len` words, and then `inputs`, and for element-wise kernels `n`.
@@ -287,15 +308,20 @@ mod tests {
 
     #[test]
     fn every_wrapper_has_a_kernel() {
-        let header = include_str!("../../../kernels/ptx.cuh");
-        let wrappers: Vec<&str> = header
-            .lines()
-            .filter_map(|l| l.strip_prefix("__device__ __forceinline__ ")?.split('(').next()?.rsplit(' ').next())
-            .filter(|name| *name != "shared_address")
-            .collect();
-        assert!(wrappers.len() >= 9, "{wrappers:?}");
-        for wrapper in wrappers {
-            assert!(Source::CONFORMANCE.text.contains(&format!("ptx::{wrapper}")), "{wrapper} is not in conformance.cu");
+        let headers = [
+            (include_str!("../../../../kernels/ptx.cuh"), Source::CONFORMANCE, 9),
+            (include_str!("../../../../kernels/hopper.cuh"), Source::CONFORMANCE_HOPPER, 20),
+        ];
+        for (header, source, least) in headers {
+            let wrappers: Vec<&str> = header
+                .lines()
+                .filter_map(|l| l.strip_prefix("__device__ __forceinline__ ")?.split('(').next()?.rsplit(' ').next())
+                .filter(|name| *name != "shared_address")
+                .collect();
+            assert!(wrappers.len() >= least, "{wrappers:?}");
+            for wrapper in wrappers {
+                assert!(source.text.contains(&format!("ptx::{wrapper}")), "{wrapper} is not in {}", source.file);
+            }
         }
     }
 
