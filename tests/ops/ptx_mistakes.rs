@@ -73,6 +73,7 @@ fn mistakes_in_assembly_are_found() {
 /// Launches that take one kernel of a source through mistakes in `hopper.cuh`, and the mistakes.
 struct Broken {
     source: Source,
+    /// All of them where it is empty.
     kernel: &'static str,
     run: fn(&Arc<Gpu>) -> Result<()>,
     mutants: &'static [Mutant],
@@ -96,7 +97,7 @@ fn narrow(source: Source, kernel: &str) -> Source {
     Source { file: source.file, text: kept(text) }
 }
 
-const HOPPER_MISTAKES: [Broken; 3] = [
+const HOPPER_MISTAKES: [Broken; 4] = [
     Broken {
         source: Source::LINEAR_HOPPER,
         kernel: "linear_dw_hopper",
@@ -196,6 +197,27 @@ const HOPPER_MISTAKES: [Broken; 3] = [
             mutant("fewer bytes are announced", "\"r\"(bytes)", "\"r\"(bytes - 16)"),
         ],
     },
+    Broken {
+        source: Source::CONFORMANCE_HOPPER,
+        kernel: "",
+        run: |gpu| conformance::run(gpu).map(|_| ()),
+        mutants: &[
+            mutant("registers of a are swapped", "{%64, %65, %66, %67}, %68", "{%64, %66, %65, %67}, %68"),
+            mutant("b is transposed", "%68, p, 1, 1, %69;}", "%68, p, 1, 1, 0;}"),
+            mutant(
+                "sums of two rows are swapped",
+                "\"+f\"(d[15][1]), \"+f\"(d[15][2]), \"+f\"(d[15][3])\n      :",
+                "\"+f\"(d[15][2]), \"+f\"(d[15][1]), \"+f\"(d[15][3])\n      :",
+            ),
+            mutant(
+                "sums begin afresh",
+                "{.reg .pred p; setp.eq.u32 p, 0, 0;\"\n      \"wgmma.mma_async.sync.aligned.m64n128k16",
+                "{.reg .pred p; setp.ne.u32 p, 0, 0;\"\n      \"wgmma.mma_async.sync.aligned.m64n128k16",
+            ),
+            mutant("all threads of the block meet", "\"r\"(id), \"r\"(threads)", "\"r\"(id), \"r\"(384)"),
+            mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
+        ],
+    },
 ];
 
 #[test]
@@ -205,7 +227,8 @@ fn mistakes_in_hopper_s_assembly_are_found() {
         return;
     }
     let run = |of: &Broken, mutant: &Mutant| {
-        let source = broken(narrow(of.source, of.kernel), mutant);
+        let source = if of.kernel.is_empty() { of.source } else { narrow(of.source, of.kernel) };
+        let source = broken(source, mutant);
         (of.run)(&witness::gpu_of(emulator::all_kernels(), source).expect("there is a compiler"))
     };
     // What is taken for a mistake is not all that there is.
