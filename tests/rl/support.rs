@@ -72,6 +72,9 @@ pub fn config(text: &str) -> Config {
     Config::parse(&format!("model = \"m\"\ndata.train = \"x\"\n{text}"), Path::new("test.toml")).expect("a configuration")
 }
 
+/// Trained tensors, by name.
+pub type Weights = Vec<(String, Vec<f32>)>;
+
 /// Records events; stops the run after some number of steps or sampled answers.
 #[derive(Default)]
 pub struct Recorder {
@@ -86,7 +89,7 @@ pub struct Recorder {
     pub steps: u64,
     pub notes: Vec<String>,
     /// Steps whose model was kept as the best, with its weights.
-    pub kept: Vec<(u64, Vec<(String, Vec<f32>)>)>,
+    pub kept: Vec<(u64, Weights)>,
 }
 
 impl Hooks for Recorder {
@@ -161,6 +164,6 @@ pub fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// All trained numbers of a model.
-pub fn weights(model: &Transformer) -> Vec<(String, Vec<f32>)> {
+pub fn weights(model: &Transformer) -> Weights {
     model.trainable().into_iter().map(|p| (p.name.clone(), model.export(&p.name).expect("a tensor"))).collect()
 }
