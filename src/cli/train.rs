@@ -247,17 +247,22 @@ impl Hooks for RunHooks<'_> {
         evaluate(model, tokenizer, self.heldout, tokens, batch, &mut keep_going).map(Some)
     }
 
-    /// In `best/`, which at any time is the best model so far, whole.
+    /// In `best/`, which never holds a part of a model; the one before it gives way once the new one is whole.
     fn keep(&mut self, model: &Transformer, _step: u64) -> Result<()> {
-        let (new, best) = (self.out.join(".best"), self.out.join("best"));
+        let [new, old, best] = [".best", ".best-before", "best"].map(|name| self.out.join(name));
+        let rename = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(|e| Error::io("rename to", to, e));
         let remove = |dir: &Path| match std::fs::remove_dir_all(dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, e)),
             _ => Ok(()),
         };
         remove(&new)?;
         self.save(model, &new)?;
-        remove(&best)?;
-        std::fs::rename(&new, &best).map_err(|e| Error::io("rename to", &best, e))
+        if best.exists() {
+            remove(&old)?;
+            rename(&best, &old)?;
+        }
+        rename(&new, &best)?;
+        remove(&old)
     }
 }
 

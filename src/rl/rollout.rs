@@ -119,8 +119,8 @@ pub fn judge(
         return Err(Error::input(message));
     }
     let judgement = |c: &Completion| {
-        let decode = |ids: &[u32]| tokenizer.map_or(Ok(String::new()), |t| t.decode(ids, true));
-        Ok((items[c.prompt_index].question.judge(c), thought_tokens(c, decode)?))
+        let thought = tokenizer.map_or(Ok(0), |t| thought_tokens(c, |ids| t.decode(ids, true)))?;
+        Ok((items[c.prompt_index].question.judge(c), thought))
     };
     let judgements: Vec<(Reward, usize)> = completions.par_iter().map(judgement).collect::<Result<_>>()?;
     let mut judged = completions.into_iter().zip(judgements);

@@ -23,8 +23,11 @@ struct Row {
     error: Option<f64>,
     /// The largest error that passes.
     bound: Option<f64>,
-    /// What stopped the check, or, of one that is `ok`, a word about it.
+    /// What stopped the check.
     failure: Option<String>,
+    /// A word about one that passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 /// The checks so far.
@@ -59,13 +62,13 @@ impl Check {
         let off = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
         let error = if off == 0.0 { 0.0 } else { off / norm(&mut want.iter().map(|x| f64::from(*x))) };
         let ok = got.len() == want.len() && error <= bound;
-        self.row(Row { name: name.to_owned(), ok, error: Some(error), bound: Some(bound), failure: None })
+        self.row(Row { name: name.to_owned(), ok, error: Some(error), bound: Some(bound), failure: None, note: None })
     }
 
     /// Compares bits that are promised to be the same.
     fn same(&mut self, name: &str, a: &[f32], b: &[f32]) -> Result<()> {
         let ok = a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
-        self.row(Row { name: name.to_owned(), ok, error: None, bound: None, failure: None })
+        self.row(Row { name: name.to_owned(), ok, error: None, bound: None, failure: None, note: None })
     }
 
     fn skip(&mut self, name: &str, why: &str) -> Result<()> {
@@ -85,9 +88,11 @@ impl Check {
         let figures = match (&row.failure, row.error, row.bound) {
             (Some(failure), ..) => failure.lines().next().unwrap_or_default().to_owned(),
             (_, Some(error), Some(bound)) => format!("{error:8.1e} of {bound:.0e}"),
+            _ if row.note.is_some() => String::new(),
             _ => "the same bits".to_owned(),
         };
-        self.out.text(&format!("{verdict} {:<44} {figures}\n", row.name))
+        let said: Vec<&str> = [Some(figures.as_str()), row.note.as_deref()].into_iter().flatten().filter(|s| !s.is_empty()).collect();
+        self.out.text(&format!("{verdict} {:<44} {}\n", row.name, said.join(", ")))
     }
 }
 
@@ -117,7 +122,7 @@ pub(super) fn run(gpu: Arc<Gpu>, small: bool, json: bool) -> Result<()> {
             if lines::is_closed_pipe(&error) {
                 return Err(error);
             }
-            check.row(Row { name: name.to_owned(), ok: false, error: None, bound: None, failure: Some(error.to_string()) })?;
+            check.row(Row { name: name.to_owned(), ok: false, error: None, bound: None, failure: Some(error.to_string()), note: None })?;
         }
     }
     match check.failed {

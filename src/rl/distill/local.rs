@@ -43,7 +43,7 @@ impl Teacher for Local<'_> {
             }
             wanted.insert((questions.len() - 1, m.index), *m);
         }
-        let (mut prompts, mut refused) = (Vec::new(), Vec::new());
+        let (mut prompts, mut refused) = (Vec::new(), BTreeMap::new());
         for (i, question) in questions.iter().enumerate() {
             let ids = self.dialogue.conversation_ids(&self.sampling.conversation(question.item))?;
             prompts.push(Prompt { question: i, index: 0, said: 0, ids });
@@ -53,17 +53,20 @@ impl Teacher for Local<'_> {
             Some(m) => store(*m, Said { text, cut_off, prompt_tokens: lengths[place.0], completion_tokens: tokens as u64 }),
             None => Ok(()),
         };
-        let refuse = |question: usize, e: Error| refused.push(e.at(&questions[question].item.id));
+        let mut refuse = |question: usize, e: Error| {
+            refused.entry(question).or_insert(e);
+        };
         match &self.sampling.form {
-            None => self.sample(&prompts, self.sampling.n, &[], refuse, &mut |i, c| {
+            None => self.sample(&prompts, self.sampling.n, &[], &mut refuse, &mut |i, c| {
                 done(&(prompts[i].question, c.index), c.text.clone(), c.finish_reason == FinishReason::Length, c.ids.len())
             })?,
-            Some(form) => self.fill(form, prompts, refuse, &done)?,
+            Some(form) => self.fill(form, prompts, &mut refuse, &done)?,
         }
-        match refused.len() {
-            0 => Ok(()),
-            n => Err(refused.swap_remove(0).at(format_args!("{n} of {} questions cannot be asked; the first", questions.len()))),
-        }
+        let n = refused.len();
+        refused.pop_first().map_or(Ok(()), |(first, e)| {
+            let e = e.at(&questions[first].item.id);
+            Err(e.at(format_args!("{n} of {} questions cannot be asked; the first", questions.len())))
+        })
     }
 }
 
@@ -73,7 +76,7 @@ struct Prompt {
     question: usize,
     /// Which of the question's answers it is about, once they differ.
     index: usize,
-    /// How many of its last ids are of the answer.
+    /// Tokens of the answer so far.
     said: usize,
     ids: Vec<u32>,
 }
@@ -88,7 +91,7 @@ impl Local<'_> {
         prompts: &[Prompt],
         n: usize,
         stop: &[String],
-        mut refuse: impl FnMut(usize, Error),
+        refuse: &mut dyn FnMut(usize, Error),
         on_done: &mut dyn FnMut(usize, &Completion) -> Result<()>,
     ) -> Result<()> {
         let tokenizer: &Tokenizer = self.dialogue.tokenizer();
@@ -127,7 +130,7 @@ impl Local<'_> {
 
     /// Answers of a form, hole by hole: as many questions at a time as are decoded together, so that few answers are under way if this is
     /// stopped.
-    fn fill(&self, form: &Form, prompts: Vec<Prompt>, mut refuse: impl FnMut(usize, Error), done: Done<'_>) -> Result<()> {
+    fn fill(&self, form: &Form, prompts: Vec<Prompt>, refuse: &mut dyn FnMut(usize, Error), done: Done<'_>) -> Result<()> {
         let tokenizer = self.dialogue.tokenizer();
         let opening = tokenizer.encode(&form.opening, false)?;
         let most = self.sampling.max_new_tokens;
@@ -143,17 +146,17 @@ impl Local<'_> {
                 let (n, last) = (if number == 0 { self.sampling.n } else { 1 }, number + 1 == form.holes.len());
                 let after = tokenizer.encode(&hole.after, false)?;
                 let (asked, texts): (Vec<Prompt>, Vec<String>) = std::mem::take(&mut drafts).into_iter().unzip();
-                self.sample(&asked, n, &hole.stop, &mut refuse, &mut |i, c| {
+                self.sample(&asked, n, &hole.stop, refuse, &mut |i, c| {
                     let (p, index) = (&asked[i], if number == 0 { c.index } else { asked[i].index });
                     let text = format!("{}{}{}", texts[i], c.text.trim_end(), hole.after);
-                    // The tokens as they were drawn, the one that ended the hole left out.
-                    let drawn = tokenizer.encode(c.text.trim_end(), false)?;
+                    // Anew: what ended the hole, and blanks before it, are no part of it.
+                    let written = tokenizer.encode(c.text.trim_end(), false)?;
                     let said = p.said + c.ids.len() + after.len();
                     let cut_off = c.finish_reason == FinishReason::Length || (!last && said >= most);
                     if last || cut_off {
                         return done(&(p.question, index), text, cut_off, said);
                     }
-                    let ids = [&p.ids[..], &drawn, &after].concat();
+                    let ids = [&p.ids[..], &written, &after].concat();
                     drafts.push((Prompt { question: p.question, index, said, ids }, text));
                     Ok(())
                 })?;

@@ -121,14 +121,12 @@ impl Run {
     /// The best evaluation by `eval.best`, the first of equal ones: its step, the number's name, and the number.
     fn best(&self) -> Option<(u64, String, f64)> {
         let name = self.setting("eval.best")?.as_str().filter(|name| !name.is_empty())?.to_owned();
-        let (step, value) = self.evaluations.iter().filter_map(|(step, e)| Some((*step, e.pointer(&format!("/{name}"))?.as_f64()?))).fold(
-            None,
-            |best: Option<(u64, f64)>, at| match best {
-                Some(best) if best.1 >= at.1 => Some(best),
-                _ => Some(at),
-            },
-        )?;
-        Some((step, name, value))
+        let mut best: Option<(u64, f64)> = None;
+        for (step, evaluation) in &self.evaluations {
+            let value = evaluation.pointer(&format!("/{name}")).and_then(Value::as_f64);
+            best = value.filter(|v| best.is_none_or(|(_, b)| *v > b)).map(|v| (*step, v)).or(best);
+        }
+        best.map(|(step, value)| (step, name, value))
     }
 
     /// A setting that names files.

@@ -30,7 +30,7 @@ impl Trainer<'_> {
     }
 
     /// Whether the last `eval.patience` evaluations of this stage were none of them better than the best before them.
-    pub(super) fn has_stalled(&self) -> bool {
+    fn has_stalled(&self) -> bool {
         let patience = self.config.eval_patience;
         patience > 0 && self.state.stale >= patience
     }

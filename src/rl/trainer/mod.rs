@@ -25,8 +25,8 @@ use crate::error::{Error, Kind, Result};
 use crate::model::optimizer::AdamW;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Gradients, Transformer};
-use crate::rl::checkpoint::{self, Checkpoint, Snapshot, State};
-use crate::rl::config::{self, Algorithm, Config, Stage};
+use crate::rl::checkpoint::{self, Checkpoint, State};
+use crate::rl::config::{Algorithm, Config, Stage};
 use crate::rl::critic::Critic;
 use crate::rl::dataset::Dataset;
 use crate::rl::evaluate::Evaluation;
@@ -38,7 +38,7 @@ use crate::rl::run_log::RunLog;
 use crate::rl::watch::Watch;
 use crate::tensor::cpu::allocator::{give_back, resident_bytes};
 use line::first_epoch;
-use reference::Reference;
+use reference::{Reference, needs_initial, needs_reference};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -257,24 +257,6 @@ impl<'a> Trainer<'a> {
         (self.state.stage as u64) << 1 | whose
     }
 
-    fn make_reference(&mut self, index: usize, stage: &Stage) -> Result<Reference> {
-        if stage.kl_reference == config::Reference::Base && self.model.lora().is_some() {
-            return Ok(Reference::AdapterOff);
-        }
-        if needs_initial(index, stage) {
-            let needed_later = self.config.stages.iter().enumerate().skip(index + 1).any(|(i, s)| needs_initial(i, s));
-            let initial = if needed_later { self.initial.clone() } else { self.initial.take() };
-            return initial.ok_or_else(|| Error::input("the policy that the run began with was not kept").at("kl.reference"));
-        }
-        let path = self.out.join("reference").join(format!("stage-{}.safetensors", index + 1));
-        if self.state.stage_step > 0 {
-            return Reference::restore(&self.model, &Snapshot::open(&path)?);
-        }
-        let model = &self.model;
-        Snapshot::save(&path, &model.trainable(), &mut |name| model.export(name))?;
-        Reference::freeze(model)
-    }
-
     fn stopped(&self) -> bool {
         (self.stop)()
     }
@@ -371,16 +353,6 @@ impl<'a> Trainer<'a> {
         }
         Ok(updates)
     }
-}
-
-/// Whether a stage looks at a reference policy.
-fn needs_reference(stage: &Stage) -> bool {
-    stage.algorithm.samples() && (stage.kl_coef > 0.0 || stage.kl_measure)
-}
-
-/// Whether a stage's reference is the policy that the run began with.
-fn needs_initial(index: usize, stage: &Stage) -> bool {
-    needs_reference(stage) && (index == 0 || stage.kl_reference == config::Reference::Base)
 }
 
 /// A stage's objective; `kl_coef` is the KL penalty's weight at this step.

@@ -1,9 +1,11 @@
 //! The reference policy that the KL is measured against.
 
-use crate::error::Result;
+use super::Trainer;
+use crate::error::{Error, Result};
 use crate::model::Transformer;
 use crate::model::transformer::{Adapter, ParamInfo};
 use crate::rl::checkpoint::Snapshot;
+use crate::rl::config::{self, Stage};
 use crate::tensor::plan::Plan;
 use std::sync::Arc;
 
@@ -63,4 +65,35 @@ impl Reference {
             }
         }
     }
+}
+
+impl Trainer<'_> {
+    /// The reference of a stage that looks at one.
+    pub(super) fn make_reference(&mut self, index: usize, stage: &Stage) -> Result<Reference> {
+        if stage.kl_reference == config::Reference::Base && self.model.lora().is_some() {
+            return Ok(Reference::AdapterOff);
+        }
+        if needs_initial(index, stage) {
+            let needed_later = self.config.stages.iter().enumerate().skip(index + 1).any(|(i, s)| needs_initial(i, s));
+            let initial = if needed_later { self.initial.clone() } else { self.initial.take() };
+            return initial.ok_or_else(|| Error::input("the policy that the run began with was not kept").at("kl.reference"));
+        }
+        let path = self.out.join("reference").join(format!("stage-{}.safetensors", index + 1));
+        if self.state.stage_step > 0 {
+            return Reference::restore(&self.model, &Snapshot::open(&path)?);
+        }
+        let model = &self.model;
+        Snapshot::save(&path, &model.trainable(), &mut |name| model.export(name))?;
+        Reference::freeze(model)
+    }
+}
+
+/// Whether a stage looks at a reference policy.
+pub(super) fn needs_reference(stage: &Stage) -> bool {
+    stage.algorithm.samples() && (stage.kl_coef > 0.0 || stage.kl_measure)
+}
+
+/// Whether a stage's reference is the policy that the run began with.
+pub(super) fn needs_initial(index: usize, stage: &Stage) -> bool {
+    needs_reference(stage) && (index == 0 || stage.kl_reference == config::Reference::Base)
 }

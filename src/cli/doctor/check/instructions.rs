@@ -7,17 +7,15 @@ use crate::tensor::cuda::conformance;
 
 pub(super) fn run(check: &mut Check) -> Result<()> {
     let gpu = check.gpu.clone();
-    let (all, hopper) = (conformance::checks(), conformance::hopper_checks());
-    let own = if gpu.is_hopper() { &hopper[..] } else { &[] };
-    for finding in all.iter().chain(own).map(|c| c(&gpu)) {
-        let finding = finding?;
+    for of in conformance::checks(&gpu) {
+        let finding = of(&gpu)?;
         let inexact = finding.bound > 0.0;
         let (error, bound) = (inexact.then_some(finding.worst), inexact.then_some(finding.bound));
-        let other = (finding.informs && finding.passes() && finding.different > 0)
+        let note = (finding.informs && finding.passes() && finding.different > 0)
             .then(|| format!("other bits in {} of {}", finding.different, finding.results));
-        check.row(Row { name: format!("instruction {}", finding.name), ok: finding.passes(), error, bound, failure: other })?;
+        check.row(Row { name: format!("instruction {}", finding.name), ok: finding.passes(), error, bound, failure: None, note })?;
     }
-    if own.is_empty() {
+    if !gpu.is_hopper() {
         check.skip("instructions of Hopper", "not of this device, or its driver makes no tensor maps")?;
     }
     Ok(())

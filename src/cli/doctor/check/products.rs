@@ -35,7 +35,14 @@ fn linear(check: &mut Check) -> Result<()> {
     if gpu.is_hopper() {
         // Not a failure: what decodes and what trains then both take mma.sync.
         let other = (!matmul::cuda::takes_wgmma(&gpu)?).then(|| "other bits: forward passes take mma.sync".to_owned());
-        check.row(Row { name: "linear: wgmma beside mma.sync".to_owned(), ok: true, error: None, bound: None, failure: other })?;
+        check.row(Row {
+            name: "linear: wgmma beside mma.sync".to_owned(),
+            ok: true,
+            error: None,
+            bound: None,
+            failure: None,
+            note: other,
+        })?;
     }
     let plain = matmul::cuda::forward(&gpu, &x_on, &w_on, None, None, shape)?.to_f32()?;
     let alone = matmul::cuda::forward(&gpu, &check.upload(&x[k..2 * k])?, &w_on, None, None, Shape { m: 1, ..shape })?;

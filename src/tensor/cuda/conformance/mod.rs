@@ -68,18 +68,16 @@ const WARPS: usize = 16;
 /// What is found of one instruction on a device.
 pub type Check = Box<dyn Fn(&Arc<Gpu>) -> Result<Finding>>;
 
-/// Every wrapper of `kernels/ptx.cuh`.
-pub fn checks() -> Vec<Check> {
+/// Every wrapper of `kernels/ptx.cuh`, and on Hopper those of `kernels/hopper.cuh`.
+pub fn checks(gpu: &Gpu) -> Vec<Check> {
     let mut checks: Vec<Check> = vec![Box::new(cvt_bf16x2), Box::new(ex2), Box::new(lg2)];
     checks.extend([false, true].map(|transposed| -> Check { Box::new(move |gpu| ldmatrix(gpu, transposed)) }));
     checks.extend([Numbers::Whole, Numbers::Any, Numbers::Infinite].map(|n| -> Check { Box::new(move |gpu| mma(gpu, n)) }));
     checks.push(Box::new(cp_async));
+    if gpu.is_hopper() {
+        checks.extend(hopper::checks());
+    }
     checks
-}
-
-/// Every wrapper of `kernels/hopper.cuh`, for a device where [`Gpu::is_hopper`].
-pub fn hopper_checks() -> Vec<Check> {
-    hopper::checks()
 }
 
 /// All checks of a device, one after another.
@@ -87,8 +85,7 @@ pub fn hopper_checks() -> Vec<Check> {
 /// # Errors
 /// If the device fails or, on the emulator, a kernel does something wrong.
 pub fn run(gpu: &Arc<Gpu>) -> Result<Vec<Finding>> {
-    let own = if gpu.is_hopper() { hopper_checks() } else { Vec::new() };
-    checks().iter().chain(&own).map(|check| check(gpu)).collect()
+    checks(gpu).iter().map(|check| check(gpu)).collect()
 }
 
 /// Launches `blocks` warps of a kernel whose parameters are `out`, of `len` words, and then `inputs`, and for element-wise kernels `n`.
