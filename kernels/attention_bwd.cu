@@ -7,10 +7,11 @@
 // brings to tokens.
 //
 // Order of sums. Two passes, so that no two blocks write the same number and no atomics are needed. dq: a block for the items of the forward
-// pass, page after page, 16 keys at a time. dk and dv: a block for each page and kv head, over the runs of queries that the host lists, in
-// packed order, 16 pairs at a time: keys are the rows there, so that p and ds need not leave the registers to become left operands.
+// pass, page after page, 16 keys at a time. dk and dv: a block for each page and kv head, over the runs of queries that the host lists, the
+// batch's last tile of them first, 16 pairs at a time: keys are the rows there, so that p and ds need not leave the registers to become left
+// operands.
 //
-// Floor: 7 products of 2 T H D operations for each key seen (5 are needed by one pass with ordered sums). In bf16 at 790 TFLOP/s, one causal
+// Floor: 7 products of 2 T H D operations for each key seen (attention_bwd_hopper.cu needs 5, in one pass and with the same order of sums). In bf16 at 790 TFLOP/s, one causal
 // sequence of 4096, 32 heads of 64: 304 us. Not measured on a chip yet.
 #include "sorft.cuh"
 #include "attention.cuh"

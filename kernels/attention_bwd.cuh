@@ -9,9 +9,9 @@ __device__ __forceinline__ float probability(float score, float scale_log2, floa
 // The gradient of a raw score.
 __device__ __forceinline__ float score_gradient(float p, float dp, float delta, float scale) { return p * (dp - delta) * scale; }
 
-// What a block knows of the pairs of a stage.
+// What a block knows of the pairs of a stage. (Aligned, since two neighbours are read at once.)
 template <int PAIRS>
-struct Pairs {
+struct alignas(16) Pairs {
   float lse[PAIRS], delta[PAIRS];  // lse in base 2
   int position[PAIRS];             // -1 where there is no pair, so that it sees nothing
 

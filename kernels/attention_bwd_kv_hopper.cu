@@ -20,135 +20,65 @@ struct PagePass {
   static constexpr int STAGES = 2, STAGE_BYTES = 2 * Tile<D>::BYTES, PAIRS_AT = 2 * Tile<D>::BYTES;  // the keys at 0, then the values
 };
 
-// A page is there; of a stage: its pairs are, they have been read.
-struct PageBarriers {
-  u64 *page, *full, *free;
-};
-
-using Known = attention::Pairs<ROWS>;
-
 // A page's runs: entries first.. of the table up to last. Tiles of 64 pairs are one run of up to 64 pairs or two of up to 32.
 struct Runs {
   const u32 *table;
   u32 first, last;
   int tokens;  // of the batch: a run that is not there begins behind them
 
-  __device__ __forceinline__ int token(u32 i) const { return i < last ? (int)table[2 * i] : tokens; }
-  __device__ __forceinline__ int rows(u32 i) const { return i < last ? (int)table[2 * i + 1] : 0; }
+  __device__ __forceinline__ Run at(u32 i) const {
+    if (i >= last) return {tokens, 0};
+    return {(int)table[2 * i], (int)table[2 * i + 1]};
+  }
+  __device__ __forceinline__ int tiles(u32 runs) const { return (int)((last - first + runs - 1) / runs); }
 };
 
-// The copying warpgroup: one thread has TMA bring the page and then pairs, stage after stage, two warps what is known of them.
+// The copying warpgroup: one thread has TMA bring the page and then pairs, two warps note what is known of them.
 template <int D, int PAIRS>
-__device__ __forceinline__ void load_runs(u8 *shared, Known *known, const PageBarriers &b, const Gradients &a, const Runs &runs) {
+__device__ __forceinline__ void load_runs(u8 *shared, Known *known, u64 *page, const TileBarriers &b, const Gradients &a, const Runs &runs) {
   using P = PagePass<D>;
-  constexpr int RUNS = ROWS / PAIRS;
-  const int thread = threadIdx.x % GROUP, of_token = a.of_token();
-  Turn<P::STAGES> turn;
+  constexpr u32 RUNS = ROWS / PAIRS;
+  const int thread = threadIdx.x % GROUP;
+  const auto run = [&](int n, int r) { return runs.at(runs.first + n * RUNS + r); };
   if (thread == 0) {
-    const int row = ((int)blockIdx.x * a.kv_heads + (int)blockIdx.y) * ROWS;
-    ptx::arrive_and_expect(b.page, 2 * Tile<D>::BYTES);
-    load_tile<D>(shared, *a.keys, b.page, row);
-    load_tile<D>(shared + Tile<D>::BYTES, *a.values, b.page, row);
-    for (u32 i = runs.first; i < runs.last; i += RUNS, turn.next()) {
-      u8 *to = shared + P::PAIRS_AT + turn.stage * P::STAGE_BYTES;
-      u64 *full = &b.full[turn.stage];
-      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);
-      ptx::arrive_and_expect(full, 2 * Tile<D>::BLOCKS * RUNS * (PAIRS / of_token * of_token) * ROW_BYTES);
-      SORFT_UNROLL
-      for (int r = 0; r < RUNS; r++) {
-        load_pairs<D>(to + r * PAIRS * ROW_BYTES, Tile<D>::BLOCK_BYTES, *a.q, full, a.first_head(), runs.token(i + r));
-        load_pairs<D>(to + Tile<D>::BYTES + r * PAIRS * ROW_BYTES, Tile<D>::BLOCK_BYTES, *a.d_o, full, a.first_head(), runs.token(i + r));
-      }
-    }
+    ptx::arrive_and_expect(page, 2 * Tile<D>::BYTES);
+    load_tile<D>(shared, *a.keys, page, a.row_of_page(blockIdx.x));
+    load_tile<D>(shared + Tile<D>::BYTES, *a.values, page, a.row_of_page(blockIdx.x));
+    load_tiles<D, PAIRS, P::STAGES>(shared + P::PAIRS_AT, b, a, runs.tiles(RUNS), run);
   } else if (thread >= 32 && thread < 32 + ROWS) {
-    const int pair = thread - 32, run = pair / PAIRS, own = pair % PAIRS;
-    for (u32 i = runs.first + run; i < runs.last + run; i += RUNS, turn.next()) {
-      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);
-      const i64 token = runs.token(i) + own / of_token;
-      known[turn.stage].take(pair, own < runs.rows(i) * of_token, a.lse, a.delta, a.positions, token,
-                             token * a.heads + a.first_head() + own % of_token);
-      __syncwarp();
-      if (thread % 32 == 0) ptx::arrive(&b.full[turn.stage]);
-    }
+    know_tiles<PAIRS, P::STAGES>(known, b, a, thread - 32, runs.tiles(RUNS), run);
   }
 }
 
-// The warpgroup at work: 64 keys, of which a lane has rows lane / 4 and + 8 of its warp's 16.
-template <int D, int PAIRS>
-struct PageWorker {
+// The warpgroup at work: dk and dv of the page's keys, over `tiles` tiles of pairs.
+template <int D>
+__device__ __forceinline__ void sum_tiles(float (&key_sum)[D / 8][4], float (&value_sum)[D / 8][4], const u8 *shared, const Known *known,
+                                          const TileBarriers &barriers, const KeyRows &rows, int tiles) {
   using P = PagePass<D>;
-  const PageBarriers &barriers;
-  u8 *shared;
-  const Known *known;
-  int thread;    // its first warp is the block's
-  int position;  // of the lane's first key
-  float scale;
-
-  // Probabilities from raw scores. (Copies here and below: registers of a product are left alone while another one is under way.)
-  __device__ __forceinline__ void take_scores(float (&p)[8][4], const float (&s)[8][4], const Known &own) const {
-    SORFT_UNROLL
-    for (int j = 0; j < 8; j++) {
-      const int pair = j * 8 + thread % 4 * 2;
-      const float2 lse = load_vec<float2>(&own.lse[pair]);
-      const int2 seer = load_vec<int2>(&own.position[pair]);
-      SORFT_UNROLL
-      for (int e = 0; e < 4; e++) {
-        const bool seen = position + e / 2 * 8 <= (e % 2 ? seer.y : seer.x);
-        p[j][e] = seen ? attention::probability(s[j][e], scale * LOG2_E, e % 2 ? lse.y : lse.x) : 0.0f;
-      }
-    }
+  tile::clear(key_sum);
+  tile::clear(value_sum);
+  Turn<P::STAGES> turn;
+  for (int n = 0; n < tiles; n++, turn.next()) {
+    const u8 *q = shared + P::PAIRS_AT + turn.stage * P::STAGE_BYTES, *d_o = q + Tile<D>::BYTES;
+    const Known &own = known[turn.stage];
+    float s[8][4], dp[8][4], x[8][4];
+    u32 p[4][4], ds[4][4];
+    ptx::wait(&barriers.full[turn.stage], turn.parity);
+    issue_transposed<D, Tile<D>::BLOCK_BYTES>(s, shared, q);
+    issue_transposed<D, Tile<D>::BLOCK_BYTES>(dp, shared + Tile<D>::BYTES, d_o);
+    ptx::wgmma_wait<1>();  // the scores are there
+    rows.take_scores(x, s, own);
+    pack(p, x);
+    issue_sum<D>(value_sum, p, d_o);
+    ptx::wgmma_wait<1>();  // dp is there
+    rows.take_products(x, dp, own);
+    pack(ds, x);
+    issue_sum<D>(key_sum, ds, q);
+    ptx::wgmma_wait<0>();
+    __syncwarp();  // all lanes have read what is known of the pairs
+    if (rows.thread % 32 == 0) ptx::arrive(&barriers.free[turn.stage]);
   }
-
-  // Gradients of raw scores, in the place of probabilities.
-  __device__ __forceinline__ void take_products(float (&p)[8][4], const float (&dp)[8][4], const Known &own) const {
-    SORFT_UNROLL
-    for (int j = 0; j < 8; j++) {
-      const int pair = j * 8 + thread % 4 * 2;
-      const float2 delta = load_vec<float2>(&own.delta[pair]);
-      const int2 seer = load_vec<int2>(&own.position[pair]);
-      SORFT_UNROLL
-      for (int e = 0; e < 4; e++) {
-        const bool seen = position + e / 2 * 8 <= (e % 2 ? seer.y : seer.x);
-        p[j][e] = seen ? attention::score_gradient(p[j][e], dp[j][e], e % 2 ? delta.y : delta.x, scale) : 0.0f;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void run(float (&key_sum)[D / 8][4], float (&value_sum)[D / 8][4], const Runs &runs) {
-    tile::clear(key_sum);
-    tile::clear(value_sum);
-    Turn<P::STAGES> turn;
-    ptx::wait(barriers.page, 0);
-    for (u32 i = runs.first; i < runs.last; i += ROWS / PAIRS, turn.next()) {
-      const u8 *q = shared + P::PAIRS_AT + turn.stage * P::STAGE_BYTES, *d_o = q + Tile<D>::BYTES;
-      const Known &own = known[turn.stage];
-      float s[8][4], dp[8][4], x[8][4];
-      u32 p[4][4], ds[4][4];
-      ptx::wait(&barriers.full[turn.stage], turn.parity);
-      issue_transposed<D, Tile<D>::BLOCK_BYTES>(s, shared, q);
-      issue_transposed<D, Tile<D>::BLOCK_BYTES>(dp, shared + Tile<D>::BYTES, d_o);
-      ptx::wgmma_wait<1>();  // the scores are there
-      take_scores(x, s, own);
-      pack(p, x);
-      issue_sum<D>(value_sum, p, d_o);
-      ptx::wgmma_wait<1>();  // dp is there
-      take_products(x, dp, own);
-      pack(ds, x);
-      issue_sum<D>(key_sum, ds, q);
-      ptx::wgmma_wait<0>();
-      __syncwarp();  // all lanes have read what is known of the pairs
-      if (thread % 32 == 0) ptx::arrive(&barriers.free[turn.stage]);
-    }
-  }
-
-  __device__ __forceinline__ void store(float *to, const float (&sum)[D / 8][4]) const {
-    SORFT_UNROLL
-    for (int r = 0; r < 2; r++) {
-      SORFT_UNROLL
-      for (int j = 0; j < D / 8; j++) store_vec(to + (8 * r) * D + 8 * j, float2{sum[j][2 * r], sum[j][2 * r + 1]});
-    }
-  }
-};
+}
 
 template <int D, int PAIRS>
 __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradients &a, const u32 *pages, const u32 *runs_table, const u32 *starts,
@@ -156,16 +86,16 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
   using P = PagePass<D>;
   SORFT_DYN_SMEM(u8, shared);
   SORFT_SMEM(Known, known, P::STAGES);
-  SORFT_SMEM(u64, full_page, 1);
+  SORFT_SMEM(u64, page, 1);
   SORFT_SMEM(u64, full, P::STAGES);
   SORFT_SMEM(u64, free, P::STAGES);
-  const PageBarriers barriers{full_page, full, free};
+  const TileBarriers barriers{full, free};
   const Runs runs{runs_table, starts[blockIdx.x], starts[blockIdx.x + 1], tokens};
   if (threadIdx.x == 0) {
-    ptx::barrier_init(full_page, 1);
+    ptx::barrier_init(page, 1);
     SORFT_UNROLL
     for (int i = 0; i < P::STAGES; i++) {
-      ptx::barrier_init(&full[i], 3);            // TMA's thread, and a lane of each warp that knows pairs
+      ptx::barrier_init(&full[i], TILE_ARRIVALS);
       ptx::barrier_init(&free[i], GROUP / 32);  // a lane of each warp that multiplies
     }
     ptx::fence_barriers();
@@ -174,16 +104,17 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
   __syncthreads();
   if (threadIdx.x >= GROUP) {
     ptx::give_registers<24>();  // 24 + 232 of a thread are the 2 * 128 that the block has
-    load_runs<D, PAIRS>(shared, known, barriers, a, runs);
+    load_runs<D, PAIRS>(shared, known, page, barriers, a, runs);
   } else {
     ptx::take_registers<232>();
-    const int thread = (int)threadIdx.x, row = thread / 32 * 16 + thread % 32 / 4;
-    PageWorker<D, PAIRS> worker{barriers, shared, known, thread, (int)pages[2 * blockIdx.x] + row, a.scale};
+    const int thread = (int)threadIdx.x;
+    const KeyRows rows{thread, (int)pages[2 * blockIdx.x] + KeyRows::row_of(thread), a.scale};
     float key_sum[D / 8][4], value_sum[D / 8][4];
-    worker.run(key_sum, value_sum, runs);
-    const i64 at = (((i64)blockIdx.x * a.kv_heads + blockIdx.y) * ROWS + row) * D + thread % 4 * 2;
-    worker.store(dk + at, key_sum);
-    worker.store(dv + at, value_sum);
+    ptx::wait(page, 0);
+    sum_tiles<D>(key_sum, value_sum, shared, known, barriers, rows, runs.tiles(ROWS / PAIRS));
+    const i64 at = (i64)a.row_of_page(blockIdx.x) * D;
+    rows.store<D>(dk + at, key_sum);
+    rows.store<D>(dv + at, value_sum);
   }
 }
 
@@ -208,7 +139,7 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
 
 #if defined(SORFT_HOPPER)
 #define ATTENTION_BWD_KV_HOPPER_BODY(D, PAIRS) \
-  attention_bwd_hopper::page_gradients<D, PAIRS>(dk, dv, ATTENTION_BWD_ARGUMENTS, pages, runs, starts, tokens)
+  attention_bwd_hopper::page_gradients<D, PAIRS>(dk, dv, ATTENTION_BWD_ARGUMENTS(blockIdx.y), pages, runs, starts, tokens)
 #else
 #define ATTENTION_BWD_KV_HOPPER_BODY(D, PAIRS)
 #endif

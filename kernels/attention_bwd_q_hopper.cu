@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_item(u8 *shared, const QueryBarriers &b, co
   load_pairs<D>(shared + P::D_OUTS, P::BLOCK_BYTES, *a.d_o, b.pairs, a.first_head(), token);
   Turn<P::STAGES> turn;
   for (int t = 0; t <= (item.end - 1) / ROWS; t++, turn.next()) {
-    const int row = ((int)pages[t] * a.kv_heads + (int)blockIdx.y) * ROWS;
+    const int row = a.row_of_page(pages[t]);
     u8 *to = P::page_at(shared, turn.stage);
     ptx::wait(&b.free[turn.stage], turn.parity ^ 1);
     ptx::arrive_and_expect(&b.keys[turn.stage], Tile<D>::BYTES);
@@ -217,7 +217,7 @@ __device__ __forceinline__ void query_gradients(bf16 *dq, const Gradients &a, co
   SORFT_EXPORT(attention_bwd_q_hopper_d##D)
 
 #if defined(SORFT_HOPPER)
-#define ATTENTION_BWD_Q_HOPPER_BODY(D) attention_bwd_hopper::query_gradients<D>(dq, ATTENTION_BWD_ARGUMENTS, items, rows, pages)
+#define ATTENTION_BWD_Q_HOPPER_BODY(D) attention_bwd_hopper::query_gradients<D>(dq, ATTENTION_BWD_ARGUMENTS(blockIdx.y), items, rows, pages)
 #else
 #define ATTENTION_BWD_Q_HOPPER_BODY(D)
 #endif

@@ -100,3 +100,23 @@ conformance_cp_async(u32 *__restrict__ out, const u32 *__restrict__ in, const u3
   store_vec(out + 4 * (at + 2 * LANES), load_vec<Row>(tile + 2 * LANES + (31 - lane)));
 }
 SORFT_EXPORT(conformance_cp_async)
+
+// Blocks by turns, which they take as they begin: in its turn t a block makes words = 3 words + in[t], and leaves them in out[t]. out, in [blocks, 32];
+// state [2 + 32], all 0 at first: how many have begun, how many are done, the words.
+extern "C" __global__ void __launch_bounds__(32)
+conformance_wait_for(u32 *__restrict__ out, u32 *__restrict__ state, const u32 *__restrict__ in) {
+  SORFT_SMEM(u32, begun, 1);
+  const u32 lane = threadIdx.x;
+  if (lane == 0) {
+    begun[0] = atomicAdd(state, 1u);
+    ptx::wait_for(state + 1, begun[0]);
+  }
+  __syncwarp();
+  const u32 at = begun[0] * conformance::LANES + lane, word = 3 * state[2 + lane] + in[at];
+  out[at] = state[2 + lane] = word;
+  __syncwarp();
+  if (lane > 0) return;
+  __threadfence();
+  atomicAdd(state + 1, 1u);
+}
+SORFT_EXPORT(conformance_wait_for)

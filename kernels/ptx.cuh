@@ -108,4 +108,17 @@ __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
+// ld.acquire.gpu, again and again: waits until a number in device memory, which others only make larger, is at least `least`; what the thread that made it so
+// knew at its last __threadfence before is seen from here on. The blocks that this waits for must be at work or done.
+__device__ __forceinline__ void wait_for(const u32 *number, u32 least) {
+#if defined(SORFT_EMULATOR)
+  emu::wait_for(number, least);
+#else
+  u32 now;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(number) : "memory");
+  } while (now < least);
+#endif
+}
+
 }  // namespace ptx

@@ -35,6 +35,7 @@ uint64_t apply(void *address, AtomicOp op, uint64_t operand, uint64_t compare, u
   memcpy(&old, address, sizeof(T));
   const T now = combine<T>(op, old, from_bits<T>(operand), from_bits<T>(compare));
   memcpy(address, &now, sizeof(T));
+  engine->wake_watchers(address);
   return to_bits(old);
 }
 
@@ -49,6 +50,19 @@ uint64_t atomic(void *address, AtomicType type, AtomicOp op, uint64_t operand, u
     case AtomicType::F32: return apply<float>(address, op, operand, compare, pc);
   }
   engine->fail("an atomic of an unknown type");
+}
+
+// A thread that waits is woken by atomics on the number alone: if none comes, it is a deadlock.
+void wait_for(const uint32_t *number, uint32_t least) {
+  const uint32_t pc = EMU_CALLER;
+  for (;;) {
+    engine->access(number, sizeof(*number), Access::Atomic, true, pc);
+    uint32_t now;
+    memcpy(&now, number, sizeof(now));
+    if (now >= least) break;
+    engine->watch(number, pc);
+  }
+  if (engine->options.check) engine->races.acquire(engine->current(), reinterpret_cast<uintptr_t>(number));
 }
 
 }  // namespace emu

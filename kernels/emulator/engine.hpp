@@ -3,6 +3,7 @@
 
 #include <cstdarg>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,6 +57,7 @@ struct MBarrier {
   int64_t bytes = 0;  // announced and not yet there
   std::vector<Thread *> waiting;
   std::vector<uint32_t> told, tells;  // what those knew who arrived in this phase; what all phases that have ended pass on
+  KnowledgePtr told_of_blocks, tells_of_blocks;  // the same of other blocks
 };
 
 // A product of a warpgroup that has been issued: d [64, columns] (+)= a b, as one lane has it.
@@ -137,6 +139,9 @@ class Engine {
   // Lets others run for a while.
   void give_way();
   void wake(Thread &thread);
+  // Waits for the next atomic on an address; such an atomic wakes those who wait for it.
+  void watch(const void *address, uint32_t pc);
+  void wake_watchers(const void *address);
   // Wakes the others of a warp operation or barrier, in the schedule's order.
   void wake_all(const std::vector<Thread *> &threads);
   [[noreturn]] void fail(std::string message);
@@ -182,6 +187,7 @@ class Engine {
   Fiber main_;
   Thread *current_ = nullptr;
   std::vector<std::unique_ptr<Block>> slots_;
+  std::map<const void *, std::vector<Thread *>> watchers_;
   Buffer *last_buffer_ = nullptr;
   bool failed_ = false;
   bool block_ended_ = false;

@@ -150,6 +150,19 @@ void Engine::wake(Thread &thread) {
   ready.push(&thread);
 }
 
+void Engine::watch(const void *address, uint32_t pc) {
+  watchers_[address].push_back(current_);
+  wait("ld.acquire", 0, pc);
+}
+
+void Engine::wake_watchers(const void *address) {
+  const auto found = watchers_.find(address);
+  if (found == watchers_.end()) return;
+  const std::vector<Thread *> threads = std::move(found->second);
+  watchers_.erase(found);
+  wake_all(threads);
+}
+
 void Engine::wake_all(const std::vector<Thread *> &threads) {
   if (ready.schedule() == Schedule::Reversed)
     for (auto it = threads.rbegin(); it != threads.rend(); ++it) wake(**it);

@@ -164,16 +164,19 @@ void RaceChecker::arrive(Thread &thread, MBarrier &barrier) {
   raise(barrier.told, thread.block->clock.at_barrier.data(), thread.block->clock.width);
   raise(barrier.told, thread.clock.known, thread.block->clock.width);
   barrier.told[thread.index] = thread.clock.clock++;
+  barrier.told_of_blocks = join(barrier.told_of_blocks, thread.clock.acquired);
 }
 
 void RaceChecker::end_phase(MBarrier &barrier) {
   barrier.told[barrier.told.size() - AGENTS + barrier.agent] = barrier.landed;
   raise(barrier.tells, barrier.told.data(), barrier.told.size());
   std::fill(barrier.told.begin(), barrier.told.end(), 0);
+  barrier.tells_of_blocks = join(barrier.tells_of_blocks, barrier.told_of_blocks);
 }
 
 void RaceChecker::learn(Thread &thread, const MBarrier &barrier) {
   for (size_t i = 0; i < barrier.tells.size(); i++) thread.clock.known[i] = std::max(thread.clock.known[i], barrier.tells[i]);
+  thread.clock.acquired = join(thread.clock.acquired, barrier.tells_of_blocks);
 }
 
 void RaceChecker::check_known(const Thread &thread, const Cell &cell, uint32_t pc) const {
@@ -203,6 +206,8 @@ void RaceChecker::atomic(Thread &thread, uintptr_t address) {
   thread.clock.acquired = join(thread.clock.acquired, here);
   here = join(here, thread.clock.fenced);
 }
+
+void RaceChecker::acquire(Thread &thread, uintptr_t address) { thread.clock.acquired = join(thread.clock.acquired, published_[address]); }
 
 void RaceChecker::race(const char *kind, const Thread &thread, uint32_t pc, const Stamp &earlier, const std::string &place) const {
   const bool one_block = earlier.who / MAX_THREADS == thread.block->linear;

@@ -110,6 +110,8 @@ class RaceChecker {
   void fence(Thread &thread);
   // The thread learns what earlier atomics on this address passed on, and passes on what it knew at its last fence.
   void atomic(Thread &thread, uintptr_t address);
+  // The thread learns what earlier atomics on this address passed on.
+  void acquire(Thread &thread, uintptr_t address);
 
  private:
   struct ReaderSet {

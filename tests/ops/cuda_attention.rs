@@ -251,11 +251,12 @@ pub fn broken(source: Source, mutant: &Mutant, head_dim: usize) -> std::path::Pa
     let kernels = |source: Source, text: String| KernelText { name: source.file.to_owned(), defines: Vec::new(), text };
     let mut all = vec![kernels(source, text), kernels(Source::KV_PAGES, Source::KV_PAGES.text.to_owned())];
     let passes = [Source::ATTENTION_BWD_Q_HOPPER, Source::ATTENTION_BWD_KV_HOPPER];
-    if passes.contains(&source) {
-        // The other pass, and for delta.
-        let others = passes.into_iter().chain([Source::ATTENTION_BWD]).filter(|s| *s != source);
-        all.extend(others.map(|s| kernels(s, s.text.to_owned())));
-    }
+    let others = match source {
+        _ if passes.contains(&source) => [&passes[..], &[Source::ATTENTION_BWD]].concat(), // the other pass, and for delta
+        Source::ATTENTION_BWD_HOPPER => vec![Source::ATTENTION_BWD],
+        _ => Vec::new(),
+    };
+    all.extend(others.into_iter().filter(|s| *s != source).map(|s| kernels(s, s.text.to_owned())));
     emulator::library(&all)
 }
 

@@ -8,7 +8,7 @@ use crate::emulator;
 use crate::support::{bits, close, error, rows, wide};
 use sorft_native::Result;
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Source};
-use sorft_native::tensor::ops::attention::cuda::{self, BackwardWork, DeviceKv, Work};
+use sorft_native::tensor::ops::attention::cuda::{self, BackwardWork, DeviceKv, Passes, Work};
 use sorft_native::tensor::ops::attention::{self, Heads, KvLayer};
 use sorft_native::tensor::philox::Philox;
 use sorft_native::tensor::plan::{Plan, Tree};
@@ -34,23 +34,42 @@ fn processor(heads: Heads, plan: &Plan, x: &Inputs) -> Reference {
     Reference { o: o.into_vec(), lse, gradients: [dq, dk, dv].map(|t| wide(t.data())) }
 }
 
-/// dq, dk and dv, after the device's own forward pass.
+/// dq, dk and dv, after the device's own forward pass: in one pass where the device can, and there in two as well, to the same bits.
 pub fn run(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs) -> Result<[Vec<f32>; 3]> {
+    let two = run_in(gpu, Passes::Two, heads, plan, x)?;
+    if !gpu.is_hopper() {
+        return Ok(two);
+    }
+    let one = run_in(gpu, Passes::One, heads, plan, x)?;
+    assert!(all_bits(&one) == all_bits(&two), "{heads:?}: one pass and two");
+    Ok(one)
+}
+
+/// The same in one pass or in two.
+pub fn run_in(gpu: &Arc<Gpu>, passes: Passes, heads: Heads, plan: &Plan, x: &Inputs) -> Result<[Vec<f32>; 3]> {
     let kv = pages(gpu, heads, plan, x)?;
     let q = upload(gpu, &x.q)?;
     let (o, lse) = cuda::forward(gpu, &q, &kv, &Work::new(gpu, &plan.segments, heads)?, scale(heads))?;
-    let work = BackwardWork::new(gpu, plan, heads)?;
+    let work = BackwardWork::in_passes(gpu, plan, heads, passes)?;
     let (dq, dk, dv) = cuda::backward(gpu, &upload(gpu, &x.d_o)?, &q, &o, &lse, &kv, &work, scale(heads))?;
     Ok([dq.to_f32()?, dk.to_f32()?, dv.to_f32()?])
 }
 
 /// The backward pass alone, from the processor's forward pass.
-fn run_backward(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, reference: &Reference) -> Result<[Vec<f32>; 3]> {
-    gradients(gpu, heads, plan, x, reference, &pages(gpu, heads, plan, x)?)
+fn run_backward(gpu: &Arc<Gpu>, way: Way, heads: Heads, plan: &Plan, x: &Inputs, reference: &Reference) -> Result<[Vec<f32>; 3]> {
+    gradients(gpu, way, heads, plan, x, reference, &pages(gpu, heads, plan, x)?)
 }
 
-fn gradients(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, reference: &Reference, kv: &DeviceKv) -> Result<[Vec<f32>; 3]> {
-    let work = BackwardWork::new(gpu, plan, heads)?;
+fn gradients(
+    gpu: &Arc<Gpu>,
+    way: Way,
+    heads: Heads,
+    plan: &Plan,
+    x: &Inputs,
+    reference: &Reference,
+    kv: &DeviceKv,
+) -> Result<[Vec<f32>; 3]> {
+    let work = BackwardWork::in_passes(gpu, plan, heads, if way == Way::OnePass { Passes::One } else { Passes::Two })?;
     let o = Buffer::from_f32(gpu, DType::Bf16, &reference.o)?;
     let lse = Buffer::from_f32(gpu, DType::F32, &reference.lse)?;
     let (dq, dk, dv) = cuda::backward(gpu, &upload(gpu, &x.d_o)?, &upload(gpu, &x.q)?, &o, &lse, kv, &work, scale(heads))?;
@@ -61,7 +80,7 @@ fn gradients(gpu: &Arc<Gpu>, heads: Heads, plan: &Plan, x: &Inputs, reference: &
 pub fn small(gpu: &Arc<Gpu>) -> [Vec<u32>; 3] {
     let (heads, plan) = (heads(3, 1, 96), Plan::for_trees(&group()));
     let x = inputs(heads, plan.num_tokens());
-    all_bits(&run_backward(gpu, heads, &plan, &x, &processor(heads, &plan, &x)).expect("runs"))
+    all_bits(&run(gpu, heads, &plan, &x).expect("runs"))
 }
 
 fn compare(heads: Heads, got: &[Vec<f32>; 3], want: &[Vec<f64>; 3]) {
@@ -79,9 +98,28 @@ pub fn group() -> Vec<Tree> {
     vec![tree(&[(None, 67), (Some(0), 3), (Some(1), 2), (Some(0), 1), (Some(0), 0), (Some(4), 2)]), tree(&[(None, 1)])]
 }
 
-/// The chip without the kernels that are for Hopper.
-fn on_ampere(mode: Emulation) -> Emulation {
-    Emulation { compute_capability: (8, 0), ..mode }
+/// By which kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// mma.sync, in two passes.
+    Ampere,
+    /// wgmma, in two.
+    TwoPasses,
+    /// wgmma, in one.
+    OnePass,
+}
+
+const WAYS: [Way; 3] = [Way::Ampere, Way::TwoPasses, Way::OnePass];
+
+impl Way {
+    /// The same on a chip that has it.
+    fn on(self, mode: Emulation) -> Emulation {
+        Emulation { compute_capability: if self == Way::Ampere { (8, 0) } else { (9, 0) }, ..mode }
+    }
+
+    fn gpu(self, mode: Emulation) -> Arc<Gpu> {
+        emulator::gpu(self.on(mode))
+    }
 }
 
 /// By mma.sync and by wgmma.
@@ -92,12 +130,12 @@ fn gradients_equal_the_processor_s_under_every_schedule() {
         let x = inputs(heads, plan.num_tokens());
         let reference = processor(heads, &plan, &x);
         let mut first = None;
-        for mode in modes().into_iter().flat_map(|mode| [on_ampere(mode), mode]) {
-            let got =
-                run_backward(&emulator::gpu(mode), heads, &plan, &x, &reference).unwrap_or_else(|e| panic!("{heads:?}, {mode:?}: {e}"));
+        for (mode, way) in modes().into_iter().flat_map(|mode| WAYS.map(|way| (mode, way))) {
+            let got = run_backward(&way.gpu(mode), way, heads, &plan, &x, &reference);
+            let got = got.unwrap_or_else(|e| panic!("{heads:?}, {way:?}, {mode:?}: {e}"));
             compare(heads, &got, &reference.gradients);
             let got = all_bits(&got);
-            assert!(*first.get_or_insert(got.clone()) == got, "{heads:?}, {mode:?}: other bits");
+            assert!(*first.get_or_insert(got.clone()) == got, "{heads:?}, {way:?}, {mode:?}: other bits");
         }
     }
 }
@@ -119,7 +157,7 @@ fn shapes_equal_the_processor() {
         let plan = Plan::for_trees(&trees);
         let x = inputs(heads, plan.num_tokens());
         let got = run(&emulator::gpu(quick), heads, &plan, &x).expect("runs");
-        let ampere = run(&emulator::gpu(on_ampere(quick)), heads, &plan, &x).expect("runs");
+        let ampere = run(&Way::Ampere.gpu(quick), heads, &plan, &x).expect("runs");
         assert!(all_bits(&got) == all_bits(&ampere), "{heads:?}: mma.sync and wgmma");
         let mut want = processor(heads, &plan, &x).gradients;
         if plan.num_tokens() == 1 {
@@ -156,10 +194,9 @@ fn drawn_forests_have_the_same_bits_on_hopper() {
         let plan = Plan::for_trees(&drawn(&random, case));
         let x = inputs(heads, plan.num_tokens());
         let reference = processor(heads, &plan, &x);
-        let run = |mode| run_backward(&emulator::gpu(mode), heads, &plan, &x, &reference).expect("runs");
-        let [hopper, ampere] = [quick, on_ampere(quick)].map(run);
-        assert!(all_bits(&hopper) == all_bits(&ampere), "{heads:?}, {:?}", plan.segments);
-        assert!(hopper.concat().iter().all(|g| g.is_finite()));
+        let all = WAYS.map(|way| run_backward(&way.gpu(quick), way, heads, &plan, &x, &reference).expect("runs"));
+        assert!(all.iter().all(|g| all_bits(g) == all_bits(&all[0])), "{heads:?}, {:?}", plan.segments);
+        assert!(all[0].concat().iter().all(|g| g.is_finite()));
     }
 }
 
@@ -170,13 +207,13 @@ fn stale_slots_do_not_leak() {
     let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)]), tree(&[(None, 3)])]);
     let x = inputs(heads, plan.num_tokens());
     let reference = processor(heads, &plan, &x);
-    for mode in [Emulation::default(), on_ampere(Emulation::default())] {
-        let gpu = emulator::gpu(mode);
-        let clean = all_bits(&run_backward(&gpu, heads, &plan, &x, &reference).expect("runs"));
+    for way in WAYS {
+        let gpu = way.gpu(Emulation::default());
+        let clean = all_bits(&run_backward(&gpu, way, heads, &plan, &x, &reference).expect("runs"));
         for stale in [1e30, f32::NAN, f32::INFINITY] {
             let kv = pages_that_held(&gpu, heads, &plan, &x, stale).expect("filled");
-            let got = gradients(&gpu, heads, &plan, &x, &reference, &kv).expect("runs");
-            assert!(all_bits(&got) == clean, "{mode:?}: slots that held {stale}");
+            let got = gradients(&gpu, way, heads, &plan, &x, &reference, &kv).expect("runs");
+            assert!(all_bits(&got) == clean, "{way:?}: slots that held {stale}");
         }
     }
 }
@@ -239,8 +276,8 @@ fn every_mistake_is_found() {
     ];
     let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
     // Whose pages begin unwritten, so that reading too much of them is found.
-    let modes: Vec<Emulation> = modes().into_iter().step_by(3).map(on_ampere).collect();
-    each_is_found(Source::ATTENTION_BWD, "struct Gradients {", &mutants, heads(3, 1, 64), &plan, &modes);
+    let modes: Vec<Emulation> = modes().into_iter().step_by(3).collect();
+    each_is_found(Source::ATTENTION_BWD, Way::Ampere, "struct Gradients {", &mutants, heads(3, 1, 64), &plan, &modes);
 }
 
 /// Mistakes with pages and pairs by TMA and products by warpgroups.
@@ -265,32 +302,36 @@ fn every_mistake_on_hopper_is_found() {
         mutant("queries: each group has its own zeros", "named_barrier(id, threads)", "named_barrier(id + thread / GROUP, GROUP)"),
         mutant("queries: both take the first pairs", "*pairs = shared + group * ROWS * ROW_BYTES", "*pairs = shared"),
         mutant("queries: one key too many", "<= position[e / 2];", "<= position[e / 2] + 1;"),
-        mutant("queries: another page", "pages[t] * a.kv_heads", "pages[0] * a.kv_heads"),
+        mutant("queries: another page", "a.row_of_page(pages[t])", "a.row_of_page(pages[0])"),
         mutant("queries: a pair too many is written", "if (pair >= item.rows * a.of_token())", "if (pair > item.rows * a.of_token())"),
     ];
     let of_pages = [
-        mutant("pages: do not wait for the page", "    ptx::wait(barriers.page, 0);\n", ""),
-        mutant("pages: do not wait for pairs", "      ptx::wait(&barriers.full[turn.stage], turn.parity);\n", ""),
+        mutant("pages: do not wait for the page", "    ptx::wait(page, 0);\n", ""),
+        mutant("pages: do not wait for pairs", "    ptx::wait(&barriers.full[turn.stage], turn.parity);\n", ""),
         mutant(
             "pages: no wait for a free stage",
-            "      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n      ptx::arrive_and_expect(full",
-            "      ptx::arrive_and_expect(full",
+            "    ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n    ptx::arrive_and_expect(full",
+            "    ptx::arrive_and_expect(full",
         ),
         mutant(
             "pages: what is known is written too early",
-            "      ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n      const i64",
-            "      const i64",
+            "    ptx::wait(&b.free[turn.stage], turn.parity ^ 1);\n    const Run at",
+            "    const Run at",
         ),
-        mutant("pages: pairs without what is known of them", "ptx::barrier_init(&full[i], 3);", "ptx::barrier_init(&full[i], 1);"),
+        mutant("pages: pairs without what is known of them", "TILE_ARRIVALS = 3;", "TILE_ARRIVALS = 1;"),
         mutant(
             "pages: a warp does not wait for itself",
-            "      __syncwarp();\n      if (thread % 32 == 0) ptx::arrive(&b",
-            "      if (thread % 32 == 0) ptx::arrive(&b",
+            "    __syncwarp();\n    if (pair % 32 == 0) ptx::arrive(&b",
+            "    if (pair % 32 == 0) ptx::arrive(&b",
         ),
-        mutant("pages: a warp is still reading", "      __syncwarp();  // all lanes", "      // all lanes"),
-        mutant("pages: pairs are freed too early", "      ptx::wgmma_wait<0>();\n      __syncwarp();", "      __syncwarp();"),
+        mutant("pages: a warp is still reading", "    __syncwarp();  // all lanes", "    // all lanes"),
+        mutant("pages: pairs are freed too early", "    ptx::wgmma_wait<0>();\n    __syncwarp();", "    __syncwarp();"),
         mutant("pages: no mask", "seen ? attention::probability(", "true ? attention::probability("),
-        mutant("pages: the last run is lost", "i < runs.last; i += ROWS / PAIRS", "i + 1 < runs.last; i += ROWS / PAIRS"),
+        mutant(
+            "pages: the last run is lost",
+            "n < tiles; n++, turn.next()) {\n    const u8",
+            "n + 1 < tiles; n++, turn.next()) {\n    const u8",
+        ),
     ];
     let of_stages = [
         mutant("parities stay", "stage = 0, parity ^= 1", "stage = 0"),
@@ -309,35 +350,118 @@ fn every_mistake_on_hopper_is_found() {
     // Of kernels whose tiles have two runs.
     let of_two_runs = [
         mutant("pages: one run in the place of two", "to + r * PAIRS * ROW_BYTES, Tile", "to, Tile"),
-        mutant("pages: a run that is not there", "i < last ? (int)table[2 * i + 1] : 0", "(int)table[2 * i + 1]"),
+        mutant("pages: a run that is not there", "return {tokens, 0};", "return {tokens, 32};"),
     ];
     let modes = [modes()[0], modes()[4]];
     let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
     let (queries, pages) = (Source::ATTENTION_BWD_Q_HOPPER, Source::ATTENTION_BWD_KV_HOPPER);
-    each_is_found(queries, "struct QueryBarriers {", &[&of_both[..], &of_queries].concat(), heads(3, 1, 64), &plan, &modes);
-    each_is_found(pages, "struct Runs {", &[&of_both[..], &of_pages].concat(), heads(3, 1, 64), &plan, &modes);
-    each_is_found(pages, "struct Runs {", &of_two_runs, heads(3, 1, 96), &plan, &modes);
+    each_is_found(queries, Way::TwoPasses, "struct QueryBarriers {", &[&of_both[..], &of_queries].concat(), heads(3, 1, 64), &plan, &modes);
+    each_is_found(pages, Way::TwoPasses, "struct Runs {", &[&of_both[..], &of_pages].concat(), heads(3, 1, 64), &plan, &modes);
+    each_is_found(pages, Way::TwoPasses, "struct Runs {", &of_two_runs, heads(3, 1, 96), &plan, &modes);
     // Stages of the first pass are used again behind the third page.
     let plan = Plan::for_trees(&[tree(&[(None, 194)])]);
-    each_is_found(queries, "struct QueryBarriers {", &of_stages, heads(1, 1, 64), &plan, &modes);
+    each_is_found(queries, Way::TwoPasses, "struct QueryBarriers {", &of_stages, heads(1, 1, 64), &plan, &modes);
 }
 
-fn each_is_found(source: Source, unbroken: &'static str, mutants: &[Mutant], heads: Heads, plan: &Plan, found_in: &[Emulation]) {
+/// Mistakes of the pass that forms all gradients at once.
+#[test]
+fn every_mistake_in_one_pass_is_found() {
+    let of_turns = [
+        mutant("a turn is not waited for", "      ptx::wait_for(taken", "      if (false) ptx::wait_for(taken"),
+        mutant("the thread that waits is not waited for", "        ptx::wait(&barriers.turn[turn.stage], turn.parity);\n", ""),
+        mutant(
+            "it waits for no free stage",
+            "      ptx::wait(&b.tiles.free[stage.stage], stage.parity ^ 1);\n      ptx::wait_for",
+            "      ptx::wait_for",
+        ),
+        mutant("sums begin afresh", "if (own.turn == 0)", "if (true)"),
+        mutant("sums are not fenced", "    __threadfence();\n", ""),
+        mutant("a turn ends too early", "    ptx::named_barrier(2 + group, GROUP);  // the whole warpgroup has\n", ""),
+        mutant("a turn does not end", "    atomicAdd(turns.taken", "    if (false) atomicAdd(turns.taken"),
+        mutant("the last turn is one before", "== turn; }", "<= turn + 1; }"),
+        mutant("another tile's sums", "turns.sums + (((own.tile(n)", "turns.sums + (((own.tile(0)"),
+        mutant("another place in the sums", "from + j * GROUP * 4", "from + j * GROUP"),
+    ];
+    let of_pages = [
+        mutant("do not wait for pages", "    ptx::wait(barriers.pages, 0);\n", ""),
+        mutant("do not wait for pairs", "      ptx::wait(&barriers.tiles.full[turn.stage], turn.parity);\n", ""),
+        mutant("keys beyond are not cleared", "if (own.filled(group) < ROWS) clear_behind", "if (false) clear_behind"),
+        mutant("a missing page is not cleared", "if (own.page(group) == NO_PAGE) clear_behind", "if (false) clear_behind"),
+        mutant("the scores are not waited for", "ptx::wgmma_wait<1>();  // the scores", "// the scores"),
+        mutant("dp is not waited for", "ptx::wgmma_wait<1>();  // dp", "// dp"),
+        mutant("gradients of scores are not fenced", "      ptx::fence_async_proxy();\n      issue_sum", "      issue_sum"),
+        mutant(
+            "the other page's are not waited for",
+            "ptx::named_barrier(1, MAX_GROUPS * GROUP);",
+            "ptx::named_barrier(4 + group, GROUP);",
+        ),
+        mutant("one turn of them", "shared + P::SCORES + n % 2 * 2 * P::SCORE_BYTES", "shared + P::SCORES"),
+        mutant("their chunks are not exchanged", "(j ^ key % 8) << 4", "j << 4"),
+        mutant("of one page", "k < 8; k++) {\n      const u8 *keys", "k < 4; k++) {\n      const u8 *keys"),
+        mutant("both have the first page's positions", "own.begin + group * ROWS +", "own.begin +"),
+        mutant(
+            "both have the first page",
+            "const u8 *keys = shared + group * Tile<D>::BYTES;\n    tile",
+            "const u8 *keys = shared;\n    tile",
+        ),
+        mutant("pairs are freed too early", "      ptx::wgmma_wait<0>();\n      // (What", "      // (What"),
+        mutant("a pair too many is written", "if (in_run >= run.rows", "if (in_run > run.rows"),
+        mutant(
+            "the last tile is lost",
+            "n < own.count; n++, turn.next()) {\n      const u8",
+            "n + 1 < own.count; n++, turn.next()) {\n      const u8",
+        ),
+    ];
+    // Of heads whose queries have two blocks of columns, and whose tiles have two runs.
+    let of_columns = [
+        mutant(
+            "both add to the first columns",
+            "turns.sums + (((own.tile(n) * a.kv_heads + a.kv_head) * Tile<D>::BLOCKS + columns)",
+            "turns.sums + (((own.tile(n) * a.kv_heads + a.kv_head) * Tile<D>::BLOCKS)",
+        ),
+        mutant("both have the first columns of the keys", " + columns * Tile<D>::BLOCK_BYTES + k % 4", " + k % 4"),
+        mutant("columns beyond the head are written", "if (column < D)", "if (true)"),
+        mutant("one run in the place of two", "own.token(n) + r * most, left", "own.token(n), left"),
+    ];
+    let (source, way) = (Source::ATTENTION_BWD_HOPPER, Way::OnePass);
+    let modes = modes();
+    let found_in = [modes[0], modes[4]];
+    let unbroken = "struct KeyBarriers {";
+    // Two blocks of two pages, the second of the last not full; then blocks of one page each, the last of two answers.
+    let long = Plan::for_trees(&[tree(&[(None, 194)])]);
+    let branched = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
+    each_is_found(source, way, unbroken, &of_turns, heads(1, 1, 64), &long, &found_in);
+    each_is_found(source, way, unbroken, &of_pages, heads(3, 1, 64), &branched_and_long(), &found_in);
+    each_is_found(source, way, unbroken, &of_columns, heads(3, 1, 96), &branched, &found_in);
+    // What has to be seen where blocks are at work side by side.
+    let half = [mutant("half a turn is enough", "own.turn * Tile<D>::BLOCKS", "own.turn")];
+    each_is_found(source, way, unbroken, &half, heads(3, 1, 96), &branched, &modes[5..]);
+    // Work by the block's number is right as long as blocks begin in that order, and else waits for what has not begun.
+    let by_number = [mutant("work by the block's number", "begun[0] = atomicAdd(counters, 1u)", "begun[0] = blockIdx.x")];
+    each_is_found(source, way, unbroken, &by_number, heads(1, 1, 64), &long, &modes[1..2]);
+}
+
+/// A history of two blocks of two pages, and two of one page each.
+fn branched_and_long() -> Plan {
+    Plan::for_trees(&[tree(&[(None, 150)]), tree(&[(None, 70), (Some(0), 2)])])
+}
+
+#[allow(clippy::too_many_arguments)] // what a mistake is looked for with
+fn each_is_found(source: Source, way: Way, unbroken: &'static str, mutants: &[Mutant], heads: Heads, plan: &Plan, found_in: &[Emulation]) {
     let x = inputs(heads, plan.num_tokens());
     let reference = processor(heads, plan, &x);
     let right = |gpu: &Arc<Gpu>| -> Result<bool> {
-        let got = run_backward(gpu, heads, plan, &x, &reference)?;
+        let got = run_backward(gpu, way, heads, plan, &x, &reference)?;
         Ok(got.iter().zip(&reference.gradients).all(|(got, want)| error(got, want) <= BOUND))
     };
     let unbroken = broken(source, &mutant("nothing", unbroken, unbroken), heads.head_dim);
     for mode in modes() {
-        let mode = Emulation { compute_capability: found_in[0].compute_capability, ..mode };
-        assert!(right(&emulator::open(&unbroken, mode)).expect("the kernel itself raises no alarm"), "and its numbers are right");
+        assert!(right(&emulator::open(&unbroken, way.on(mode))).expect("the kernel itself raises no alarm"), "and its numbers are right");
     }
     for mutant in mutants {
         let library = broken(source, mutant, heads.head_dim);
         for &mode in found_in {
-            assert!(!right(&emulator::open(&library, mode)).unwrap_or(false), "{} under {mode:?}", mutant.name);
+            assert!(!right(&emulator::open(&library, way.on(mode))).unwrap_or(false), "{} under {mode:?}", mutant.name);
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::{cuda_attention_backward, cuda_matmul, emulator};
 use rayon::prelude::*;
 use sorft_native::Result;
 use sorft_native::tensor::cuda::{Buffer, DType, Gpu, Source, conformance};
+use sorft_native::tensor::ops::attention::cuda::Passes;
 use sorft_native::tensor::ops::attention::cuda::work::Cut;
 use sorft_native::tensor::ops::rmsnorm;
 use sorft_native::tensor::plan::Plan;
@@ -97,7 +98,7 @@ fn narrow(source: Source, kernel: &str) -> Source {
     Source { file: source.file, text: kept(text) }
 }
 
-const HOPPER_MISTAKES: [Broken; 4] = [
+const HOPPER_MISTAKES: [Broken; 5] = [
     Broken {
         source: Source::LINEAR_HOPPER,
         kernel: "linear_dw_hopper",
@@ -183,7 +184,7 @@ const HOPPER_MISTAKES: [Broken; 4] = [
         kernel: "attention_bwd_kv_hopper_d64",
         run: |gpu| {
             let (heads, plan) = (heads(3, 1, 64), Plan::for_trees(&cuda_attention_backward::group()));
-            cuda_attention_backward::run(gpu, heads, &plan, &inputs(heads, plan.num_tokens())).map(|_| ())
+            cuda_attention_backward::run_in(gpu, Passes::Two, heads, &plan, &inputs(heads, plan.num_tokens())).map(|_| ())
         },
         mutants: &[
             mutant("head and token are swapped", "{%3, %4, %5}], [%2]", "{%3, %5, %4}], [%2]"),
@@ -195,6 +196,24 @@ const HOPPER_MISTAKES: [Broken; 4] = [
             mutant("registers of a are swapped", "{%32, %33, %34, %35}, %36", "{%32, %34, %33, %35}, %36"),
             mutant("what is kept", "setp.ne.b32 p, %34, 0;", "setp.eq.b32 p, %34, 0;"),
             mutant("fewer bytes are announced", "\"r\"(bytes)", "\"r\"(bytes - 16)"),
+        ],
+    },
+    Broken {
+        source: Source::ATTENTION_BWD_HOPPER,
+        kernel: "attention_bwd_hopper_d64",
+        run: |gpu| {
+            let (heads, plan) = (heads(3, 1, 64), Plan::for_trees(&cuda_attention_backward::group()));
+            cuda_attention_backward::run_in(gpu, Passes::One, heads, &plan, &inputs(heads, plan.num_tokens())).map(|_| ())
+        },
+        mutants: &[
+            mutant("a is not by rows", "p, 1, 1, %35, %36;}", "p, 1, 1, 0, %36;}"),
+            mutant("another number is waited for", "ld.acquire.gpu.global.u32 %0, [%1];", "ld.acquire.gpu.global.u32 %0, [%1+2];"),
+            mutant(
+                "registers of more than there are",
+                "setmaxnreg.inc.sync.aligned.u32 %0;\" ::\"n\"(REGISTERS)",
+                "setmaxnreg.inc.sync.aligned.u32 %0;\" ::\"n\"(REGISTERS + 8)",
+            ),
+            mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
         ],
     },
     Broken {

@@ -21,7 +21,8 @@ pub const ARCHITECTURE: &str = "sm_80";
 pub const HOPPER: &str = "sm_90a";
 
 /// Sources whose kernels have code for Hopper alone.
-pub const FOR_HOPPER: [&str; 6] = [
+pub const FOR_HOPPER: [&str; 7] = [
+    "attention_bwd_hopper.cu",
     "attention_bwd_kv_hopper.cu",
     "attention_bwd_q_hopper.cu",
     "attention_hopper.cu",

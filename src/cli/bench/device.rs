@@ -5,7 +5,7 @@ use super::Bench;
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Gpu};
 use crate::tensor::ops::attention::Heads;
-use crate::tensor::ops::attention::cuda::{self as attention, BackwardWork, DeviceKv, PageCopies, Work};
+use crate::tensor::ops::attention::cuda::{self as attention, BackwardWork, DeviceKv, PageCopies, Passes, Work};
 use crate::tensor::ops::matmul::cuda::{self as matmul, LowRank, Shape, TokenChunks};
 use crate::tensor::ops::token_logprob::cuda::{self as head, Head};
 use crate::tensor::ops::{adamw, embedding, norm, residual, rmsnorm, rope, swiglu};
@@ -209,10 +209,13 @@ fn attend(timer: &mut Timer<'_>) -> Result<()> {
             let name = |what: &str| format!("attention {what} d{head_dim} {t}");
             timer.run(&name("forward"), "GFLOP/s", flops, &mut || attention::forward(&gpu, &q, &kv, &work, scale).map(drop))?;
             let (o, lse) = attention::forward(&gpu, &q, &kv, &work, scale)?;
-            let back = BackwardWork::new(&gpu, &plan, heads)?;
-            timer.run(&name("backward"), "GFLOP/s", 2.5 * flops, &mut || {
-                attention::backward(&gpu, &d_o, &q, &o, &lse, &kv, &back, scale).map(drop)
-            })?;
+            let mut backward = |name: &str, back: &BackwardWork| {
+                timer.run(name, "GFLOP/s", 2.5 * flops, &mut || attention::backward(&gpu, &d_o, &q, &o, &lse, &kv, back, scale).map(drop))
+            };
+            backward(&name("backward"), &BackwardWork::new(&gpu, &plan, heads)?)?;
+            if gpu.is_hopper() {
+                backward(&name("backward in two passes"), &BackwardWork::in_passes(&gpu, &plan, heads, Passes::Two)?)?;
+            }
         }
     }
     decode(timer)

@@ -5,6 +5,8 @@ use super::{Largest, Numbers, Row, largest, positions, row, sampled_together, wi
 use crate::model::ModelConfig;
 use crate::rl::config::{Config, Stage};
 use crate::rl::dataset::Dataset;
+use crate::tensor::ops::attention::Heads;
+use crate::tensor::ops::attention::cuda::most_sums;
 use crate::tensor::ops::attention::cuda::work::SPLIT;
 use crate::tensor::plan::{TILE, VOCAB_CHUNK};
 
@@ -63,7 +65,9 @@ pub fn activations(c: &ModelConfig, stage: &Stage, dataset: &Dataset, embeddings
     // The last block's sum and the gradient of the final norm's input stand through all blocks; ids, positions, rotations and tables of work.
     let through = tokens * (BF16 * 2 * d + F32 * (c.head_dim + 16)) + targets * (BF16 * d + F32 * 16);
     let feed_forward = BF16 * tokens * (4 * ffn + 4 * d);
-    let attention = BF16 * tokens * (2 * q + 2 * kv + 2 * d) + F32 * (pages + tokens * c.num_heads);
+    let attention = Heads { num_heads: c.num_heads, num_kv_heads: c.num_kv_heads, head_dim: c.head_dim };
+    let sums = most_sums(attention, tokens, segments);
+    let attention = BF16 * tokens * (2 * q + 2 * kv + 2 * d) + F32 * (pages + tokens * c.num_heads + sums);
     let head = targets * (BF16 * (VOCAB_CHUNK.min(c.vocab_size) + d) + F32 * d);
     let head_forward = targets * 3 * F32 * c.vocab_size.div_ceil(HEAD_TILE);
     let working = feed_forward.max(attention).max(head).max(head_forward);

@@ -57,6 +57,9 @@ impl Source {
     pub const ATTENTION_HOPPER: Source = Source { file: "attention_hopper.cu", text: include_str!("../../../kernels/attention_hopper.cu") };
     /// Attention backward.
     pub const ATTENTION_BWD: Source = Source { file: "attention_bwd.cu", text: include_str!("../../../kernels/attention_bwd.cu") };
+    /// Attention backward in one pass on Hopper, by TMA and wgmma.
+    pub const ATTENTION_BWD_HOPPER: Source =
+        Source { file: "attention_bwd_hopper.cu", text: include_str!("../../../kernels/attention_bwd_hopper.cu") };
     /// Attention backward for queries on Hopper, by TMA and wgmma.
     pub const ATTENTION_BWD_Q_HOPPER: Source =
         Source { file: "attention_bwd_q_hopper.cu", text: include_str!("../../../kernels/attention_bwd_q_hopper.cu") };
@@ -90,7 +93,7 @@ impl Source {
         Source { file: "conformance_hopper.cu", text: include_str!("../../../kernels/conformance_hopper.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 21] = [
+    pub const ALL: [Source; 22] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -99,6 +102,7 @@ impl Source {
         Source::ATTENTION,
         Source::ATTENTION_HOPPER,
         Source::ATTENTION_BWD,
+        Source::ATTENTION_BWD_HOPPER,
         Source::ATTENTION_BWD_Q_HOPPER,
         Source::ATTENTION_BWD_KV_HOPPER,
         Source::KV_PAGES,

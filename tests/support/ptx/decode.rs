@@ -230,7 +230,7 @@ fn access(entry: &Entry, s: &Statement) -> Result<Action> {
     let space = match parts[1..] {
         ["param"] => None,
         [] => Some(Space::Generic),
-        ["global"] | ["global", "nc"] => Some(Space::Global),
+        ["global"] | ["global", "nc"] | ["acquire", "gpu", "global"] => Some(Space::Global),
         ["shared"] => Some(Space::Shared),
         _ => return Err(UNKNOWN.to_owned()),
     };

@@ -1,6 +1,7 @@
-//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`, or on Hopper of `kernels/attention_bwd_q_hopper.cu` and
-//! `kernels/attention_bwd_kv_hopper.cu`.
+//! Attention backward on a CUDA device: launches of `kernels/attention_bwd.cu`, or on Hopper of `kernels/attention_bwd_hopper.cu`, or there in two passes of
+//! `kernels/attention_bwd_q_hopper.cu` and `kernels/attention_bwd_kv_hopper.cu`.
 
+use super::keys::{Cuts, KeyTables, PageTables};
 use super::work::{Cut, HOPPER_PAIRS, PAIRS};
 use super::{DeviceKv, Work, by_width};
 use crate::Result;
@@ -14,9 +15,37 @@ const PAGES: [&str; 3] = ["attention_bwd_kv_d64", "attention_bwd_kv_d96", "atten
 const HOPPER_QUERIES: [&str; 3] = ["attention_bwd_q_hopper_d64", "attention_bwd_q_hopper_d96", "attention_bwd_q_hopper_d128"];
 const HOPPER_PAGES: [&str; 3] = ["attention_bwd_kv_hopper_d64", "attention_bwd_kv_hopper_d96", "attention_bwd_kv_hopper_d128"];
 
+const HOPPER: [&str; 3] = ["attention_bwd_hopper_d64", "attention_bwd_hopper_d96", "attention_bwd_hopper_d128"];
+
+/// In how many passes over the keys that each query sees the gradients are formed. The bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// All at once, in turns for dq; for Hopper alone.
+    One,
+    /// dq, then dk and dv.
+    Two,
+}
+
 /// Pairs of a run of queries for a page (`PAIRS` of the kernels): fewer where a block's sums leave fewer registers.
 fn pairs_of_run(head_dim: usize) -> usize {
     if head_dim == 64 { PAIRS } else { PAIRS / 2 }
+}
+
+/// How the queries are cut that meet keys in the backward pass: a tile has 64 pairs.
+fn cuts(heads: Heads) -> Cuts {
+    let pairs = pairs_of_run(heads.head_dim);
+    Cuts { rows: pairs / heads.group(), runs: PAIRS / pairs }
+}
+
+/// Numbers (f32) of the sums of queries' gradients under way in one pass, for so many tiles.
+fn num_sums(heads: Heads, tiles: usize) -> usize {
+    tiles * heads.num_kv_heads * PAIRS * heads.head_dim.next_multiple_of(64)
+}
+
+/// The most of them that a batch of so many tokens takes, in so many segments.
+pub fn most_sums(heads: Heads, tokens: usize, segments: usize) -> usize {
+    let Cuts { rows, runs } = cuts(heads);
+    num_sums(heads, tokens.div_ceil(rows * runs) + segments)
 }
 
 /// Bytes of 64 rows of a head in the shared memory of the kernels for Hopper.
@@ -29,77 +58,68 @@ fn hopper_tile(head_dim: usize) -> usize {
 pub struct BackwardWork {
     queries: Work,
     num_pages: usize,
-    pages: Buffer,
-    runs: Buffer,
-    starts: Buffer,
+    keys: Keys,
     slots: Buffer,
     trees: usize,
     copies: Buffer,
     copy_starts: Buffer,
 }
 
+/// Which keys meet which queries, on the device.
+#[derive(Debug)]
+enum Keys {
+    OnePass { blocks: Buffer, tiles: Buffer, starts: Buffer, num_tiles: usize },
+    TwoPasses { pages: Buffer, runs: Buffer, starts: Buffer },
+}
+
+impl Keys {
+    fn new(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads, passes: Passes) -> Result<Self> {
+        let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
+        match passes {
+            Passes::One => {
+                let tables = KeyTables::new(plan, cuts(heads));
+                let (blocks, tiles, starts) = (upload(&tables.blocks)?, upload(&tables.tiles)?, upload(&tables.starts)?);
+                Ok(Self::OnePass { blocks, tiles, starts, num_tiles: tables.num_tiles })
+            }
+            Passes::Two => {
+                let tables = PageTables::new(plan, cuts(heads));
+                Ok(Self::TwoPasses { pages: upload(&tables.pages)?, runs: upload(&tables.runs)?, starts: upload(&tables.starts)? })
+            }
+        }
+    }
+}
+
 impl BackwardWork {
-    /// The work of a plan that owns its pages.
+    /// The work of a plan that owns its pages, in one pass where the device can.
     ///
     /// # Errors
     /// If the kernels do not know such heads, or the device is out of memory or failed.
     pub fn new(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads) -> Result<Self> {
+        Self::in_passes(gpu, plan, heads, if gpu.is_hopper() { Passes::One } else { Passes::Two })
+    }
+
+    /// The same in a given number of passes.
+    ///
+    /// # Errors
+    /// As [`BackwardWork::new`].
+    ///
+    /// # Panics
+    /// If one pass is asked of a device that is no Hopper.
+    pub fn in_passes(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads, passes: Passes) -> Result<Self> {
+        assert!(passes == Passes::Two || gpu.is_hopper(), "one pass is for Hopper");
         let queries = Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, gpu.is_hopper())?;
-        let tables = PageTables::new(plan, pairs_of_run(heads.head_dim) / heads.group());
         let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
         let copies: Vec<u32> = plan.copies.iter().flat_map(|c| [c.from, c.to, c.slots]).collect();
         let slots: Vec<u32> = plan.kv_slots.iter().flat_map(|(page, slot)| [*page, *slot]).collect();
         Ok(Self {
             queries,
             num_pages: plan.num_pages,
-            pages: upload(&tables.pages)?,
-            runs: upload(&tables.runs)?,
-            starts: upload(&tables.starts)?,
+            keys: Keys::new(gpu, plan, heads, passes)?,
             slots: upload(&slots)?,
             trees: plan.trees.len(),
             copies: upload(&copies)?,
             copy_starts: upload(&copy_starts(plan))?,
         })
-    }
-}
-
-/// The tables of the pass over pages, on the host.
-struct PageTables {
-    /// The position of each page's first slot, and how many slots are filled.
-    pages: Vec<u32>,
-    /// (first row, rows): what reads a page, in packed order.
-    runs: Vec<u32>,
-    /// Where each page's runs begin.
-    starts: Vec<u32>,
-}
-
-impl PageTables {
-    fn new(plan: &Plan, rows_of_run: usize) -> Self {
-        let mut pages = vec![[0; 2]; plan.num_pages];
-        let mut runs = vec![Vec::new(); plan.num_pages];
-        for segment in &plan.segments {
-            for (tile, &page) in segment.pages.iter().enumerate() {
-                let begin = tile * TILE;
-                let [first, filled] = &mut pages[page as usize];
-                *first = begin;
-                *filled = (segment.end() - begin).min(TILE).max(*filled);
-                // Rows before the page see nothing of it.
-                let from = segment.tokens.start + begin.saturating_sub(segment.start);
-                for row in (from..segment.tokens.end).step_by(rows_of_run) {
-                    runs[page as usize].push([row, rows_of_run.min(segment.tokens.end - row)]);
-                }
-            }
-        }
-        let small = |n: usize| u32::try_from(n).expect("tables of a batch are counted in 32 bits");
-        let starts = std::iter::once(0).chain(runs.iter().scan(0, |sum, r| {
-            *sum += r.len();
-            Some(*sum)
-        }));
-        Self {
-            starts: starts.map(small).collect(),
-            pages: pages.concat().into_iter().map(small).collect(),
-            runs: runs.concat().concat().into_iter().map(small).collect(),
-        }
     }
 }
 
@@ -145,10 +165,9 @@ pub fn backward(
     }
     let delta = deltas(gpu, d_o, o, tokens * num_heads, head_dim)?;
     let pass = Pass { gpu, d_o, q, lse, delta: &delta, kv, work, scale };
-    pass.queries(&mut dq)?;
     let pages = || Buffer::uninit(gpu, DType::F32, kv.len());
     let (mut dk_pages, mut dv_pages) = (pages()?, pages()?);
-    pass.keys_and_values(&mut dk_pages, &mut dv_pages)?;
+    pass.run(&mut dq, &mut dk_pages, &mut dv_pages)?;
     pass.fold(&mut dk_pages, &mut dv_pages)?;
     pass.per_token(&mut dk, &mut dv, &dk_pages, &dv_pages)?;
     Ok((dq, dk, dv))
@@ -215,6 +234,42 @@ impl Pass<'_> {
             .input("positions", &self.work.queries.positions, DType::U32, tokens)
     }
 
+    fn run(&self, dq: &mut Buffer, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
+        match &self.work.keys {
+            Keys::OnePass { blocks, tiles, starts, num_tiles } => self.all_at_once([dq, dk, dv], [blocks, tiles, starts], *num_tiles),
+            Keys::TwoPasses { pages, runs, starts } => {
+                self.queries(dq)?;
+                self.keys_and_values([dk, dv], [pages, runs, starts])
+            }
+        }
+    }
+
+    fn all_at_once(&self, [dq, dk, dv]: [&mut Buffer; 3], [blocks, tiles, starts]: [&Buffer; 3], num_tiles: usize) -> Result<()> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
+        let (tokens, num_blocks) = (self.work.queries.tokens, starts.len() - 1);
+        let turns = num_tiles * num_kv_heads;
+        let len = num_sums(self.kv.heads, num_tiles);
+        let mut sums = Buffer::uninit(self.gpu, DType::F32, len)?;
+        let mut counters = Buffer::zeros(self.gpu, DType::U32, 1 + turns)?;
+        let kernel = Kernel { source: Source::ATTENTION_BWD_HOPPER, name: by_width(head_dim, HOPPER) };
+        let scores = 4 * TILE * TILE * DType::Bf16.size();
+        let launch = Launch::new(self.gpu, kernel, [num_blocks * num_kv_heads, 1, 1], [384, 1, 1], 8 * hopper_tile(head_dim) + scores)
+            .output("dq", dq, DType::Bf16, tokens * num_heads * head_dim)
+            .output("dk", dk, DType::F32, self.kv.len())
+            .output("dv", dv, DType::F32, self.kv.len())
+            .output("sums", &mut sums, DType::F32, len)
+            .output("counters", &mut counters, DType::U32, 1 + turns);
+        self.inputs_by_tma(launch, pairs_of_run(head_dim))
+            .dim("tokens", tokens)
+            .input("blocks", blocks, DType::U32, 6 * num_blocks)
+            .input("tiles", tiles, DType::U32, tiles.len())
+            .input("starts", starts, DType::U32, num_blocks + 1)
+            .dim("heads", num_heads)
+            .dim("kv_heads", num_kv_heads)
+            .f32(self.scale)
+            .run()
+    }
+
     fn queries(&self, dq: &mut Buffer) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
         let queries = &self.work.queries;
@@ -235,7 +290,7 @@ impl Pass<'_> {
             .run()
     }
 
-    fn keys_and_values(&self, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
+    fn keys_and_values(&self, [dk, dv]: [&mut Buffer; 2], [pages, runs, starts]: [&Buffer; 3]) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
         let (num_pages, pairs, tokens) = (self.work.num_pages, pairs_of_run(head_dim), self.work.queries.tokens);
         let hopper = self.work.queries.hopper;
@@ -247,9 +302,9 @@ impl Pass<'_> {
         let launch = launch.output("dk", dk, DType::F32, self.kv.len()).output("dv", dv, DType::F32, self.kv.len());
         let launch = if hopper { self.inputs_by_tma(launch, pairs).dim("tokens", tokens) } else { self.inputs(launch) };
         launch
-            .input("pages", &self.work.pages, DType::U32, 2 * num_pages)
-            .input("runs", &self.work.runs, DType::U32, self.work.runs.len())
-            .input("starts", &self.work.starts, DType::U32, num_pages + 1)
+            .input("pages", pages, DType::U32, 2 * num_pages)
+            .input("runs", runs, DType::U32, runs.len())
+            .input("starts", starts, DType::U32, num_pages + 1)
             .dim("heads", num_heads)
             .dim("kv_heads", num_kv_heads)
             .f32(self.scale)

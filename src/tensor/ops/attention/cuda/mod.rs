@@ -7,10 +7,11 @@
 
 mod backward;
 mod forward;
+mod keys;
 mod kv;
 pub mod work;
 
-pub use backward::{BackwardWork, backward};
+pub use backward::{BackwardWork, Passes, backward, most_sums};
 pub use forward::forward;
 pub use kv::{DeviceKv, NOWHERE, PageCopies};
 pub use work::{DecodeTables, Work};
