@@ -12,12 +12,12 @@ __device__ __forceinline__ float score_gradient(float p, float dp, float delta, 
 // What a block knows of the pairs of a stage. (Aligned, since two neighbours are read at once.)
 template <int PAIRS>
 struct alignas(16) Pairs {
-  float lse[PAIRS], delta[PAIRS];  // lse in base 2
+  float lse[PAIRS], delta[PAIRS];  // lse in base 2, infinite where there is no pair: then every probability is 0
   int position[PAIRS];             // -1 where there is no pair, so that it sees nothing
 
   // Pair `pair` of the stage: the token's head at `at`.
   __device__ __forceinline__ void take(int pair, bool valid, const float *lses, const float *deltas, const u32 *positions, i64 token, i64 at) {
-    lse[pair] = valid ? lses[at] * LOG2_E : 0.0f;
+    lse[pair] = valid ? lses[at] * LOG2_E : -minus_infinity();
     delta[pair] = valid ? deltas[at] : 0.0f;
     position[pair] = valid ? (int)positions[token] : -1;
   }

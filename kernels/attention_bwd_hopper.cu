@@ -211,14 +211,15 @@ struct KeyWorker {
       float s[8][4], dp[8][4], x[8][4];
       u32 p[4][4], ds[4][4];
       ptx::wait(&barriers.tiles.full[turn.stage], turn.parity);
+      const bool all = rows.all_seen<PAIRS>(known[turn.stage]);
       issue_transposed<D, Tile<D>::BLOCK_BYTES>(s, keys, q);
       issue_transposed<D, Tile<D>::BLOCK_BYTES>(dp, keys + P::VALUES, d_o);
       ptx::wgmma_wait<1>();  // the scores are there
-      rows.take_scores(x, s, known[turn.stage]);
+      rows.probabilities(x, s, known[turn.stage], all);
       pack(p, x);
       issue_sum<D>(value_sum, p, d_o);
       ptx::wgmma_wait<1>();  // dp is there
-      rows.take_products(x, dp, known[turn.stage]);
+      rows.gradients(x, dp, known[turn.stage], all);
       pack(ds, x);
       put_scores(ds, scores + group * P::SCORE_BYTES);
       ptx::fence_async_proxy();
@@ -268,7 +269,9 @@ __device__ __forceinline__ void key_gradients(const Turns &turns, float *dk, flo
   } else {
     ptx::take_registers<P::MULTIPLYING>();
     const int thread = (int)threadIdx.x % GROUP;
-    const KeyRows rows{thread, own.begin + group * ROWS + KeyRows::row_of(thread), a.scale};
+    // A page that is not there lies behind all tokens: nobody sees it.
+    const int first = own.page(group) == NO_PAGE ? 1 << 30 : own.begin + group * ROWS;
+    const KeyRows rows{thread, first + KeyRows::row_of(thread), a.scale};
     const KeyWorker<D, PAIRS> worker{a, barriers, own, turns, rows, shared, known, group};
     float key_sum[D / 8][4], value_sum[D / 8][4];
     worker.run(key_sum, value_sum);

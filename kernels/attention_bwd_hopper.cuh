@@ -105,7 +105,15 @@ struct KeyRows {
 
   static __device__ __forceinline__ int row_of(int thread) { return thread / 32 * 16 + thread % 32 / 4; }
 
+  // Whether every pair of a tile sees all 64 keys: those of each run's first token do. (Where there is no pair, nothing is seen by way of an infinite lse.)
+  template <int PAIRS>
+  __device__ __forceinline__ bool all_seen(const Known &own) const {
+    const int least = PAIRS < ROWS ? min(own.position[0], own.position[PAIRS % ROWS]) : own.position[0];
+    return position - row_of(thread) + ROWS <= least + 1;
+  }
+
   // Probabilities from raw scores. (Copies here and below: registers of a product are left alone while another one is under way.)
+  template <bool MASKED>
   __device__ __forceinline__ void take_scores(float (&p)[8][4], const float (&s)[8][4], const Known &own) const {
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) {
@@ -114,13 +122,14 @@ struct KeyRows {
       const int2 seer = load_vec<int2>(&own.position[pair]);
       SORFT_UNROLL
       for (int e = 0; e < 4; e++) {
-        const bool seen = position + e / 2 * 8 <= (e % 2 ? seer.y : seer.x);
-        p[j][e] = seen ? attention::probability(s[j][e], scale * LOG2_E, e % 2 ? lse.y : lse.x) : 0.0f;
+        p[j][e] = attention::probability(s[j][e], scale * LOG2_E, e % 2 ? lse.y : lse.x);
+        if (MASKED && position + e / 2 * 8 > (e % 2 ? seer.y : seer.x)) p[j][e] = 0.0f;
       }
     }
   }
 
   // Gradients of raw scores, in the place of probabilities.
+  template <bool MASKED>
   __device__ __forceinline__ void take_products(float (&p)[8][4], const float (&dp)[8][4], const Known &own) const {
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) {
@@ -129,10 +138,20 @@ struct KeyRows {
       const int2 seer = load_vec<int2>(&own.position[pair]);
       SORFT_UNROLL
       for (int e = 0; e < 4; e++) {
-        const bool seen = position + e / 2 * 8 <= (e % 2 ? seer.y : seer.x);
-        p[j][e] = seen ? attention::score_gradient(p[j][e], dp[j][e], e % 2 ? delta.y : delta.x, scale) : 0.0f;
+        p[j][e] = attention::score_gradient(p[j][e], dp[j][e], e % 2 ? delta.y : delta.x, scale);
+        if (MASKED && position + e / 2 * 8 > (e % 2 ? seer.y : seer.x)) p[j][e] = 0.0f;
       }
     }
+  }
+
+  // The same, by the shorter way where every pair sees every key: on Hopper comparing costs as much as the exponential.
+  __device__ __forceinline__ void probabilities(float (&p)[8][4], const float (&s)[8][4], const Known &own, bool all) const {
+    if (all) take_scores<false>(p, s, own);
+    else take_scores<true>(p, s, own);
+  }
+  __device__ __forceinline__ void gradients(float (&p)[8][4], const float (&dp)[8][4], const Known &own, bool all) const {
+    if (all) take_products<false>(p, dp, own);
+    else take_products<true>(p, dp, own);
   }
 
   // Writes the keys' sums to their page: `to` is its first number.

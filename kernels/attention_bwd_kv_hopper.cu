@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_runs(u8 *shared, Known *known, u64 *page, c
 }
 
 // The warpgroup at work: dk and dv of the page's keys, over `tiles` tiles of pairs.
-template <int D>
+template <int D, int PAIRS>
 __device__ __forceinline__ void sum_tiles(float (&key_sum)[D / 8][4], float (&value_sum)[D / 8][4], const u8 *shared, const Known *known,
                                           const TileBarriers &barriers, const KeyRows &rows, int tiles) {
   using P = PagePass<D>;
@@ -64,14 +64,15 @@ __device__ __forceinline__ void sum_tiles(float (&key_sum)[D / 8][4], float (&va
     float s[8][4], dp[8][4], x[8][4];
     u32 p[4][4], ds[4][4];
     ptx::wait(&barriers.full[turn.stage], turn.parity);
+    const bool all = rows.all_seen<PAIRS>(own);
     issue_transposed<D, Tile<D>::BLOCK_BYTES>(s, shared, q);
     issue_transposed<D, Tile<D>::BLOCK_BYTES>(dp, shared + Tile<D>::BYTES, d_o);
     ptx::wgmma_wait<1>();  // the scores are there
-    rows.take_scores(x, s, own);
+    rows.probabilities(x, s, own, all);
     pack(p, x);
     issue_sum<D>(value_sum, p, d_o);
     ptx::wgmma_wait<1>();  // dp is there
-    rows.take_products(x, dp, own);
+    rows.gradients(x, dp, own, all);
     pack(ds, x);
     issue_sum<D>(key_sum, ds, q);
     ptx::wgmma_wait<0>();
@@ -111,7 +112,7 @@ __device__ __forceinline__ void page_gradients(float *dk, float *dv, const Gradi
     const KeyRows rows{thread, (int)pages[2 * blockIdx.x] + KeyRows::row_of(thread), a.scale};
     float key_sum[D / 8][4], value_sum[D / 8][4];
     ptx::wait(page, 0);
-    sum_tiles<D>(key_sum, value_sum, shared, known, barriers, rows, runs.tiles(ROWS / PAIRS));
+    sum_tiles<D, PAIRS>(key_sum, value_sum, shared, known, barriers, rows, runs.tiles(ROWS / PAIRS));
     const i64 at = (i64)a.row_of_page(blockIdx.x) * D;
     rows.store<D>(dk + at, key_sum);
     rows.store<D>(dv + at, value_sum);

@@ -70,7 +70,7 @@ struct Worker {
   const Item &item;
   u8 *shared;
   int group, groups;  // which it is, and how many there are
-  int thread, position[2];
+  int thread, position[2], least;  // least: of the warp's positions; where there is no pair, the item's last
   Turn<L::STAGES> turn;
 
   // The first pair of this thread's warp; a lane has rows lane / 4 and + 8 of its 16.
@@ -80,7 +80,10 @@ struct Worker {
     const int of_token = a.heads / a.kv_heads, pairs = item.rows * of_token;
     const u32 *rows = a.rows + item.first_row;
     SORFT_UNROLL
-    for (int r = 0; r < 2; r++) position[r] = pair_of(r) < pairs ? (int)a.positions[rows[pair_of(r) / of_token]] : 0;
+    for (int r = 0; r < 2; r++) position[r] = pair_of(r) < pairs ? (int)a.positions[rows[pair_of(r) / of_token]] : item.end - 1;
+    least = min(position[0], position[1]);
+    SORFT_UNROLL
+    for (int other = 4; other < 32; other *= 2) least = min(least, __shfl_xor_sync(FULL_WARP, least, other));
     bf16 *to = reinterpret_cast<bf16 *>(shared + L::QUERIES + group * Tile<D>::BYTES);
     SORFT_UNROLL
     for (int i = 0; i < ROWS * D / 8 / GROUP; i++) {
@@ -111,14 +114,22 @@ struct Worker {
     issue_sum<D>(out, p, values);
   }
 
-  // The scores of tile t, -inf where masked. (A copy: registers of a product are left alone while another one is under way.)
-  __device__ __forceinline__ void mask(float (&masked)[8][4], const float (&s)[8][4], int t) const {
+  // Takes the scores of tile t, -inf where masked, to e. (A copy: registers of a product are left alone while another one is under way.)
+  template <bool MASKED>
+  __device__ __forceinline__ void take_scores(attention::State<D> &state, float (&e)[8][4], const float (&s)[8][4], int t, float (&shrinks)[2]) const {
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) {
       SORFT_UNROLL
-      for (int e = 0; e < 4; e++)
-        masked[j][e] = t * ROWS + j * 8 + thread % 4 * 2 + e % 2 > position[e / 2] ? attention::minus_infinity() : s[j][e];
+      for (int i = 0; i < 4; i++)
+        e[j][i] = MASKED && t * ROWS + j * 8 + thread % 4 * 2 + i % 2 > position[i / 2] ? attention::minus_infinity() : s[j][i];
     }
+    state.take_scores(e, a.scale_log2, shrinks);
+  }
+
+  // The same, by the shorter way where all of the warp's pairs see the whole tile, as most do: comparing is a sixth of a tile's instructions.
+  __device__ __forceinline__ void exponentials(attention::State<D> &state, float (&e)[8][4], const float (&s)[8][4], int t, float (&shrinks)[2]) const {
+    if (t * ROWS + ROWS <= least + 1) take_scores<false>(state, e, s, t, shrinks);
+    else take_scores<true>(state, e, s, t, shrinks);
   }
 
   // Frees the page in turn, and goes on to the next.
@@ -139,8 +150,7 @@ struct Worker {
     state.clear();
     issue_scores(s, ahead);
     ptx::wgmma_wait<0>();
-    mask(e, s, first);
-    state.take_scores(e, a.scale_log2, shrinks);
+    exponentials(state, e, s, first, shrinks);
     pack(p, e);
     for (int t = first; t < last; t++) {
       ahead.next();
@@ -153,12 +163,10 @@ struct Worker {
         if (before.any) before.join(state, a.scale_log2);
         before.keep(state);
         state.clear();
-        mask(e, s, t + 1);
-        state.take_scores(e, a.scale_log2, shrinks);
+        exponentials(state, e, s, t + 1, shrinks);
       } else {
         ptx::wgmma_wait<1>();  // the scores are there; the values are still being multiplied
-        mask(e, s, t + 1);
-        state.take_scores(e, a.scale_log2, shrinks);
+        exponentials(state, e, s, t + 1, shrinks);
         ptx::wgmma_wait<0>();
         state.shrink_outputs(shrinks);
       }

@@ -183,8 +183,9 @@ const char *signature(void (*)(A...)) {
   return text;
 }
 
+// (noipa: else a compiler moves the load of an argument into the caller, where it is taken for the kernel's.)
 template <class... A, size_t... I>
-__attribute__((noinline, no_sanitize("thread"))) void unpack(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+__attribute__((noipa, no_sanitize("thread"))) void unpack(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
   kernel(*static_cast<A *>(arguments[I])...);
 }
 

@@ -76,8 +76,9 @@ uint8_t *StackPool::stack(size_t index) {
   return chunks_[index / CHUNK].first + index % CHUNK * STACK_BYTES;
 }
 
-StackPool::~StackPool() {
+void StackPool::clear() {
   for (const Chunk &chunk : chunks_) munmap(chunk.mapping, STACK_BYTES * (CHUNK + 1));
+  chunks_.clear();
 }
 
 }  // namespace emu

@@ -34,10 +34,13 @@ class StackPool {
   StackPool() = default;
   StackPool(const StackPool &) = delete;
   StackPool &operator=(const StackPool &) = delete;
-  ~StackPool();
+  ~StackPool() { clear(); }
 
   // The lowest address of stack `index`, which is a multiple of STACK_BYTES.
   uint8_t *stack(size_t index);
+
+  // Gives all of them back.
+  void clear();
 
  private:
   struct Chunk {

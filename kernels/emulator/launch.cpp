@@ -290,7 +290,11 @@ using namespace emu;
 
 uint32_t emu_abi_version() { return ABI_VERSION; }
 Device *emu_open() { return new Device(); }
-void emu_close(Device *device) { delete device; }
+void emu_close(Device *device) {
+  delete device;
+  // A process that opens many of these libraries would else run out of mappings, of which each stack is two.
+  stacks.clear();
+}
 const char *emu_error(const Device *device) { return device->error.c_str(); }
 
 int emu_launch(Device *device, void (*entry)(void **), const Launch *launch, void **arguments, const Options *options, Stats *stats) {

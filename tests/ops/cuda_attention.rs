@@ -232,7 +232,8 @@ pub const fn mutant(name: &'static str, from: &'static str, to: &'static str) ->
 }
 
 /// Headers that mistakes may stand in.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
+    ("attention_bwd.cuh", include_str!("../../kernels/attention_bwd.cuh")),
     ("softmax.cuh", include_str!("../../kernels/softmax.cuh")),
     ("attention_hopper.cuh", include_str!("../../kernels/attention_hopper.cuh")),
     ("attention_bwd_hopper.cuh", include_str!("../../kernels/attention_bwd_hopper.cuh")),
@@ -333,8 +334,9 @@ fn every_mistake_on_hopper_is_found() {
             "const u8 *queries = shared + L::QUERIES + group * Tile<D>::BYTES",
             "const u8 *queries = shared + L::QUERIES",
         ),
-        mutant("sees one key too many", "> position[e / 2]", "> position[e / 2] + 1"),
-        mutant("sees one key too few", "> position[e / 2]", ">= position[e / 2]"),
+        mutant("sees one key too many", "> position[i / 2]", "> position[i / 2] + 1"),
+        mutant("sees one key too few", "> position[i / 2]", ">= position[i / 2]"),
+        mutant("a page that is not seen whole is not masked", "ROWS <= least + 1", "ROWS <= least + ROWS"),
         mutant("a split is not begun afresh", "before.keep(state);\n        state.clear();", "before.keep(state);"),
         mutant("a split is lost", "if (before.any) before.join(state, a.scale_log2);\n        before.keep", "before.keep"),
         mutant("states of the groups meet", "shared + L::BEFORE + group * L::BEFORE_BYTES", "shared + L::BEFORE"),

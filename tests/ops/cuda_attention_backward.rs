@@ -218,6 +218,23 @@ fn stale_slots_do_not_leak() {
     }
 }
 
+/// Scores so low that a key of a page which is not there, whose score would be 0, would have an infinite probability.
+#[test]
+fn what_is_not_there_is_not_seen_where_scores_are_low() {
+    let heads = heads(3, 1, 64);
+    let plan = Plan::for_trees(&[tree(&[(None, 70), (Some(0), 2)])]);
+    let mut x = inputs(heads, plan.num_tokens());
+    x.q.data_mut().fill(-16.0);
+    x.k.data_mut().iter_mut().for_each(|k| *k = 4.0 + k.abs() / 64.0);
+    let reference = processor(heads, &plan, &x);
+    assert!(reference.lse.iter().all(|lse| *lse < -300.0), "{:?}", reference.lse);
+    let all = WAYS.map(|way| run_backward(&way.gpu(Emulation::default()), way, heads, &plan, &x, &reference).expect("runs"));
+    for (got, way) in all.iter().zip(WAYS) {
+        assert!(got.concat().iter().all(|g| g.is_finite()), "{way:?}");
+        assert!(all_bits(got) == all_bits(&all[0]), "{way:?}: other bits");
+    }
+}
+
 #[test]
 fn gradients_equal_the_processor_s_on_the_gpu() {
     let Some(gpu) = real_gpu() else { return };
@@ -326,7 +343,7 @@ fn every_mistake_on_hopper_is_found() {
         ),
         mutant("pages: a warp is still reading", "    __syncwarp();  // all lanes", "    // all lanes"),
         mutant("pages: pairs are freed too early", "    ptx::wgmma_wait<0>();\n    __syncwarp();", "    __syncwarp();"),
-        mutant("pages: no mask", "seen ? attention::probability(", "true ? attention::probability("),
+        mutant("pages: no mask", "if (all) take_scores<false>", "if (true) take_scores<false>"),
         mutant(
             "pages: the last run is lost",
             "n < tiles; n++, turn.next()) {\n    const u8",
@@ -398,7 +415,10 @@ fn every_mistake_in_one_pass_is_found() {
         mutant("one turn of them", "shared + P::SCORES + n % 2 * 2 * P::SCORE_BYTES", "shared + P::SCORES"),
         mutant("their chunks are not exchanged", "(j ^ key % 8) << 4", "j << 4"),
         mutant("of one page", "k < 8; k++) {\n      const u8 *keys", "k < 4; k++) {\n      const u8 *keys"),
-        mutant("both have the first page's positions", "own.begin + group * ROWS +", "own.begin +"),
+        mutant("both have the first page's positions", ": own.begin + group * ROWS;", ": own.begin;"),
+        mutant("no mask", "if (all) take_scores<false>", "if (true) take_scores<false>"),
+        mutant("a tile that does not see all is not masked", "+ ROWS <= least + 1", "+ ROWS <= least + ROWS"),
+        mutant("where there is no pair something is seen", "-minus_infinity();", "0.0f;"),
         mutant(
             "both have the first page",
             "const u8 *keys = shared + group * Tile<D>::BYTES;\n    tile",

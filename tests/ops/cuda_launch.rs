@@ -1,6 +1,6 @@
 //! The launch path: what does not fit is an error that says what, before or instead of a launch.
 
-use crate::emulator;
+use crate::emulator::{self, KernelText};
 use sorft_native::tensor::cuda::{Buffer, DType, Emulation, Gpu, Kernel, Launch, Source, probe};
 use sorft_native::tensor::ops::rmsnorm::cuda as rmsnorm_cuda;
 use std::sync::Arc;
@@ -34,6 +34,17 @@ fn a_download_of_unwritten_memory_is_an_error() {
     let buffer = Buffer::uninit(&gpu(), DType::F32, 10).expect("allocated");
     let message = buffer.to_f32().expect_err("nothing was written").to_string();
     assert!(message.contains("never written: element 0 of 10"), "{message}");
+}
+
+#[test]
+fn a_kernel_may_have_one_argument() {
+    let text = "#include \"sorft.cuh\"\nextern \"C\" __global__ void __launch_bounds__(32) one(u32 *out) { out[threadIdx.x] = threadIdx.x; }\nSORFT_EXPORT(one)\n";
+    let kernels = KernelText { name: "one.cu".to_owned(), defines: Vec::new(), text: text.to_owned() };
+    let gpu = emulator::open(&emulator::library(&[kernels]), Emulation::default());
+    let mut out = Buffer::uninit(&gpu, DType::U32, 32).expect("allocated");
+    let kernel = Kernel { source: Source { file: "one.cu", text }, name: "one" };
+    Launch::new(&gpu, kernel, [1, 1, 1], [32, 1, 1], 0).output("out", &mut out, DType::U32, 32).run().expect("it runs");
+    assert_eq!(out.to_u32().expect("downloaded"), (0..32).collect::<Vec<u32>>());
 }
 
 #[test]
