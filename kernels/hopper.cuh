@@ -308,3 +308,5 @@ __device__ __forceinline__ void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 
 
 }  // namespace ptx
 #endif
+
+#include "hopper_store.cuh"

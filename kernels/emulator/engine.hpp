@@ -13,6 +13,7 @@
 #include "memory.hpp"
 #include "race.hpp"
 #include "schedule.hpp"
+#include "tiles.hpp"
 
 namespace emu {
 
@@ -25,27 +26,6 @@ struct PendingCopy {
   void *to;
   const void *from;
   uint32_t bytes, read, pc;
-};
-
-// A matrix of bf16 in device memory, or planes of such matrices, as TMA reads them; src/tensor/cuda/emulator.rs makes it, in the place of the driver's
-// 128 bytes. Strides in bytes; a matrix has no plane.
-struct TileMap {
-  static constexpr uint64_t MAGIC = 0x70616d20656c6974ull;
-  uint64_t magic, address;
-  uint64_t columns, rows, stride, box_rows;
-  uint64_t planes, plane_stride, box_planes;
-
-  uint64_t rows_of_box() const { return box_rows * (planes ? box_planes : 1); }
-};
-
-// A tile on its way to shared memory.
-struct PendingTile {
-  Block *block;
-  uint8_t *to;
-  TileMap map;
-  std::ptrdiff_t barrier;  // of the block's mbarriers
-  int x, y, z;
-  uint32_t pc;
 };
 
 // A barrier in shared memory.
@@ -84,6 +64,8 @@ struct Thread {
   ThreadClock clock;
   std::vector<PendingCopy> copies;                // since the last commit
   std::vector<std::vector<PendingCopy>> groups;   // committed, oldest first
+  StoreGroup stores;                              // of tiles, since the last commit
+  std::vector<StoreGroup> store_groups;           // committed, oldest first
   std::vector<PendingProduct> products;           // oldest first
   std::vector<uint32_t> product_groups;           // how many of them each commit closed
   bool products_fenced = false;
@@ -149,6 +131,15 @@ class Engine {
   void start_copy(const PendingCopy &copy);
   void set_in_flight(Block &block, const void *address, uint32_t bytes);
   void land_copy(const PendingCopy &copy);
+  // The same of one to device memory.
+  void set_in_flight(const void *address, uint32_t bytes);
+  void land_copy(const void *address, uint32_t bytes, const Thread &thread, uint32_t pc);
+  // One store by TMA more (or less) has to read these bytes of shared memory.
+  void set_leaving(Block &block, const void *address, uint32_t bytes, int more);
+  // Whether what the thread has TMA read is there for TMA.
+  void check_proxy(const Thread &thread, const void *address, uint32_t bytes, uint32_t pc);
+  // What a store has read arrives; `thread` has waited for it, if anyone has.
+  void land_store(const PendingStore &store, const Thread *thread);
 
   // ---- for messages
   std::string name(const Thread &thread) const { return name(thread.who()); }
@@ -164,16 +155,20 @@ class Engine {
   Stats stats = {};
   uint32_t block_size;
   std::vector<PendingTile> tiles;
+  std::vector<PendingStore> unlanded;  // of threads that have ended
 
  private:
   static void fiber_main();
   bool land_tile();
+  void end_stores(Thread &thread);
   Thread *next_thread();
   void start_block(Block &block, uint32_t linear, uint32_t slot);
   void end_thread();
   void switch_away();
   void access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc);
   void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  template <class Each>
+  void each_cell(const void *address, size_t bytes, const Each &each);
   std::string place_in(const Buffer &buffer, uintptr_t address) const;
   std::string deadlock() const;
 
@@ -186,6 +181,10 @@ class Engine {
   bool failed_ = false;
   bool block_ended_ = false;
 };
+
+// The barrier at a place of a block's shared memory, which the current thread looks at; and the end of its phase, if nothing is missing.
+MBarrier &barrier_at(Block &block, const void *pointer, const char *what, uint32_t pc);
+void end_phase_if_complete(MBarrier &barrier);
 
 // A warp operation: waits for every lane of `mask`, then the last one carries it out for all (`complete`) from their operands.
 void collective(const char *name, uint32_t mask, void *operand, void (*complete)(Warp &, uint32_t), uint32_t pc);

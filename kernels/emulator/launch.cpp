@@ -168,6 +168,7 @@ void Engine::end_thread() {
   thread.state = State::Done;
   if (const size_t copies = unfinished_copies(thread))
     fail(format("%s ends with %zu asynchronous copies that it has not waited for", name(thread).c_str(), copies));
+  end_stores(thread);
   if (!thread.products.empty())
     fail(format("%s ends with %zu products of its warpgroup that it has not waited for", name(thread).c_str(), thread.products.size()));
   if (block.arrived > 0) fail(format("divergent block: %s ends while %u threads wait in __syncthreads", name(thread).c_str(), block.arrived) + deadlock());
@@ -266,6 +267,8 @@ bool Engine::run(Stats &out) {
       }
     }
   }
+  if (!failed_)
+    for (const PendingStore &store : unlanded) land_store(store, nullptr);
   engine = nullptr;
   out = stats;
   return !failed_;

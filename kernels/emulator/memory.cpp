@@ -95,6 +95,35 @@ void Engine::set_in_flight(Block &block, const void *address, uint32_t bytes) {
   for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) block.shared.cell(to + i)->in_flight = true;
 }
 
+// The cells of device memory that was accessed in this launch.
+template <class Each>
+void Engine::each_cell(const void *pointer, size_t bytes, const Each &each) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  Buffer &buffer = *device.at_or_below(address);
+  const size_t last = buffer.cell_of(address + bytes - 1);
+  for (size_t i = buffer.cell_of(address); i <= last; i++) each(buffer.cells[i]);
+}
+
+void Engine::set_in_flight(const void *address, uint32_t bytes) {
+  if (options.check) each_cell(address, bytes, [](Cell &cell) { cell.in_flight = true; });
+}
+
+void Engine::land_copy(const void *address, uint32_t bytes, const Thread &thread, uint32_t pc) {
+  if (options.check) each_cell(address, bytes, [&](Cell &cell) { races.land(cell, thread, pc); });
+}
+
+void Engine::set_leaving(Block &block, const void *address, uint32_t bytes, int more) {
+  if (!options.check) return;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(address);
+  for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) block.shared.cell(from + i)->leaving += static_cast<uint8_t>(more);
+}
+
+void Engine::check_proxy(const Thread &thread, const void *address, uint32_t bytes, uint32_t pc) {
+  if (!options.check) return;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(address);
+  for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) races.check_proxy(thread, *thread.block->shared.cell(from + i), "a store by TMA", pc);
+}
+
 void Engine::land_copy(const PendingCopy &copy) {
   memcpy(copy.to, copy.from, copy.read);
   memset(static_cast<uint8_t *>(copy.to) + copy.read, 0, copy.bytes - copy.read);

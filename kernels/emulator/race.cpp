@@ -180,11 +180,11 @@ void RaceChecker::check_known(const Thread &thread, const Cell &cell, uint32_t p
   if (cell.write.clock && !ordered(thread, cell.write)) race("read after write", thread, pc, cell.write, "an operand of a product of its warp");
 }
 
-void RaceChecker::check_proxy(const Thread &reader, const Cell &cell, uint32_t pc) const {
+void RaceChecker::check_proxy(const Thread &reader, const Cell &cell, const char *what, uint32_t pc) const {
   const uint32_t writer = cell.write.who % MAX_THREADS;
   const auto &threads = reader.block->threads;
   if (!cell.write.clock || writer >= threads.size() || threads[writer].clock.proxy_fenced >= cell.write.clock) return;
-  engine_.fail(format("no fence.proxy.async: a product reads what %s has stored at %s, by %s at %s", engine_.name(cell.write.who).c_str(),
+  engine_.fail(format("no fence.proxy.async: %s reads what %s has stored at %s, by %s at %s", what, engine_.name(cell.write.who).c_str(),
                       at(cell.write.pc).c_str(), engine_.name(reader).c_str(), at(pc).c_str()));
 }
 
@@ -213,6 +213,11 @@ void RaceChecker::race(const char *kind, const Thread &thread, uint32_t pc, cons
 void RaceChecker::in_flight(const Thread &thread, uint32_t pc, const Stamp &copy, const std::string &place) const {
   engine_.fail(format("asynchronous copy still in flight: %s, by %s at %s; copied by %s at %s, which has not waited for it", place.c_str(),
                       engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(copy.who).c_str(), at(copy.pc).c_str()));
+}
+
+void RaceChecker::leaving(const Thread &thread, uint32_t pc, const Stamp &read, const std::string &place) const {
+  engine_.fail(format("a store by TMA may still read it: %s, written by %s at %s; read by %s at %s, which has not waited for that", place.c_str(),
+                      engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(read.who).c_str(), at(read.pc).c_str()));
 }
 
 void RaceChecker::unwritten(const Thread &thread, uint32_t pc, const std::string &place) const {

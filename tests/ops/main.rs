@@ -32,6 +32,7 @@ mod token_logprob;
 mod cuda_attention;
 mod cuda_attention_backward;
 mod cuda_checker;
+mod cuda_checker_hopper;
 mod cuda_conformance;
 mod cuda_driver;
 mod cuda_elementwise;

@@ -15,9 +15,10 @@ use sorft_native::tensor::plan::Plan;
 use std::sync::Arc;
 
 /// The headers that mistakes may stand in, those before that include them.
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 5] = [
     ("linear_hopper.cuh", include_str!("../../kernels/linear_hopper.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
+    ("hopper_store.cuh", include_str!("../../kernels/hopper_store.cuh")),
     ("sorft.cuh", include_str!("../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../kernels/ptx.cuh")),
 ];
@@ -97,7 +98,7 @@ fn narrow(source: Source, kernel: &str) -> Source {
     Source { file: source.file, text: kept(text) }
 }
 
-const HOPPER_MISTAKES: [Broken; 4] = [
+const HOPPER_MISTAKES: [Broken; 5] = [
     Broken {
         source: Source::LINEAR_HOPPER,
         kernel: "linear_dw_hopper",
@@ -215,6 +216,25 @@ const HOPPER_MISTAKES: [Broken; 4] = [
                 "{.reg .pred p; setp.ne.u32 p, 0, 0;\"\n      \"wgmma.mma_async.sync.aligned.m64n128k16",
             ),
             mutant("all threads of the block meet", "\"r\"(id), \"r\"(threads)", "\"r\"(id), \"r\"(384)"),
+            mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
+        ],
+    },
+    Broken {
+        source: Source::CONFORMANCE_TILES,
+        kernel: "",
+        run: |gpu| conformance::run(gpu).map(|_| ()),
+        mutants: &[
+            mutant("no .trans", "x4.trans.shared.b16 [%0]", "x4.shared.b16 [%0]"),
+            mutant(".trans where there is none", "m8n8.x4.shared.b16 [%0]", "m8n8.x4.trans.shared.b16 [%0]"),
+            mutant("row and column are swapped", "[%0, {%2, %3}], [%1]", "[%0, {%3, %2}], [%1]"),
+            mutant("stores are in no group", "cp.async.bulk.commit_group;", ""),
+            mutant("what is read is not waited for", "cp.async.bulk.wait_group.read %0;", "// %0"),
+            mutant(
+                "one group too few is waited for",
+                "wait_group.read %0;\" ::\"n\"(PENDING)",
+                "wait_group.read %0;\" ::\"n\"(PENDING + 1)",
+            ),
+            mutant("what has been read is taken for there", "cp.async.bulk.wait_group %0;", "cp.async.bulk.wait_group.read %0;"),
             mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
         ],
     },

@@ -2,6 +2,8 @@
 
 use super::Result;
 use super::decode::{Place, UNKNOWN, place, registers};
+use super::leave::Store;
+use super::matrix;
 use super::memory::Spaces;
 use super::text::{Entry, Operand, Statement};
 use super::tma::{MAP_BYTES, Tile};
@@ -10,7 +12,8 @@ use super::warpgroup::{Left, Product};
 use std::sync::Arc;
 
 /// How the opcodes of these instructions begin.
-pub const FAMILIES: [&str; 6] = ["mbarrier.", "cp.async.bulk.", "fence.mbarrier_init.", "fence.proxy.", "setmaxnreg.", "wgmma."];
+pub const FAMILIES: [&str; 7] =
+    ["mbarrier.", "cp.async.bulk.", "fence.mbarrier_init.", "fence.proxy.", "setmaxnreg.", "stmatrix.", "wgmma."];
 
 /// What an instruction does; numbers are registers unless something else is said.
 pub enum Hopper {
@@ -35,6 +38,23 @@ pub enum Hopper {
         map: usize,
         at: Vec<usize>,
         barrier: Place,
+    },
+    /// The other way.
+    StoreTile {
+        map: usize,
+        at: Vec<usize>,
+        from: Place,
+    },
+    CommitStores,
+    /// Until they have been read, or have arrived.
+    WaitForStores {
+        pending: usize,
+        read: bool,
+    },
+    StoreMatrices {
+        transposed: bool,
+        at: Place,
+        from: Vec<usize>,
     },
     /// `fence.proxy.async`: what the lanes have stored is there for TMA and for products.
     MakeVisible,
@@ -87,7 +107,7 @@ impl Until {
 
 /// Decodes one of them.
 pub fn decode(entry: &Entry, s: &Statement) -> Result<Hopper> {
-    use Operand::{Nothing, Register, Tensor};
+    use Operand::{Nothing, Register, Tensor, Vector};
     let unknown = || Err(UNKNOWN.to_owned());
     Ok(match (s.opcode.as_str(), &s.operands[..]) {
         ("mbarrier.init.shared::cta.b64", [at, Register(count)]) => Hopper::InitialiseBarrier { barrier: place(at)?, count: *count },
@@ -109,6 +129,19 @@ pub fn decode(entry: &Entry, s: &Statement) -> Result<Hopper> {
                 return Err(format!("{} coordinates for {dimensions} dimensions", at.len()));
             }
             Hopper::LoadTile { to: place(to)?, map: *map, at: at.clone(), barrier: place(barrier)? }
+        }
+        ("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group", [Tensor(map, at), from]) if at.len() == 2 => {
+            Hopper::StoreTile { map: *map, at: at.clone(), from: place(from)? }
+        }
+        ("cp.async.bulk.commit_group", []) => Hopper::CommitStores,
+        (opcode @ ("cp.async.bulk.wait_group" | "cp.async.bulk.wait_group.read"), [Register(pending)]) => {
+            let pending = entry.constant(*pending).ok_or("a constant is expected")? as usize;
+            Hopper::WaitForStores { pending, read: opcode.ends_with(".read") }
+        }
+        ("stmatrix.sync.aligned.m8n8.x4.shared.b16" | "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16", [at, Vector(from)])
+            if from.len() == 4 =>
+        {
+            Hopper::StoreMatrices { transposed: s.opcode.contains(".trans."), at: place(at)?, from: registers(from)? }
         }
         ("fence.proxy.async.shared::cta", []) => Hopper::MakeVisible,
         (opcode @ ("setmaxnreg.inc.sync.aligned.u32" | "setmaxnreg.dec.sync.aligned.u32"), [Register(count)]) => {
@@ -152,6 +185,10 @@ fn product(entry: &Entry, line: usize, opcode: &str, operands: &[Operand]) -> Re
 impl Hopper {
     /// Whether all lanes of a warp must come together (`.aligned`).
     pub fn is_aligned(&self) -> bool {
+        matches!(self, Hopper::StoreMatrices { .. }) || self.is_of_warpgroup()
+    }
+
+    fn is_of_warpgroup(&self) -> bool {
         use Hopper::{CommitProducts, FenceProducts, Multiply, SetRegisters, WaitForProducts};
         matches!(self, SetRegisters { .. } | FenceProducts | Multiply(_) | CommitProducts | WaitForProducts { .. })
     }
@@ -168,7 +205,11 @@ impl Hopper {
             Hopper::LoadTile { to, map, at, barrier } => {
                 [to.base, *map, barrier.base].into_iter().chain(at.iter().copied()).for_each(|r| each(r, false));
             }
+            Hopper::StoreTile { map, at, from } => [*map, from.base].into_iter().chain(at.iter().copied()).for_each(|r| each(r, false)),
+            Hopper::StoreMatrices { at, from, .. } => from.iter().copied().chain([at.base]).for_each(|r| each(r, false)),
             Hopper::AnnounceBarriers
+            | Hopper::CommitStores
+            | Hopper::WaitForStores { .. }
             | Hopper::MakeVisible
             | Hopper::SetRegisters { .. }
             | Hopper::FenceProducts
@@ -180,7 +221,7 @@ impl Hopper {
 
     /// Carries the instruction out for the active lanes. `tried`: they have waited for this in vain before.
     pub fn run(&self, warp: &mut Warp, active: u32, line: usize, tried: Option<Until>, spaces: &mut Spaces) -> Result<Outcome> {
-        if self.is_aligned() {
+        if self.is_of_warpgroup() {
             return self.run_together(warp, line, spaces);
         }
         match self {
@@ -207,6 +248,19 @@ impl Hopper {
                     spaces.block.tiles.push(tile);
                 }
             }
+            Hopper::StoreTile { map, at, from } => {
+                for lane in lanes(active) {
+                    let map = spaces.parameters(warp.registers[*map][lane], MAP_BYTES)?.to_vec();
+                    let at: Vec<i32> = at.iter().map(|r| warp.registers[*r][lane] as i32).collect();
+                    let store = Store::new(&map, warp.shared_address(lane, *from), &at, line, &mut spaces.shared)?;
+                    warp.stores[lane].push(store);
+                }
+            }
+            Hopper::CommitStores => lanes(active).for_each(|lane| warp.stores[lane].commit()),
+            Hopper::WaitForStores { pending, read } => {
+                lanes(active).try_for_each(|lane| warp.stores[lane].wait(*pending, *read, spaces.global, &mut spaces.shared))?;
+            }
+            Hopper::StoreMatrices { transposed, at, from } => matrix::store(warp, *transposed, from, *at, &mut spaces.shared)?,
             Hopper::MakeVisible => lanes(active).for_each(|lane| spaces.shared.make_visible(warp.thread(lane))),
             _ => spaces.block.barriers.announce(),
         }

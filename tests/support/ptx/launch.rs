@@ -62,7 +62,8 @@ impl Module {
         let mut arrays = entry.shared.clone();
         arrays.push((entry.dynamic, u64::from(shape.dynamic)));
         let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|i| Warp::new(entry, code, i, threads)).collect();
-        let mut spaces = Spaces { global: memory, shared: Shared::new(arrays), parameters: &parameters, block: Block::default() };
+        let mut spaces =
+            Spaces { global: memory, shared: Shared::new(arrays), parameters: &parameters, block: Block::default(), late: Vec::new() };
         let [x, y, z] = shape.grid;
         for block in 0..x * y * z {
             let block = [block % x, block / x % y, block / x / y];
@@ -71,6 +72,7 @@ impl Module {
             warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block)));
             block::run(code, &mut spaces, &mut warps).map_err(|e| format!("{e}; block {block:?}"))?;
         }
+        std::mem::take(&mut spaces.late).into_iter().try_for_each(|store| store.land(spaces.global))?;
         Ok(warps.iter().map(|w| w.executed).sum())
     }
 }

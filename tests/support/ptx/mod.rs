@@ -8,7 +8,7 @@
 //! * `memory.rs`: global and shared memory; every access is checked for bounds and alignment. `launch.rs`: blocks, one after another. `block.rs`: the
 //!   warps of a block in turn, each until it waits; who waits where nobody can go on is an error.
 //! * `hopper.rs`: what only sm_90a has. `barrier.rs`: barriers in shared memory. `tma.rs`: tiles, which land as late as they may, in an order drawn at
-//!   random. `warpgroup.rs`: products, done when they are waited for; their registers may not be touched before.
+//!   random. `leave.rs`: tiles the other way, as late. `warpgroup.rs`: products, done when they are waited for; their registers may not be touched before.
 //!
 //! It was written from the PTX manual, apart from the emulator in `kernels/emulator/`; `witness.rs` beside this folder runs each launch on both
 //! and compares all memory. Where the manual leaves bits open (`ex2.approx`, `lg2.approx`, the sums of `mma.sync` and `wgmma`) it computes what
@@ -22,6 +22,7 @@ mod exchange;
 mod forms;
 mod hopper;
 mod launch;
+mod leave;
 mod matrix;
 mod memory;
 mod operands;

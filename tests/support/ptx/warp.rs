@@ -6,6 +6,7 @@ use super::access::{Copies, widened};
 use super::decode::{Action, Instruction, Place, Reduce};
 use super::forms::Lanes;
 use super::hopper::{Hopper, Outcome, Until};
+use super::leave::Stores;
 use super::memory::{Spaces, load};
 use super::text::Entry;
 use super::warpgroup::Products;
@@ -47,6 +48,7 @@ pub struct Warp {
     fronts: Vec<Front>,
     waiting: Vec<Waiting>,
     pub copies: [Copies; 32],
+    pub stores: [Stores; 32],
     ended: u32,
     lanes: u32,
     index: usize,
@@ -69,6 +71,7 @@ impl Warp {
             fronts: Vec::new(),
             waiting: Vec::new(),
             copies: std::array::from_fn(|_| Copies::default()),
+            stores: std::array::from_fn(|_| Stores::default()),
             ended: 0,
             lanes,
             index,
@@ -267,7 +270,7 @@ impl Warp {
                 self.atomic(active, (*space, *bytes), *update, *old, *at, [*from, *compare], spaces)?;
             }
             Action::Branch { to } => self.branch(front, active, *to),
-            Action::Exit => self.end(front, active)?,
+            Action::Exit => self.end(front, active, spaces)?,
             Action::Barrier { id, threads, reduce, to, from } => {
                 let named = threads.map(|threads| self.named(active, *id, threads)).transpose()?;
                 let values = self.registers[*from];
@@ -344,8 +347,11 @@ impl Warp {
         self.fronts.push(Front { pc: to, mask: active, tried, asleep: false });
     }
 
-    fn end(&mut self, front: usize, active: u32) -> Result<()> {
+    fn end(&mut self, front: usize, active: u32, spaces: &mut Spaces) -> Result<()> {
         lanes(active).try_for_each(|lane| self.copies[lane].end())?;
+        for lane in lanes(active) {
+            spaces.late.extend(self.stores[lane].end()?);
+        }
         self.products.end()?;
         self.ended |= active;
         self.leave(front, active);
