@@ -82,13 +82,21 @@ void wait_for_copies(uint32_t pending);
 // ---- barriers in shared memory (mbarrier.cpp), named ones (sync.cpp), copies of whole tiles both ways (tiles.cpp)
 void mbarrier_init(uint64_t *barrier, uint32_t count);
 void mbarrier_arrive(uint64_t *barrier, uint32_t bytes);
-void mbarrier_wait(uint64_t *barrier, uint32_t parity);
+void mbarrier_wait(uint64_t *barrier, uint32_t parity, bool of_cluster = false);
+void fence_barriers();
 void load_tile(void *to, const void *map, uint64_t *barrier, int x, int y, int z, bool planes);
+void load_tile_to_all(void *to, const void *map, uint64_t *barrier, int x, int y, uint32_t ranks);
 void store_tile(const void *map, int x, int y, const void *from);
 void commit_stores();
 void wait_for_stores(uint32_t pending, bool read);
 void fence_async_proxy();
 void named_barrier(uint32_t id, uint32_t count);
+
+// ---- clusters of blocks (cluster.cpp)
+uint32_t cluster_rank();
+void cluster_arrive();
+void cluster_wait();
+void mbarrier_arrive_at(uint64_t *barrier, uint32_t rank);
 
 // ---- products by a warpgroup (wgmma.cpp)
 uint32_t shared_offset(const void *pointer);

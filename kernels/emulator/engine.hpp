@@ -35,7 +35,10 @@ struct MBarrier {
   uint32_t count = 0, missing = 0, phase = 0, landed = 0;
   int64_t bytes = 0;  // announced and not yet there
   std::vector<Thread *> waiting;
+  bool announced = false;             // fence.mbarrier_init has followed
   std::vector<uint32_t> told, tells;  // what those knew who arrived in this phase; what all phases that have ended pass on
+  KnowledgePtr told_afar, tells_afar; // the same of other blocks' threads
+  std::vector<Stamp> afar;            // their last arrivals
 };
 
 // A product of a warpgroup that has been issued: d [64, columns] (+)= a b, as one lane has it.
@@ -62,6 +65,8 @@ struct Thread {
   uint32_t waiting_mask = 0;
   void *operand = nullptr;  // of the warp operation it takes part in
   ThreadClock clock;
+  bool in_cluster_barrier = false;  // has arrived and not waited
+  uint32_t cluster_phase = 0;       // in which it has arrived
   std::vector<PendingCopy> copies;                // since the last commit
   std::vector<std::vector<PendingCopy>> groups;   // committed, oldest first
   StoreGroup stores;                              // of tiles, since the last commit
@@ -87,7 +92,17 @@ struct Warp {
   std::vector<Collective> open;
 };
 
+// Blocks that run at the same time; where a kernel has no clusters, one.
+struct Cluster {
+  std::vector<Block *> blocks;            // by rank
+  uint32_t arrived = 0, phase = 0;        // threads in the cluster's barrier; how often all have been
+  std::vector<Thread *> waiting;
+  KnowledgePtr told, tells;               // what those know who have arrived; what phases that have ended pass on
+};
+
 struct Block {
+  Cluster *cluster = nullptr;
+  uint32_t rank = 0;  // in it
   uint32_t linear = 0;
   Dim3 index = {};
   uint32_t live = 0;     // threads that have not ended
@@ -127,6 +142,8 @@ class Engine {
   void access(const void *address, size_t bytes, Access access, bool aligned, uint32_t pc);
   // The same of shared memory, by any thread of the block; other memory is a mistake of `what`.
   void access_shared(Thread &thread, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
+  // The same of a block of the thread's cluster.
+  void access_shared(Thread &thread, Block &block, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
   // An asynchronous copy to shared memory is under way, and has landed for the thread that waited for it.
   void start_copy(const PendingCopy &copy);
   void set_in_flight(Block &block, const void *address, uint32_t bytes);
@@ -162,10 +179,12 @@ class Engine {
   bool land_tile();
   void end_stores(Thread &thread);
   Thread *next_thread();
+  void start_cluster(uint32_t cluster, uint32_t linear);
   void start_block(Block &block, uint32_t linear, uint32_t slot);
+  void end_block(Block &block);
   void end_thread();
   void switch_away();
-  void access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  void access_shared(Thread &thread, Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc);
   void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
   template <class Each>
   void each_cell(const void *address, size_t bytes, const Each &each);
@@ -177,6 +196,7 @@ class Engine {
   Fiber main_;
   Thread *current_ = nullptr;
   std::vector<std::unique_ptr<Block>> slots_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;  // of so many slots each
   Buffer *last_buffer_ = nullptr;
   bool failed_ = false;
   bool block_ended_ = false;
@@ -185,6 +205,12 @@ class Engine {
 // The barrier at a place of a block's shared memory, which the current thread looks at; and the end of its phase, if nothing is missing.
 MBarrier &barrier_at(Block &block, const void *pointer, const char *what, uint32_t pc);
 void end_phase_if_complete(MBarrier &barrier);
+// Fails if no fence.mbarrier_init has followed its initialisation.
+void check_announced(const MBarrier &barrier, const char *what, uint32_t pc);
+
+// The block of a rank in the thread's cluster, which has not ended; and where in its shared memory lies what lies here in the own one.
+Block &peer(Thread &thread, uint32_t rank, const char *what, uint32_t pc);
+const void *peer_place(const Thread &thread, const Block &block, const void *pointer, const char *what, uint32_t pc);
 
 // A warp operation: waits for every lane of `mask`, then the last one carries it out for all (`complete`) from their operands.
 void collective(const char *name, uint32_t mask, void *operand, void (*complete)(Warp &, uint32_t), uint32_t pc);

@@ -1,14 +1,14 @@
 // mbarrier.cpp - barriers in shared memory.
 //
 // A phase of a barrier ends when as many threads have arrived as it was made for, and as many bytes as they announced. Who waits for the end of
-// a phase learns what those who arrived knew.
+// a phase learns what those who arrived knew; of what threads of other blocks knew, only if it waits with the scope of the cluster.
 #include "engine.hpp"
 
 namespace emu {
 
 MBarrier &barrier_at(Block &block, const void *pointer, const char *what, uint32_t pc) {
   Thread &thread = engine->current();
-  engine->access_shared(thread, pointer, 8, Access::Read, pc, what);
+  engine->access_shared(thread, block, pointer, 8, Access::Read, pc, what);
   for (MBarrier &barrier : block.mbarriers)
     if (barrier.place == pointer) return barrier;
   engine->fail(format("%s: no mbarrier was initialised here, by %s at %s", what, engine->name(thread).c_str(), at(pc).c_str()));
@@ -22,6 +22,16 @@ void end_phase_if_complete(MBarrier &barrier) {
   std::vector<Thread *> waiting;
   waiting.swap(barrier.waiting);
   engine->wake_all(waiting);
+}
+
+void check_announced(const MBarrier &barrier, const char *what, uint32_t pc) {
+  if (barrier.announced) return;
+  engine->fail(format("%s: no fence.mbarrier_init has followed the initialisation of the mbarrier, by %s at %s", what,
+                      engine->name(engine->current()).c_str(), at(pc).c_str()));
+}
+
+void fence_barriers() {
+  for (MBarrier &barrier : engine->current().block->mbarriers) barrier.announced = true;
 }
 
 void mbarrier_init(uint64_t *pointer, uint32_t count) {
@@ -53,7 +63,7 @@ void mbarrier_arrive(uint64_t *pointer, uint32_t bytes) {
   end_phase_if_complete(barrier);
 }
 
-void mbarrier_wait(uint64_t *pointer, uint32_t parity) {
+void mbarrier_wait(uint64_t *pointer, uint32_t parity, bool of_cluster) {
   const uint32_t pc = EMU_CALLER;
   Thread &thread = engine->current();
   MBarrier &barrier = barrier_at(*thread.block, pointer, "mbarrier.try_wait", pc);
@@ -62,7 +72,9 @@ void mbarrier_wait(uint64_t *pointer, uint32_t parity) {
     barrier.waiting.push_back(&thread);
     engine->wait("mbarrier.try_wait", 0, pc);
   }
-  if (engine->options.check) engine->races.learn(thread, barrier);
+  if (!engine->options.check) return;
+  engine->races.learn(thread, barrier);
+  if (of_cluster) engine->races.acquire(thread, barrier.tells_afar);
 }
 
 }  // namespace emu

@@ -63,8 +63,7 @@ const char *SharedMemory::find(uintptr_t address, size_t bytes, size_t &offset) 
   return nullptr;
 }
 
-void Engine::access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
-  Block &block = *thread.block;
+void Engine::access_shared(Thread &thread, Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
   size_t offset = 0;
   const char *array = block.shared.find(address, bytes, offset);
   if (!array) fail(format("%zu bytes outside every shared array of the block, by %s at %s", bytes, name(thread).c_str(), at(pc).c_str()));
@@ -76,11 +75,15 @@ void Engine::access_shared(Thread &thread, uintptr_t address, size_t bytes, Acce
 }
 
 void Engine::access_shared(Thread &thread, const void *pointer, size_t bytes, Access access, uint32_t pc, const char *what) {
+  access_shared(thread, *thread.block, pointer, bytes, access, pc, what);
+}
+
+void Engine::access_shared(Thread &thread, Block &block, const void *pointer, size_t bytes, Access access, uint32_t pc, const char *what) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   stats.accesses++;
-  if (!thread.block->shared.contains(address))
+  if (!block.shared.contains(address))
     fail(format("%s: not shared memory of the block, by %s at %s", what, name(thread).c_str(), at(pc).c_str()));
-  access_shared(thread, address, bytes, access, pc);
+  access_shared(thread, block, address, bytes, access, pc);
 }
 
 void Engine::start_copy(const PendingCopy &copy) {
@@ -183,7 +186,7 @@ void Engine::access(const void *pointer, size_t bytes, Access access, bool align
                 name(current()).c_str(), at(pc).c_str()));
   Block &own = *current_->block;
   if (own.shared.contains(address)) {
-    access_shared(*current_, address, bytes, access, pc);
+    access_shared(*current_, own, address, bytes, access, pc);
   } else {
     for (const auto &block : slots_)
       if (block->shared.contains(address))

@@ -101,6 +101,13 @@ class RaceChecker {
   void check_proxy(const Thread &reader, const Cell &cell, const char *what, uint32_t pc) const;
   // Whether the thread has been told of the last write to what is read for it.
   void check_known(const Thread &thread, const Cell &cell, uint32_t pc) const;
+  // All that the thread knows, to be passed on; and what others have passed on so. Blocks of a cluster do.
+  KnowledgePtr release(Thread &thread);
+  void acquire(Thread &thread, const KnowledgePtr &what);
+  // The same of a thread that arrives at a barrier of a block of its cluster.
+  void arrive_from_afar(Thread &thread, const Block &block, MBarrier &barrier, uint32_t pc);
+  // A block has ended: what others have done to its shared memory must be known to one of its threads.
+  void end(const Block &block) const;
   // Some threads of a block have met.
   void meet(const std::vector<Thread *> &threads);
 
@@ -139,6 +146,7 @@ class RaceChecker {
   std::vector<ReaderSet> reader_sets_;
   std::vector<uint32_t> free_sets_;
   std::map<uintptr_t, KnowledgePtr> published_;  // by address of an atomic
+  KnowledgePtr joined_[3];                       // the last two that one thread of many has joined, and what came of it
 };
 
 }  // namespace emu

@@ -34,19 +34,40 @@ void read_source(Thread &thread, PendingStore &store) {
   store.read = true;
 }
 
+// A copy to a block's shared memory is under way.
+void start_tile(Thread &thread, Block &block, const Box &box, const void *pointer, const char *what, uint32_t pc) {
+  MBarrier &barrier = barrier_at(block, pointer, what, pc);
+  check_announced(barrier, what, pc);
+  each_piece(box, [&](uint8_t *place, const uint8_t *from) {
+    engine->access_shared(thread, block, place, 16, Access::Write, pc, what);
+    if (from) engine->access(from, 16, Access::Read, false, pc);
+    engine->set_in_flight(block, place, 16);
+  });
+  engine->tiles.push_back({box, &block, &barrier - block.mbarriers.data(), pc});
+}
+
 }  // namespace
 
 void load_tile(void *to, const void *map, uint64_t *pointer, int x, int y, int z, bool planes) {
   const uint32_t pc = EMU_CALLER;
+  const char *const what = "cp.async.bulk.tensor";
   Thread &thread = engine->current();
-  MBarrier &barrier = barrier_at(*thread.block, pointer, "cp.async.bulk.tensor", pc);
-  const PendingTile tile{box_of("cp.async.bulk.tensor", to, map, x, y, z, planes, pc), thread.block, &barrier - thread.block->mbarriers.data(), pc};
-  each_piece(tile.box, [&](uint8_t *place, const uint8_t *from) {
-    engine->access_shared(thread, place, 16, Access::Write, pc, "cp.async.bulk.tensor");
-    if (from) engine->access(from, 16, Access::Read, false, pc);
-    engine->set_in_flight(*thread.block, place, 16);
-  });
-  engine->tiles.push_back(tile);
+  start_tile(thread, *thread.block, box_of(what, to, map, x, y, z, planes, pc), pointer, what, pc);
+}
+
+void load_tile_to_all(void *to, const void *map, uint64_t *pointer, int x, int y, uint32_t ranks) {
+  const uint32_t pc = EMU_CALLER;
+  const char *const what = "cp.async.bulk.tensor.multicast";
+  Thread &thread = engine->current();
+  const Box own = box_of(what, to, map, x, y, 0, false, pc);
+  if (!ranks) engine->fail(format("%s: to nobody, by %s at %s", what, engine->name(thread).c_str(), at(pc).c_str()));
+  for (uint32_t rank = 0; ranks >> rank; rank++) {
+    if (!(ranks >> rank & 1)) continue;
+    Block &block = peer(thread, rank, what, pc);
+    Box box = own;
+    box.shared = static_cast<uint8_t *>(const_cast<void *>(peer_place(thread, block, to, what, pc)));
+    start_tile(thread, block, box, peer_place(thread, block, pointer, what, pc), what, pc);
+  }
 }
 
 // Some tile that is on its way lands. False if there is none.

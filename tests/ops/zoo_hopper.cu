@@ -1,4 +1,4 @@
-// zoo_hopper.cu - as zoo.cu, of what only sm_90a has: tiles that leave shared memory, and clusters.
+// zoo_hopper.cu - as zoo.cu, of tiles that leave shared memory on sm_90a.
 //
 // All take (out, matrix, to, from, n) and blocks of 128 threads: `to` is a map of `matrix` [64, 64], `from` one of another such; boxes of 8 rows. Each
 // block has two tiles of dynamic shared memory.

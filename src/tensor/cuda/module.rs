@@ -25,7 +25,7 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 13] = [
+const HEADERS: [(&str, &str); 14] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
@@ -39,6 +39,7 @@ const HEADERS: [(&str, &str); 13] = [
     ("head.cuh", include_str!("../../../kernels/head.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
     ("hopper_store.cuh", include_str!("../../../kernels/hopper_store.cuh")),
+    ("hopper_cluster.cuh", include_str!("../../../kernels/hopper_cluster.cuh")),
 ];
 
 impl Source {
@@ -90,7 +91,7 @@ impl Source {
     pub const CONFORMANCE_HOPPER: Source =
         Source { file: "conformance_hopper.cu", text: include_str!("../../../kernels/conformance_hopper.cu") };
 
-    /// Every wrapper of how tiles leave a multiprocessor there, by itself.
+    /// Every wrapper of how tiles leave a multiprocessor there, and of clusters, by itself.
     pub const CONFORMANCE_TILES: Source =
         Source { file: "conformance_tiles.cu", text: include_str!("../../../kernels/conformance_tiles.cu") };
 

@@ -2,6 +2,7 @@
 
 use super::Result;
 use super::block::Block;
+use super::cluster::Cluster;
 use super::decode::Space;
 use super::leave::Store;
 use std::collections::BTreeMap;
@@ -125,6 +126,8 @@ pub struct Spaces<'a> {
     pub block: Block,
     /// What threads that have ended have stored by TMA: there when the launch has ended.
     pub late: Vec<Store>,
+    /// The block's cluster.
+    pub cluster: Cluster,
 }
 
 impl Spaces<'_> {

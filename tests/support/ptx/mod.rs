@@ -5,8 +5,8 @@
 //! * `forms.rs`: the table of instructions that compute lane by lane, one line a form.
 //! * `warp.rs`: a warp in lockstep at its lowest program counter. `access.rs`: loads, stores, copies. `exchange.rs`, `matrix.rs`: what its lanes do
 //!   together. `operands.rs`: which registers an instruction touches.
-//! * `memory.rs`: global and shared memory; every access is checked for bounds and alignment. `launch.rs`: blocks, one after another. `block.rs`: the
-//!   warps of a block in turn, each until it waits; who waits where nobody can go on is an error.
+//! * `memory.rs`: global and shared memory; every access is checked for bounds and alignment. `launch.rs`: blocks, one after another. `cluster.rs`: those of
+//!   a cluster in turn. `block.rs`: the warps of a block in turn, each until it waits; who waits where nobody can go on is an error.
 //! * `hopper.rs`: what only sm_90a has. `barrier.rs`: barriers in shared memory. `tma.rs`: tiles, which land as late as they may, in an order drawn at
 //!   random. `leave.rs`: tiles the other way, as late. `warpgroup.rs`: products, done when they are waited for; their registers may not be touched before.
 //!
@@ -17,6 +17,7 @@
 mod access;
 mod barrier;
 mod block;
+mod cluster;
 mod decode;
 mod exchange;
 mod forms;

@@ -52,6 +52,9 @@ pub struct Warp {
     ended: u32,
     lanes: u32,
     index: usize,
+    /// How often it has come to the cluster's barrier, and whether it has not waited since.
+    pub arrivals: u64,
+    pub in_cluster_barrier: bool,
     /// Whether what happens to registers matters to products.
     multiplies: bool,
     /// Lane instructions so far.
@@ -75,6 +78,8 @@ impl Warp {
             ended: 0,
             lanes,
             index,
+            arrivals: 0,
+            in_cluster_barrier: false,
             multiplies: code.iter().any(|i| matches!(i.action, Action::Hopper(Hopper::Multiply(_)))),
             executed: 0,
         }
@@ -87,7 +92,7 @@ impl Warp {
         }
         self.fronts = vec![Front::new(0, self.lanes)];
         self.products = Products::new(if self.multiplies { entry.registers } else { 0 });
-        self.ended = 0;
+        (self.ended, self.arrivals, self.in_cluster_barrier) = (0, 0, false);
     }
 
     /// Which of its block it is.

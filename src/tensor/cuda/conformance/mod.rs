@@ -310,6 +310,7 @@ mod tests {
             (include_str!("../../../../kernels/ptx.cuh"), Source::CONFORMANCE, 9),
             (include_str!("../../../../kernels/hopper.cuh"), Source::CONFORMANCE_HOPPER, 20),
             (include_str!("../../../../kernels/hopper_store.cuh"), Source::CONFORMANCE_TILES, 6),
+            (include_str!("../../../../kernels/hopper_cluster.cuh"), Source::CONFORMANCE_TILES, 6),
         ];
         for (header, source, least) in headers {
             let wrappers: Vec<&str> = header

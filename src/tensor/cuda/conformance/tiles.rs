@@ -1,4 +1,5 @@
-//! The wrappers of `kernels/hopper_store.cuh`: fragments to shared memory, and boxes to device memory by TMA. Nothing here rounds.
+//! The wrappers of `kernels/hopper_store.cuh` and `kernels/hopper_cluster.cuh`: fragments to shared memory, boxes to device memory by TMA, and what blocks of a
+//! cluster do for one another. Nothing here rounds.
 
 use super::hopper::{Numbers, ROW_BYTES, coordinates};
 use super::{Check, Finding, LANES, words};
@@ -10,8 +11,7 @@ use std::sync::Arc;
 pub(super) fn checks() -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
     checks.extend([false, true].map(|transposed| -> Check { Box::new(move |gpu| stmatrix(gpu, transposed)) }));
-    checks.push(Box::new(store));
-    checks.push(Box::new(there_and_back));
+    checks.extend::<[Check; 5]>([Box::new(store), Box::new(there_and_back), Box::new(cluster), Box::new(arrivals), Box::new(multicast)]);
     checks
 }
 
@@ -111,4 +111,67 @@ fn there_and_back(gpu: &Arc<Gpu>) -> Result<Finding> {
         .run()?;
     let want: Vec<u32> = numbers.bits.chunks_exact(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect();
     Ok(Finding::exact("cp.async.bulk.commit_group, wait_group", &out.to_u32()?, &want))
+}
+
+/// Words handed from block to block in `rounds` rounds; `next(i)`: whose word is added to word i.
+fn handed(gpu: &Arc<Gpu>, kernel: &'static str, blocks: usize, next: impl Fn(usize) -> usize) -> Result<[Vec<u32>; 2]> {
+    let (threads, rounds) = (128, 9);
+    let mut want = words(blocks * threads, 51);
+    let (from, mut board) = (Buffer::from_u32(gpu, &want)?, Buffer::uninit(gpu, U32, 2 * want.len())?);
+    let mut out = Buffer::uninit(gpu, U32, want.len())?;
+    launch(gpu, kernel, blocks, threads, 0)
+        .output("out", &mut out, U32, want.len())
+        .output("board", &mut board, U32, 2 * want.len())
+        .input("in", &from, U32, want.len())
+        .dim("rounds", rounds)
+        .run()?;
+    for _ in 0..rounds {
+        want = (0..want.len()).map(|i| want[i].wrapping_mul(3).wrapping_add(want[next(i)])).collect();
+    }
+    Ok([out.to_u32()?, want])
+}
+
+/// The PTX manual, "barrier.cluster" and "%cluster_ctarank".
+fn cluster(gpu: &Arc<Gpu>) -> Result<Finding> {
+    let next = |i: usize| i / 512 * 512 + (i % 512 + 128) % 512;
+    let [got, want] = handed(gpu, "conformance_hopper_cluster", 12, next)?;
+    Ok(Finding::exact("barrier.cluster, clusters of four", &got, &want))
+}
+
+/// The PTX manual, "mapa" and "mbarrier.arrive" with the scope of the cluster.
+fn arrivals(gpu: &Arc<Gpu>) -> Result<Finding> {
+    let next = |i: usize| ((i / 128) ^ 1) * 128 + 127 - i % 128;
+    let [got, want] = handed(gpu, "conformance_hopper_arrivals", 6, next)?;
+    Ok(Finding::exact("mbarrier.arrive of another block", &got, &want))
+}
+
+/// Boxes for several blocks, inside and over the edges: at the same place in each, and told to the barrier of each (the PTX manual, "cp.async.bulk.tensor",
+/// `.multicast::cluster`).
+fn multicast(gpu: &Arc<Gpu>) -> Result<Finding> {
+    let ([columns, rows], box_rows, of_cluster) = ([200, 100], 16, 4);
+    let numbers = Numbers::new([columns, rows, 1], 52);
+    let places = [[0, 0], [64, 16], [192, 40], [128, 92], [-16, 8], [72, -8], [0, 100], [136, 50]];
+    // All, one, itself left out, some.
+    let ranks = [0b1111, 0b0001, 0b1010, 0b0111, 0b0110, 0b1101, 0b1000, 0b1111];
+    let [at, to] = [&coordinates(&places.each_ref().map(|p| &p[..]))[..], &ranks].map(|x| Buffer::from_u32(gpu, x));
+    let (at, to, from) = (at?, to?, numbers.upload(gpu)?);
+    let len = places.len() * of_cluster * box_rows * ROW_BYTES / 4;
+    let mut out = Buffer::uninit(gpu, U32, len)?;
+    launch(gpu, "conformance_hopper_multicast", places.len(), 128, of_cluster * box_rows * ROW_BYTES)
+        .output("out", &mut out, U32, len)
+        .matrix("map", Some(&from), rows, columns, box_rows)
+        .input("at", &at, U32, at.len())
+        .input("ranks", &to, U32, to.len())
+        .dim("rows", box_rows)
+        .run()?;
+    let mut want = Vec::new();
+    for (block, other) in (0..places.len()).flat_map(|block| (0..of_cluster).map(move |other| (block, other))) {
+        let sender = block / of_cluster * of_cluster + other;
+        let [x, y] = places[sender];
+        match ranks[sender] >> (block % of_cluster) & 1 {
+            1 => want.extend(numbers.boxed([x, y, 0], box_rows, 1)),
+            _ => want.extend(std::iter::repeat_n(u32::MAX, box_rows * ROW_BYTES / 4)),
+        }
+    }
+    Ok(Finding::exact("cp.async.bulk.tensor.2d, multicast", &out.to_u32()?, &want))
 }
