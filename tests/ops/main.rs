@@ -38,6 +38,7 @@ mod cuda_driver;
 mod cuda_elementwise;
 mod cuda_launch;
 mod cuda_matmul;
+mod cuda_matmul_hopper;
 mod cuda_rmsnorm;
 mod cuda_sample;
 mod cuda_token_logprob;
