@@ -16,16 +16,16 @@ namespace head_hopper {
 using namespace linear_hopper;
 
 // A product over whole chunks of terms.
-template <bool B_BY_ROWS>
+template <int BLOCKS, bool B_BY_ROWS>
 struct Product {
   Side side;
   int terms;
 
-  __device__ __forceinline__ void load(Stages &s, int row, int column) const {
+  __device__ __forceinline__ void load(Stages<BLOCKS> &s, int row, int column) const {
     for (int term = 0; term < terms; term += CHUNK) load_chunk<false, B_BY_ROWS>(s, side, row, column, term);
   }
   // sum (+)= the product: with `keep` it goes on from what it is.
-  __device__ __forceinline__ void add(Sums &sum, Stages &s, int group, bool keep) const {
+  __device__ __forceinline__ void add(Sums &sum, Stages<BLOCKS> &s, int group, bool keep) const {
     add_product<false, B_BY_ROWS>(sum, s, group, chunks_of(terms), keep, 0, 1.0f, [](int) { return CHUNK; });
   }
 };
@@ -54,22 +54,15 @@ __device__ __forceinline__ head::Part front_strip(Sums &sum, int first, int voca
   return head::strip([&](int i) { return sum[FROM + i / 2][i % 2]; });
 }
 
-}  // namespace head_hopper
-#endif
-
-// parts [rows, ceil(V / 128), 3]: the sums of each 128 columns. Grid: blocks that stay. Block: 384 threads. Dynamic shared memory: 192 KiB. Boxes of the
-// maps: 128 rows of h, 256 of w. targets and logits may be null.
-extern "C" __global__ void __launch_bounds__(384, 1)
-head_fwd_hopper(float *__restrict__ parts, float *__restrict__ target_z, float *__restrict__ logits, const SORFT_GRID_CONSTANT TensorMap h,
-                const SORFT_GRID_CONSTANT TensorMap w, const float *__restrict__ temperature, const u32 *__restrict__ targets, i32 rows,
-                i32 vocab, i32 k) {
-#if defined(SORFT_HOPPER)
-  using namespace head_hopper;
-  const Product<false> product{{&h, &w}, k};
+// The sums of the strips of a tile's rows.
+template <int BLOCKS>
+__device__ __forceinline__ void forward(float *parts, float *target_z, float *logits, const Side &side, const float *temperature, const u32 *targets,
+                                        int rows, int vocab, int k) {
+  const Product<BLOCKS, false> product{side, k};
   const int parts_of_row = (vocab + 127) / 128;
-  each_tile(
-      rows, vocab, [&](Stages &stages, int row, int column) { product.load(stages, row, column); },
-      [&](Stages &stages, int group, int row, int column) {
+  each_tile<BLOCKS>(
+      rows, vocab, [&](Stages<BLOCKS> &stages, int row, int column) { product.load(stages, row, column); },
+      [&](Stages<BLOCKS> &stages, int group, int row, int column) {
         Sums sum;
         product.add(sum, stages, group, false);
         if (logits)
@@ -98,21 +91,15 @@ head_fwd_hopper(float *__restrict__ parts, float *__restrict__ target_z, float *
           for (int j = 0; j < COLUMNS / 8; j++) sum[j][0] = sum[j][2], sum[j][1] = sum[j][3];
         }
       });
-#endif
 }
-SORFT_EXPORT(head_fwd_hopper)
 
-// dz [rows, width] of columns first.. of the vocabulary. As above.
-extern "C" __global__ void __launch_bounds__(384, 1)
-head_dz_hopper(bf16 *__restrict__ dz, const SORFT_GRID_CONSTANT TensorMap h, const SORFT_GRID_CONSTANT TensorMap w,
-               const float *__restrict__ temperature, const u32 *__restrict__ targets, const float *__restrict__ seeds, i32 rows, i32 k,
-               i32 first, i32 width) {
-#if defined(SORFT_HOPPER)
-  using namespace head_hopper;
-  const Product<false> product{{&h, &w}, k};
-  each_tile(
-      rows, width, [&](Stages &stages, int row, int column) { product.load(stages, row, first + column); },
-      [&](Stages &stages, int group, int row, int column) {
+template <int BLOCKS>
+__device__ __forceinline__ void gradient_of_z(const TensorMap &dz, const Side &side, const float *temperature, const u32 *targets, const float *seeds,
+                                              int rows, int k, int first, int width) {
+  const Product<BLOCKS, false> product{side, k};
+  each_tile<BLOCKS>(
+      rows, width, [&](Stages<BLOCKS> &stages, int row, int column) { product.load(stages, row, first + column); },
+      [&](Stages<BLOCKS> &stages, int group, int row, int column) {
         Sums sum;
         product.add(sum, stages, group, false);
         SORFT_UNROLL
@@ -122,26 +109,23 @@ head_dz_hopper(bf16 *__restrict__ dz, const SORFT_GRID_CONSTANT TensorMap h, con
           const head::RowGradient gradient(temperature, targets, seeds, own);
           SORFT_UNROLL
           for (int j = 0; j < COLUMNS / 8; j++) {
-            const int at = column + 8 * j + threadIdx.x % 4 * 2;
-            if (at >= width) continue;
-            const float lo = gradient.at(sum[j][2 * r], first + at), hi = gradient.at(sum[j][2 * r + 1], first + at + 1);
-            store_vec(dz + (i64)own * width + at, to_bf16x2(lo, hi));
+            SORFT_UNROLL
+            for (int e = 0; e < 2; e++) {
+              float &z = sum[j][2 * r + e];
+              z = gradient.at(z, first + column + 8 * j + threadIdx.x % 4 * 2 + e);
+            }
           }
         }
+        store_outputs(sum, stages, dz, group, row, column, rows, width, [](int, float &, float &) {});
       });
-#endif
 }
-SORFT_EXPORT(head_dz_hopper)
 
-// dh [rows, K] += dz [rows, width] w [width, K], whose map begins at the chunk's first row. Boxes: 128 rows of dz, 64 of w.
-extern "C" __global__ void __launch_bounds__(384, 1)
-head_dh_hopper(float *__restrict__ dh, const SORFT_GRID_CONSTANT TensorMap dz, const SORFT_GRID_CONSTANT TensorMap w, i32 rows, i32 width, i32 k) {
-#if defined(SORFT_HOPPER)
-  using namespace head_hopper;
-  const Product<true> product{{&dz, &w}, width};
-  each_tile(
-      rows, k, [&](Stages &stages, int row, int column) { product.load(stages, row, column); },
-      [&](Stages &stages, int group, int row, int column) {
+template <int BLOCKS>
+__device__ __forceinline__ void gradient_of_h(float *dh, const Side &side, int rows, int width, int k) {
+  const Product<BLOCKS, true> product{side, width};
+  each_tile<BLOCKS>(
+      rows, k, [&](Stages<BLOCKS> &stages, int row, int column) { product.load(stages, row, column); },
+      [&](Stages<BLOCKS> &stages, int group, int row, int column) {
         Sums sum;
         tile::clear(sum);
         each_pair(sum, group, row, column, rows, k, [=](i64 r, int c, float &lo, float &hi) {
@@ -151,6 +135,61 @@ head_dh_hopper(float *__restrict__ dh, const SORFT_GRID_CONSTANT TensorMap dz, c
         product.add(sum, stages, group, true);
         each_pair(sum, group, row, column, rows, k, [=](i64 r, int c, float lo, float hi) { store_vec(dh + r * k + c, float2{lo, hi}); });
       });
+}
+
+}  // namespace head_hopper
+#define HEAD_HOPPER_BODY(...) head_hopper::__VA_ARGS__
+#else
+#define HEAD_HOPPER_BODY(...)
 #endif
+
+// Each alone and, as `_pair`, by clusters of two blocks. Grid: blocks that stay, of pairs an even number. Block: 384 threads. Dynamic shared memory: 192 KiB,
+// for dz 224.
+
+// parts [rows, ceil(V / 128), 3]: the sums of each 128 columns. Boxes of the maps: 128 rows. targets and logits may be null.
+extern "C" __global__ void __launch_bounds__(384, 1)
+head_fwd_hopper(float *__restrict__ parts, float *__restrict__ target_z, float *__restrict__ logits, const SORFT_GRID_CONSTANT TensorMap h,
+                const SORFT_GRID_CONSTANT TensorMap w, const float *__restrict__ temperature, const u32 *__restrict__ targets, i32 rows, i32 vocab,
+                i32 k) {
+  HEAD_HOPPER_BODY(forward<1>(parts, target_z, logits, {&h, &w}, temperature, targets, rows, vocab, k));
+}
+SORFT_EXPORT(head_fwd_hopper)
+
+extern "C" __global__ void SORFT_CLUSTER(2) __launch_bounds__(384, 1)
+head_fwd_hopper_pair(float *__restrict__ parts, float *__restrict__ target_z, float *__restrict__ logits, const SORFT_GRID_CONSTANT TensorMap h,
+                     const SORFT_GRID_CONSTANT TensorMap w, const float *__restrict__ temperature, const u32 *__restrict__ targets, i32 rows,
+                     i32 vocab, i32 k) {
+  HEAD_HOPPER_BODY(forward<2>(parts, target_z, logits, {&h, &w}, temperature, targets, rows, vocab, k));
+}
+SORFT_EXPORT_CLUSTER(head_fwd_hopper_pair, 2)
+
+// dz [rows, width] of columns first.. of the vocabulary. As above; boxes of dz have 64 rows.
+extern "C" __global__ void __launch_bounds__(384, 1)
+head_dz_hopper(const SORFT_GRID_CONSTANT TensorMap dz, const SORFT_GRID_CONSTANT TensorMap h, const SORFT_GRID_CONSTANT TensorMap w,
+               const float *__restrict__ temperature, const u32 *__restrict__ targets, const float *__restrict__ seeds, i32 rows, i32 k, i32 first,
+               i32 width) {
+  HEAD_HOPPER_BODY(gradient_of_z<1>(dz, {&h, &w}, temperature, targets, seeds, rows, k, first, width));
+}
+SORFT_EXPORT(head_dz_hopper)
+
+extern "C" __global__ void SORFT_CLUSTER(2) __launch_bounds__(384, 1)
+head_dz_hopper_pair(const SORFT_GRID_CONSTANT TensorMap dz, const SORFT_GRID_CONSTANT TensorMap h, const SORFT_GRID_CONSTANT TensorMap w,
+                    const float *__restrict__ temperature, const u32 *__restrict__ targets, const float *__restrict__ seeds, i32 rows, i32 k,
+                    i32 first, i32 width) {
+  HEAD_HOPPER_BODY(gradient_of_z<2>(dz, {&h, &w}, temperature, targets, seeds, rows, k, first, width));
+}
+SORFT_EXPORT_CLUSTER(head_dz_hopper_pair, 2)
+
+// dh [rows, K] += dz [rows, width] w [width, K], whose map begins at the chunk's first row. Boxes: 128 rows of dz, 64 of w.
+extern "C" __global__ void __launch_bounds__(384, 1)
+head_dh_hopper(float *__restrict__ dh, const SORFT_GRID_CONSTANT TensorMap dz, const SORFT_GRID_CONSTANT TensorMap w, i32 rows, i32 width, i32 k) {
+  HEAD_HOPPER_BODY(gradient_of_h<1>(dh, {&dz, &w}, rows, width, k));
 }
 SORFT_EXPORT(head_dh_hopper)
+
+extern "C" __global__ void SORFT_CLUSTER(2) __launch_bounds__(384, 1)
+head_dh_hopper_pair(float *__restrict__ dh, const SORFT_GRID_CONSTANT TensorMap dz, const SORFT_GRID_CONSTANT TensorMap w, i32 rows, i32 width,
+                    i32 k) {
+  HEAD_HOPPER_BODY(gradient_of_h<2>(dh, {&dz, &w}, rows, width, k));
+}
+SORFT_EXPORT_CLUSTER(head_dh_hopper_pair, 2)

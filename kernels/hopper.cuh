@@ -32,9 +32,11 @@ __device__ __forceinline__ void barrier_init(u64 *barrier, u32 count) {
 #endif
 }
 
-// fence.mbarrier_init: the initialisation is there for TMA. (The emulator orders it by the barrier of the block alone.)
+// fence.mbarrier_init: the initialisation is there for TMA and for other blocks of the cluster.
 __device__ __forceinline__ void fence_barriers() {
-#if !defined(SORFT_EMULATOR)
+#if defined(SORFT_EMULATOR)
+  emu::fence_barriers();
+#else
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
@@ -308,3 +310,6 @@ __device__ __forceinline__ void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 
 
 }  // namespace ptx
 #endif
+
+#include "hopper_store.cuh"
+#include "hopper_cluster.cuh"

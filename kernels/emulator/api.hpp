@@ -9,7 +9,7 @@
 
 namespace emu {
 
-constexpr uint32_t ABI_VERSION = 1;
+constexpr uint32_t ABI_VERSION = 2;
 
 struct Device;
 
@@ -27,6 +27,7 @@ struct Launch {
   uint32_t block[3];
   uint32_t shared_bytes;
   uint32_t arguments;  // how many
+  uint32_t cluster;    // blocks of a cluster, neighbours along x; 1: none
   uint64_t pointers;   // bit i: argument i is a pointer
 };
 

@@ -72,6 +72,7 @@ void wait_for(const uint32_t *number, uint32_t least);
 
 // ---- tensor cores (tensor.cpp): a whole warp together; each lane gets and gives its fragment
 void load_matrices(uint32_t (&out)[4], const void *row, bool transposed);
+void store_matrices(void *row, const uint32_t (&in)[4], bool transposed);
 void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 // ---- asynchronous copies to shared memory (async.cpp)
@@ -79,13 +80,24 @@ void copy_async(void *to, const void *from, uint32_t bytes, uint32_t read);
 void commit_copies();
 void wait_for_copies(uint32_t pending);
 
-// ---- barriers in shared memory, and copies of whole tiles (mbarrier.cpp)
+// ---- barriers in shared memory (mbarrier.cpp), named ones (sync.cpp), copies of whole tiles both ways (tiles.cpp)
 void mbarrier_init(uint64_t *barrier, uint32_t count);
 void mbarrier_arrive(uint64_t *barrier, uint32_t bytes);
-void mbarrier_wait(uint64_t *barrier, uint32_t parity);
+void mbarrier_wait(uint64_t *barrier, uint32_t parity, bool of_cluster = false);
+void fence_barriers();
 void load_tile(void *to, const void *map, uint64_t *barrier, int x, int y, int z, bool planes);
+void load_tile_to_all(void *to, const void *map, uint64_t *barrier, int x, int y, uint32_t ranks);
+void store_tile(const void *map, int x, int y, const void *from);
+void commit_stores();
+void wait_for_stores(uint32_t pending, bool read);
 void fence_async_proxy();
 void named_barrier(uint32_t id, uint32_t count);
+
+// ---- clusters of blocks (cluster.cpp)
+uint32_t cluster_rank();
+void cluster_arrive();
+void cluster_wait();
+void mbarrier_arrive_at(uint64_t *barrier, uint32_t rank);
 
 // ---- products by a warpgroup (wgmma.cpp)
 uint32_t shared_offset(const void *pointer);

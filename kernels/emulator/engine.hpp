@@ -14,6 +14,7 @@
 #include "memory.hpp"
 #include "race.hpp"
 #include "schedule.hpp"
+#include "tiles.hpp"
 
 namespace emu {
 
@@ -28,27 +29,6 @@ struct PendingCopy {
   uint32_t bytes, read, pc;
 };
 
-// A matrix of bf16 in device memory, or planes of such matrices, as TMA reads them; src/tensor/cuda/emulator.rs makes it, in the place of the driver's
-// 128 bytes. Strides in bytes; a matrix has no plane.
-struct TileMap {
-  static constexpr uint64_t MAGIC = 0x70616d20656c6974ull;
-  uint64_t magic, address;
-  uint64_t columns, rows, stride, box_rows;
-  uint64_t planes, plane_stride, box_planes;
-
-  uint64_t rows_of_box() const { return box_rows * (planes ? box_planes : 1); }
-};
-
-// A tile on its way to shared memory.
-struct PendingTile {
-  Block *block;
-  uint8_t *to;
-  TileMap map;
-  std::ptrdiff_t barrier;  // of the block's mbarriers
-  int x, y, z;
-  uint32_t pc;
-};
-
 // A barrier in shared memory.
 struct MBarrier {
   const void *place = nullptr;
@@ -56,8 +36,11 @@ struct MBarrier {
   uint32_t count = 0, missing = 0, phase = 0, landed = 0;
   int64_t bytes = 0;  // announced and not yet there
   std::vector<Thread *> waiting;
+  bool announced = false;             // fence.mbarrier_init has followed
   std::vector<uint32_t> told, tells;  // what those knew who arrived in this phase; what all phases that have ended pass on
-  KnowledgePtr told_of_blocks, tells_of_blocks;  // the same of other blocks
+  KnowledgePtr told_of_blocks, tells_of_blocks;  // the same, of what they had learned of other blocks by atomics
+  KnowledgePtr told_afar, tells_afar; // the same of other blocks' threads who arrived
+  std::vector<Stamp> afar;            // their last arrivals
 };
 
 // A product of a warpgroup that has been issued: d [64, columns] (+)= a b, as one lane has it.
@@ -84,8 +67,12 @@ struct Thread {
   uint32_t waiting_mask = 0;
   void *operand = nullptr;  // of the warp operation it takes part in
   ThreadClock clock;
+  bool in_cluster_barrier = false;  // has arrived and not waited
+  uint32_t cluster_phase = 0;       // in which it has arrived
   std::vector<PendingCopy> copies;                // since the last commit
   std::vector<std::vector<PendingCopy>> groups;   // committed, oldest first
+  StoreGroup stores;                              // of tiles, since the last commit
+  std::vector<StoreGroup> store_groups;           // committed, oldest first
   std::vector<PendingProduct> products;           // oldest first
   std::vector<uint32_t> product_groups;           // how many of them each commit closed
   bool products_fenced = false;
@@ -107,7 +94,17 @@ struct Warp {
   std::vector<Collective> open;
 };
 
+// Blocks that run at the same time; where a kernel has no clusters, one.
+struct Cluster {
+  std::vector<Block *> blocks;            // by rank
+  uint32_t arrived = 0, phase = 0;        // threads in the cluster's barrier; how often all have been
+  std::vector<Thread *> waiting;
+  KnowledgePtr told, tells;               // what those know who have arrived; what phases that have ended pass on
+};
+
 struct Block {
+  Cluster *cluster = nullptr;
+  uint32_t rank = 0;  // in it
   uint32_t linear = 0;
   Dim3 index = {};
   uint32_t live = 0;     // threads that have not ended
@@ -150,10 +147,21 @@ class Engine {
   void access(const void *address, size_t bytes, Access access, bool aligned, uint32_t pc);
   // The same of shared memory, by any thread of the block; other memory is a mistake of `what`.
   void access_shared(Thread &thread, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
+  // The same of a block of the thread's cluster.
+  void access_shared(Thread &thread, Block &block, const void *address, size_t bytes, Access access, uint32_t pc, const char *what);
   // An asynchronous copy to shared memory is under way, and has landed for the thread that waited for it.
   void start_copy(const PendingCopy &copy);
   void set_in_flight(Block &block, const void *address, uint32_t bytes);
   void land_copy(const PendingCopy &copy);
+  // The same of one to device memory.
+  void set_in_flight(const void *address, uint32_t bytes);
+  void land_copy(const void *address, uint32_t bytes, const Thread &thread, uint32_t pc);
+  // One store by TMA more (or less) has to read these bytes of shared memory.
+  void set_leaving(Block &block, const void *address, uint32_t bytes, int more);
+  // Whether what the thread has TMA read is there for TMA.
+  void check_proxy(const Thread &thread, const void *address, uint32_t bytes, uint32_t pc);
+  // What a store has read arrives; `thread` has waited for it, if anyone has.
+  void land_store(const PendingStore &store, const Thread *thread);
 
   // ---- for messages
   std::string name(const Thread &thread) const { return name(thread.who()); }
@@ -169,16 +177,22 @@ class Engine {
   Stats stats = {};
   uint32_t block_size;
   std::vector<PendingTile> tiles;
+  std::vector<PendingStore> unlanded;  // of threads that have ended
 
  private:
   static void fiber_main();
   bool land_tile();
+  void end_stores(Thread &thread);
   Thread *next_thread();
+  void start_cluster(uint32_t cluster, uint32_t linear);
   void start_block(Block &block, uint32_t linear, uint32_t slot);
+  void end_block(Block &block);
   void end_thread();
   void switch_away();
-  void access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  void access_shared(Thread &thread, Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc);
   void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  template <class Each>
+  void each_cell(const void *address, size_t bytes, const Each &each);
   std::string place_in(const Buffer &buffer, uintptr_t address) const;
   std::string deadlock() const;
 
@@ -187,11 +201,22 @@ class Engine {
   Fiber main_;
   Thread *current_ = nullptr;
   std::vector<std::unique_ptr<Block>> slots_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;  // of so many slots each
   std::map<const void *, std::vector<Thread *>> watchers_;
   Buffer *last_buffer_ = nullptr;
   bool failed_ = false;
   bool block_ended_ = false;
 };
+
+// The barrier at a place of a block's shared memory, which the current thread looks at; and the end of its phase, if nothing is missing.
+MBarrier &barrier_at(Block &block, const void *pointer, const char *what, uint32_t pc);
+void end_phase_if_complete(MBarrier &barrier);
+// Fails if no fence.mbarrier_init has followed its initialisation.
+void check_announced(const MBarrier &barrier, const char *what, uint32_t pc);
+
+// The block of a rank in the thread's cluster, which has not ended; and where in its shared memory lies what lies here in the own one.
+Block &peer(Thread &thread, uint32_t rank, const char *what, uint32_t pc);
+const void *peer_place(const Thread &thread, const Block &block, const void *pointer, const char *what, uint32_t pc);
 
 // A warp operation: waits for every lane of `mask`, then the last one carries it out for all (`complete`) from their operands.
 void collective(const char *name, uint32_t mask, void *operand, void (*complete)(Warp &, uint32_t), uint32_t pc);

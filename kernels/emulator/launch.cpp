@@ -66,6 +66,8 @@ std::string refusal(const Launch &launch, const Options &options) {
   if ((uint64_t)launch.grid[0] * launch.grid[1] * launch.grid[2] > UINT32_MAX / MAX_THREADS) return "launch refused: too many blocks for the emulator";
   if (launch.shared_bytes > SharedMemory::LIMIT)
     return format("launch refused: %u bytes of shared memory, the most is %zu", launch.shared_bytes, SharedMemory::LIMIT);
+  if (launch.cluster == 0 || launch.cluster > 8 || launch.grid[0] % launch.cluster)
+    return format("launch refused: a grid of %u blocks along x in clusters of %u", launch.grid[0], launch.cluster);
   if (options.schedule > static_cast<uint32_t>(Schedule::Random)) return format("no schedule %u", options.schedule);
   return "";
 }
@@ -181,16 +183,31 @@ void Engine::end_thread() {
   thread.state = State::Done;
   if (const size_t copies = unfinished_copies(thread))
     fail(format("%s ends with %zu asynchronous copies that it has not waited for", name(thread).c_str(), copies));
+  end_stores(thread);
   if (!thread.products.empty())
     fail(format("%s ends with %zu products of its warpgroup that it has not waited for", name(thread).c_str(), thread.products.size()));
   if (block.arrived > 0) fail(format("divergent block: %s ends while %u threads wait in __syncthreads", name(thread).c_str(), block.arrived) + deadlock());
   for (const Collective &open : thread.warp->open)
     if (open.mask >> thread.lane & 1) fail(format("divergent warp: %s ends while others of its warp wait for it in %s", name(thread).c_str(), open.name) + deadlock());
+  if (thread.in_cluster_barrier || block.cluster->arrived > 0)
+    fail(format("divergent cluster: %s ends while %u threads are in barrier.cluster", name(thread).c_str(), block.cluster->arrived) + deadlock());
   thread.warp->exited |= 1u << thread.lane;
   block_ended_ = --block.live == 0;
-  if (block_ended_ && std::any_of(tiles.begin(), tiles.end(), [&](const PendingTile &tile) { return tile.block == &block; }))
-    fail(format("the block of %s ends with tiles on their way to its shared memory", name(thread).c_str()));
+  if (block_ended_) end_block(block);
   for (;;) switch_away();
+}
+
+// The slots of a cluster get the blocks from `linear` on.
+void Engine::start_cluster(uint32_t cluster, uint32_t linear) {
+  Cluster &own = *clusters_[cluster];
+  own = Cluster();
+  for (uint32_t rank = 0; rank < launch.cluster; rank++) own.blocks.push_back(slots_[cluster * launch.cluster + rank].get());
+  for (uint32_t rank = 0; rank < launch.cluster; rank++) {
+    Block &block = *own.blocks[rank];
+    block.cluster = &own;
+    block.rank = rank;
+    start_block(block, linear + rank, cluster * launch.cluster + rank);
+  }
 }
 
 void Engine::start_block(Block &block, uint32_t linear, uint32_t slot) {
@@ -242,7 +259,7 @@ std::string Engine::deadlock() const {
 }
 
 bool Engine::run(Stats &out) {
-  const uint32_t total = count(launch.grid);
+  const uint32_t total = count(launch.grid) / launch.cluster;  // clusters
   std::vector<uint32_t> order(total);
   for (uint32_t i = 0; i < total; i++) order[i] = i;
   if (ready.schedule() == Schedule::Reversed) std::reverse(order.begin(), order.end());
@@ -252,9 +269,10 @@ bool Engine::run(Stats &out) {
   device.launches++;
   engine = this;
   uint32_t next = 0;
-  const uint32_t resident = std::min(std::max(options.resident, 1u), total);
-  for (uint32_t slot = 0; slot < resident; slot++) slots_.push_back(std::make_unique<Block>());
-  for (uint32_t slot = 0; slot < resident; slot++) start_block(*slots_[slot], order[next++], slot);
+  const uint32_t resident = std::min(std::max(options.resident / launch.cluster, 1u), total);
+  for (uint32_t slot = 0; slot < resident * launch.cluster; slot++) slots_.push_back(std::make_unique<Block>());
+  for (uint32_t i = 0; i < resident; i++) clusters_.push_back(std::make_unique<Cluster>());
+  for (uint32_t i = 0; i < resident; i++) start_cluster(i, order[next++] * launch.cluster);
   uint32_t running = resident;
   while (running > 0 && !failed_) {
     Thread *thread = next_thread();
@@ -269,16 +287,18 @@ bool Engine::run(Stats &out) {
     current_ = nullptr;
     if (!block_ended_) continue;
     block_ended_ = false;
-    for (uint32_t slot = 0; slot < resident; slot++) {
-      Block &block = *slots_[slot];
-      if (block.live > 0 || block.threads.empty()) continue;
-      if (next < total) start_block(block, order[next++], slot);
+    for (uint32_t i = 0; i < resident; i++) {
+      const std::vector<Block *> &blocks = clusters_[i]->blocks;
+      if (blocks[0]->threads.empty() || std::any_of(blocks.begin(), blocks.end(), [](const Block *b) { return b->live > 0; })) continue;
+      if (next < total) start_cluster(i, order[next++] * launch.cluster);
       else {
-        block.threads.clear();
+        for (Block *block : blocks) block->threads.clear();
         running--;
       }
     }
   }
+  if (!failed_)
+    for (const PendingStore &store : unlanded) land_store(store, nullptr);
   engine = nullptr;
   out = stats;
   return !failed_;

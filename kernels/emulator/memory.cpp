@@ -63,8 +63,7 @@ const char *SharedMemory::find(uintptr_t address, size_t bytes, size_t &offset) 
   return nullptr;
 }
 
-void Engine::access_shared(Thread &thread, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
-  Block &block = *thread.block;
+void Engine::access_shared(Thread &thread, Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc) {
   size_t offset = 0;
   const char *array = block.shared.find(address, bytes, offset);
   if (!array) fail(format("%zu bytes outside every shared array of the block, by %s at %s", bytes, name(thread).c_str(), at(pc).c_str()));
@@ -76,11 +75,15 @@ void Engine::access_shared(Thread &thread, uintptr_t address, size_t bytes, Acce
 }
 
 void Engine::access_shared(Thread &thread, const void *pointer, size_t bytes, Access access, uint32_t pc, const char *what) {
+  access_shared(thread, *thread.block, pointer, bytes, access, pc, what);
+}
+
+void Engine::access_shared(Thread &thread, Block &block, const void *pointer, size_t bytes, Access access, uint32_t pc, const char *what) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   stats.accesses++;
-  if (!thread.block->shared.contains(address))
+  if (!block.shared.contains(address))
     fail(format("%s: not shared memory of the block, by %s at %s", what, name(thread).c_str(), at(pc).c_str()));
-  access_shared(thread, address, bytes, access, pc);
+  access_shared(thread, block, address, bytes, access, pc);
 }
 
 void Engine::start_copy(const PendingCopy &copy) {
@@ -93,6 +96,35 @@ void Engine::set_in_flight(Block &block, const void *address, uint32_t bytes) {
   if (!options.check) return;
   const uintptr_t to = reinterpret_cast<uintptr_t>(address);
   for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) block.shared.cell(to + i)->in_flight = true;
+}
+
+// The cells of device memory that was accessed in this launch.
+template <class Each>
+void Engine::each_cell(const void *pointer, size_t bytes, const Each &each) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  Buffer &buffer = *device.at_or_below(address);
+  const size_t last = buffer.cell_of(address + bytes - 1);
+  for (size_t i = buffer.cell_of(address); i <= last; i++) each(buffer.cells[i]);
+}
+
+void Engine::set_in_flight(const void *address, uint32_t bytes) {
+  if (options.check) each_cell(address, bytes, [](Cell &cell) { cell.in_flight = true; });
+}
+
+void Engine::land_copy(const void *address, uint32_t bytes, const Thread &thread, uint32_t pc) {
+  if (options.check) each_cell(address, bytes, [&](Cell &cell) { races.land(cell, thread, pc); });
+}
+
+void Engine::set_leaving(Block &block, const void *address, uint32_t bytes, int more) {
+  if (!options.check) return;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(address);
+  for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) block.shared.cell(from + i)->leaving += static_cast<uint8_t>(more);
+}
+
+void Engine::check_proxy(const Thread &thread, const void *address, uint32_t bytes, uint32_t pc) {
+  if (!options.check) return;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(address);
+  for (uint32_t i = 0; i < bytes; i += SharedMemory::GRAIN) races.check_proxy(thread, *thread.block->shared.cell(from + i), "a store by TMA", pc);
 }
 
 void Engine::land_copy(const PendingCopy &copy) {
@@ -154,7 +186,7 @@ void Engine::access(const void *pointer, size_t bytes, Access access, bool align
                 name(current()).c_str(), at(pc).c_str()));
   Block &own = *current_->block;
   if (own.shared.contains(address)) {
-    access_shared(*current_, address, bytes, access, pc);
+    access_shared(*current_, own, address, bytes, access, pc);
   } else {
     for (const auto &block : slots_)
       if (block->shared.contains(address))

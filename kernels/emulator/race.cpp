@@ -167,7 +167,33 @@ void RaceChecker::arrive(Thread &thread, MBarrier &barrier) {
   barrier.told_of_blocks = join(barrier.told_of_blocks, thread.clock.acquired);
 }
 
+void RaceChecker::arrive_from_afar(Thread &thread, const Block &block, MBarrier &barrier, uint32_t pc) {
+  if (thread.block == &block) return arrive(thread, barrier);
+  const Stamp stamp{thread.who(), thread.clock.clock, pc};
+  const auto same = std::find_if(barrier.afar.begin(), barrier.afar.end(), [&](const Stamp &s) { return s.who == stamp.who; });
+  if (same == barrier.afar.end()) barrier.afar.push_back(stamp);
+  else *same = stamp;
+  barrier.told_afar = join(barrier.told_afar, release(thread));
+}
+
+void RaceChecker::end(const Block &block) const {
+  const auto known = [&](const Stamp &stamp) {
+    return std::any_of(block.threads.begin(), block.threads.end(), [&](const Thread &t) { return ordered(t, stamp); });
+  };
+  const auto fail = [&](const std::string &what) {
+    engine_.fail(format("block (%u,%u,%u) ends, and none of its threads has waited for %s", block.index.x, block.index.y, block.index.z, what.c_str()));
+  };
+  for (const MBarrier &barrier : block.mbarriers) {
+    const uint32_t agent = block.linear * MAX_THREADS + static_cast<uint32_t>(block.threads.size()) + barrier.agent;
+    if (barrier.landed && !known({agent, barrier.landed, 0})) fail("the tiles at mbarrier " + std::to_string(barrier.agent));
+    for (const Stamp &stamp : barrier.afar)
+      if (!known(stamp)) fail(format("the arrival of %s at %s", engine_.name(stamp.who).c_str(), at(stamp.pc).c_str()));
+  }
+}
+
 void RaceChecker::end_phase(MBarrier &barrier) {
+  barrier.tells_afar = join(barrier.tells_afar, barrier.told_afar);
+  barrier.told_afar = nullptr;
   barrier.told[barrier.told.size() - AGENTS + barrier.agent] = barrier.landed;
   raise(barrier.tells, barrier.told.data(), barrier.told.size());
   std::fill(barrier.told.begin(), barrier.told.end(), 0);
@@ -183,22 +209,34 @@ void RaceChecker::check_known(const Thread &thread, const Cell &cell, uint32_t p
   if (cell.write.clock && !ordered(thread, cell.write)) race("read after write", thread, pc, cell.write, "an operand of a product of its warp");
 }
 
-void RaceChecker::check_proxy(const Thread &reader, const Cell &cell, uint32_t pc) const {
+void RaceChecker::check_proxy(const Thread &reader, const Cell &cell, const char *what, uint32_t pc) const {
   const uint32_t writer = cell.write.who % MAX_THREADS;
   const auto &threads = reader.block->threads;
   if (!cell.write.clock || writer >= threads.size() || threads[writer].clock.proxy_fenced >= cell.write.clock) return;
-  engine_.fail(format("no fence.proxy.async: a product reads what %s has stored at %s, by %s at %s", engine_.name(cell.write.who).c_str(),
+  engine_.fail(format("no fence.proxy.async: %s reads what %s has stored at %s, by %s at %s", what, engine_.name(cell.write.who).c_str(),
                       at(cell.write.pc).c_str(), engine_.name(reader).c_str(), at(pc).c_str()));
 }
 
-void RaceChecker::fence(Thread &thread) {
-  Block &block = *thread.block;
+void RaceChecker::fence(Thread &thread) { thread.clock.fenced = join(thread.clock.fenced, release(thread)); }
+
+KnowledgePtr RaceChecker::release(Thread &thread) {
+  const Block &block = *thread.block;
   auto known = thread.clock.acquired ? std::make_shared<Knowledge>(*thread.clock.acquired) : std::make_shared<Knowledge>();
   std::vector<uint32_t> &own = (*known)[block.linear];
   raise(own, block.clock.at_barrier.data(), block.clock.width);
   raise(own, thread.clock.known, block.clock.width);
   own[thread.index] = thread.clock.clock++;
-  thread.clock.fenced = join(thread.clock.fenced, known);
+  return known;
+}
+
+void RaceChecker::acquire(Thread &thread, const KnowledgePtr &what) {
+  auto &[before, told, both] = joined_;
+  if (!both || before != thread.clock.acquired || told != what) {
+    before = thread.clock.acquired;
+    told = what;
+    both = join(before, told);
+  }
+  thread.clock.acquired = both;
 }
 
 void RaceChecker::atomic(Thread &thread, uintptr_t address) {
@@ -218,6 +256,11 @@ void RaceChecker::race(const char *kind, const Thread &thread, uint32_t pc, cons
 void RaceChecker::in_flight(const Thread &thread, uint32_t pc, const Stamp &copy, const std::string &place) const {
   engine_.fail(format("asynchronous copy still in flight: %s, by %s at %s; copied by %s at %s, which has not waited for it", place.c_str(),
                       engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(copy.who).c_str(), at(copy.pc).c_str()));
+}
+
+void RaceChecker::leaving(const Thread &thread, uint32_t pc, const Stamp &read, const std::string &place) const {
+  engine_.fail(format("a store by TMA may still read it: %s, written by %s at %s; read by %s at %s, which has not waited for that", place.c_str(),
+                      engine_.name(thread).c_str(), at(pc).c_str(), engine_.name(read.who).c_str(), at(read.pc).c_str()));
 }
 
 void RaceChecker::unwritten(const Thread &thread, uint32_t pc, const std::string &place) const {

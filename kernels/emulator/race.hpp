@@ -39,6 +39,7 @@ struct Cell {
   bool written = false;         // ever, by the host or a kernel
   bool atomic = false;          // the last write was an atomic
   bool in_flight = false;       // the last write is an asynchronous copy that nobody has waited for
+  uint8_t leaving = 0;          // stores by TMA that may still read it
 };
 
 // For each block, clocks of its threads. Immutable once shared.
@@ -77,6 +78,7 @@ class RaceChecker {
   template <class Place>
   void touch(Cell &cell, Thread &thread, Access access, uint32_t pc, const Place &place) {
     if (cell.in_flight) in_flight(thread, pc, cell.write, place());
+    if (access != Access::Read && cell.leaving) leaving(thread, pc, cell.read, place());
     if (access != Access::Write && !cell.written) unwritten(thread, pc, place());
     if (cell.write.clock && !(access == Access::Atomic && cell.atomic) && !ordered(thread, cell.write))
       race(access == Access::Read ? "read after write" : "write after write", thread, pc, cell.write, place());
@@ -95,10 +97,17 @@ class RaceChecker {
   void arrive(Thread &thread, MBarrier &barrier);
   void end_phase(MBarrier &barrier);
   void learn(Thread &thread, const MBarrier &barrier);
-  // Whether what a product reads is visible to it: written by a tile's copy, or fenced by the thread that wrote it.
-  void check_proxy(const Thread &reader, const Cell &cell, uint32_t pc) const;
+  // Whether what a product or a store by TMA reads is visible to it: written by a tile's copy, or fenced by the thread that wrote it.
+  void check_proxy(const Thread &reader, const Cell &cell, const char *what, uint32_t pc) const;
   // Whether the thread has been told of the last write to what is read for it.
   void check_known(const Thread &thread, const Cell &cell, uint32_t pc) const;
+  // All that the thread knows, to be passed on; and what others have passed on so. Blocks of a cluster do.
+  KnowledgePtr release(Thread &thread);
+  void acquire(Thread &thread, const KnowledgePtr &what);
+  // The same of a thread that arrives at a barrier of a block of its cluster.
+  void arrive_from_afar(Thread &thread, const Block &block, MBarrier &barrier, uint32_t pc);
+  // A block has ended: what others have done to its shared memory must be known to one of its threads.
+  void end(const Block &block) const;
   // Some threads of a block have met.
   void meet(const std::vector<Thread *> &threads);
 
@@ -132,12 +141,14 @@ class RaceChecker {
   uint32_t new_reader_set(const Thread &thread);
   [[noreturn]] void race(const char *kind, const Thread &thread, uint32_t pc, const Stamp &earlier, const std::string &place) const;
   [[noreturn]] void in_flight(const Thread &thread, uint32_t pc, const Stamp &copy, const std::string &place) const;
+  [[noreturn]] void leaving(const Thread &thread, uint32_t pc, const Stamp &read, const std::string &place) const;
   [[noreturn]] void unwritten(const Thread &thread, uint32_t pc, const std::string &place) const;
 
   Engine &engine_;
   std::vector<ReaderSet> reader_sets_;
   std::vector<uint32_t> free_sets_;
   std::map<uintptr_t, KnowledgePtr> published_;  // by address of an atomic
+  KnowledgePtr joined_[3];                       // the last two that one thread of many has joined, and what came of it
 };
 
 }  // namespace emu

@@ -1,6 +1,6 @@
-// tensor.cpp - what a warp does together on 8 x 8 and 16 x 16 pieces: ldmatrix and mma.sync.
+// tensor.cpp - what a warp does together on 8 x 8 and 16 x 16 pieces: ldmatrix, stmatrix and mma.sync.
 //
-// Which lane holds which number is as the PTX manual draws it ("Matrix fragments for mma.m16n8k16", "ldmatrix"): lane 4g + t holds, of each
+// Which lane holds which number is as the PTX manual draws it ("Matrix fragments for mma.m16n8k16", "ldmatrix", "stmatrix"): lane 4g + t holds, of each
 // 8 x 8 piece, columns 2t and 2t + 1 of row g.
 #include <cstring>
 
@@ -16,30 +16,47 @@ struct LoadOperand {
   uint32_t *out;
 };
 
+// Calls each(thread, its operand, which of its 16-bit halves, place) for the numbers of four pieces, whose rows' addresses the lanes give.
+template <class Operand, class Each>
+void each_number(Warp &warp, const char *name, bool transposed, uint32_t pc, const Each &each) {
+  const auto row = [&](uint32_t i) { return static_cast<Operand *>(warp.lanes[i]->operand)->row; };
+  for (uint32_t i = 0; i < 32; i++)
+    if (reinterpret_cast<uintptr_t>(row(i)) % 16 != 0)
+      engine->fail(format("%s: the address of a row is a multiple of 16, by %s at %s", name, engine->name(*warp.lanes[i]).c_str(), at(pc).c_str()));
+  for (uint32_t lane = 0; lane < 32; lane++)
+    for (uint32_t half = 0; half < 8; half++) {
+      const uint32_t along = lane % 4 * 2 + half % 2, across = lane / 4;
+      const auto place = row(half / 2 * 8 + (transposed ? along : across)) + 2 * (transposed ? across : along);
+      each(*warp.lanes[lane], *static_cast<Operand *>(warp.lanes[lane]->operand), half, place);
+    }
+}
+
 // Each number is a read of the lane that receives it, wherever its address came from: so a row that was written without a meeting of the
 // two lanes is found.
 template <bool TRANSPOSED>
 void complete_load(Warp &warp, uint32_t) {
   const char *const name = TRANSPOSED ? "ldmatrix.trans" : "ldmatrix";
   const uint32_t pc = engine->current().waiting_pc;
-  const auto row = [&](uint32_t i) { return static_cast<LoadOperand *>(warp.lanes[i]->operand)->row; };
-  for (uint32_t i = 0; i < 32; i++)
-    if (reinterpret_cast<uintptr_t>(row(i)) % 16 != 0)
-      engine->fail(format("%s: the address of a row is a multiple of 16, by %s at %s", name, engine->name(*warp.lanes[i]).c_str(), at(pc).c_str()));
-  for (uint32_t lane = 0; lane < 32; lane++) {
-    Thread &thread = *warp.lanes[lane];
-    uint32_t *out = static_cast<LoadOperand *>(thread.operand)->out;
-    for (uint32_t piece = 0; piece < 4; piece++) {
-      uint16_t pair[2];
-      for (uint32_t j = 0; j < 2; j++) {
-        const uint32_t along = lane % 4 * 2 + j, across = lane / 4;
-        const uint8_t *from = row(piece * 8 + (TRANSPOSED ? along : across)) + 2 * (TRANSPOSED ? across : along);
-        engine->access_shared(thread, from, 2, Access::Read, pc, name);
-        memcpy(&pair[j], from, 2);
-      }
-      memcpy(&out[piece], pair, 4);
-    }
-  }
+  each_number<LoadOperand>(warp, name, TRANSPOSED, pc, [&](Thread &thread, LoadOperand &own, uint32_t half, const uint8_t *from) {
+    engine->access_shared(thread, from, 2, Access::Read, pc, name);
+    memcpy(reinterpret_cast<uint16_t *>(own.out) + half, from, 2);
+  });
+}
+
+struct StoreOperand {
+  uint8_t *row;
+  const uint32_t *in;
+};
+
+// Each number is a write of the lane that had it.
+template <bool TRANSPOSED>
+void complete_store(Warp &warp, uint32_t) {
+  const char *const name = TRANSPOSED ? "stmatrix.trans" : "stmatrix";
+  const uint32_t pc = engine->current().waiting_pc;
+  each_number<StoreOperand>(warp, name, TRANSPOSED, pc, [&](Thread &thread, const StoreOperand &own, uint32_t half, uint8_t *to) {
+    engine->access_shared(thread, to, 2, Access::Write, pc, name);
+    memcpy(to, reinterpret_cast<const uint16_t *>(own.in) + half, 2);
+  });
 }
 
 struct MultiplyOperand {
@@ -104,6 +121,14 @@ void load_matrices(uint32_t (&out)[4], const void *row, bool transposed) {
   engine->current().waiting_pc = pc;
   if (transposed) collective("ldmatrix.trans", WHOLE, &own, complete_load<true>, pc);
   else collective("ldmatrix", WHOLE, &own, complete_load<false>, pc);
+}
+
+void store_matrices(void *row, const uint32_t (&in)[4], bool transposed) {
+  const uint32_t pc = EMU_CALLER;
+  StoreOperand own{static_cast<uint8_t *>(row), in};
+  engine->current().waiting_pc = pc;
+  if (transposed) collective("stmatrix.trans", WHOLE, &own, complete_store<true>, pc);
+  else collective("stmatrix", WHOLE, &own, complete_store<false>, pc);
 }
 
 void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

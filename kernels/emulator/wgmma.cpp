@@ -47,7 +47,7 @@ void check_reads(Warp &warp, const PendingProduct &p, bool all) {
     engine->access_shared(first, place, 2, Access::Read, p.pc, "wgmma");
     if (!engine->options.check) return;
     const Cell &cell = *first.block->shared.cell(reinterpret_cast<uintptr_t>(place));
-    engine->races.check_proxy(first, cell, p.pc);
+    engine->races.check_proxy(first, cell, "a product", p.pc);
     engine->races.check_known(*warp.lanes[(row * 2 + term / 8) % 32], cell, p.pc);
   });
 }

@@ -20,8 +20,13 @@ struct Kernel<'a> {
 
 impl Kernel<'_> {
     fn run(&self) -> Result<Vec<u32>, String> {
+        self.run_in_cluster(1)
+    }
+
+    /// The same by so many blocks of one cluster, %r39 each.
+    fn run_in_cluster(&self, blocks: u32) -> Result<Vec<u32>, String> {
         let mut memory = Memory::default();
-        let bytes = 4 * self.words * self.threads as usize;
+        let bytes = 4 * self.words * (self.threads * blocks) as usize;
         memory.add(OUT, bytes);
         memory.add(IN, 2 * self.input.len());
         for (to, x) in memory.bytes(IN, 2 * self.input.len())?.chunks_exact_mut(2).zip(&self.input) {
@@ -33,14 +38,19 @@ impl Kernel<'_> {
         map.chunks_exact_mut(8).zip(words).for_each(|(to, word): (_, u64)| to.copy_from_slice(&word.to_le_bytes()));
         let registers = ".reg .pred %p<9>;\n.reg .b32 %r<40>;\n.reg .f32 %f<40>;\n.reg .b64 %rd<40>;\n.shared .align 8 .b8 barrier[16];\n";
         let start = "ld.param.u64 %rd1, [k_param_0];\nmov.b64 %rd2, k_param_1;\ncvta.param.u64 %rd3, %rd2;\nmov.u32 %r1, %tid.x;\n\
-            mov.u64 %rd4, barrier;\ncvt.u32.u64 %r2, %rd4;\nmov.u64 %rd5, dynamic;\ncvt.u32.u64 %r3, %rd5;\n";
-        let end = format!("mul.wide.u32 %rd6, %r1, {};\nadd.s64 %rd6, %rd6, %rd1;\n{}\nret;\n", 4 * self.words, self.store);
+            mov.u64 %rd4, barrier;\ncvt.u32.u64 %r2, %rd4;\nmov.u64 %rd5, dynamic;\ncvt.u32.u64 %r3, %rd5;\nmov.u32 %r39, %ctaid.x;\n";
+        let end = format!(
+            "mad.lo.u32 %r38, %r39, {}, %r1;\nmul.wide.u32 %rd6, %r38, {};\nadd.s64 %rd6, %rd6, %rd1;\n{}\nret;\n",
+            self.threads,
+            4 * self.words,
+            self.store
+        );
         let module = Module::parse(&format!(
             ".version 9.0\n.target sm_90a\n.address_size 64\n.extern .shared .align 1024 .b8 dynamic[];\n.visible .entry k(\n.param .u64 k_param_0,\n\
-            .param .align 64 .b8 k_param_1[128]\n)\n.maxntid 384, 1, 1\n.minnctapersm 1\n{{\n{registers}{start}{}\n{end}}}\n",
+            .param .align 64 .b8 k_param_1[128]\n)\n.explicitcluster\n.reqnctapercluster {blocks}, 1, 1\n.maxntid 384, 1, 1\n.minnctapersm 1\n{{\n{registers}{start}{}\n{end}}}\n",
             self.body
         ))?;
-        let shape = Shape { grid: [1, 1, 1], block: [self.threads, 1, 1], dynamic: 32768 };
+        let shape = Shape { grid: [blocks, 1, 1], block: [self.threads, 1, 1], dynamic: 32768 };
         module.launch("k", &shape, &[OUT.to_le_bytes().to_vec(), map], &mut memory)?;
         Ok(memory.bytes(OUT, bytes)?.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four"))).collect())
     }
@@ -233,5 +243,73 @@ fn products_are_waited_for_and_fenced() {
         let kernel = product("%rd8", flags, WAIT);
         let body = kernel.body.replacen(from, to, 1);
         refused(Kernel { body: &body, ..kernel }, what);
+    }
+}
+
+/// A box of 8 rows, whose words 256 threads write, to the map's matrix and, of that, back.
+fn leave(fence: &str, wait: &str) -> Result<Vec<u32>, String> {
+    let body = format!(
+        "shl.b32 %r9, %r1, 2;\nadd.s32 %r9, %r9, %r3;\nst.shared.u32 [%r9], %r1;\n{fence}bar.sync 0;\nsetp.ne.s32 %p1, %r1, 0;\n@%p1 bra $there;\n\
+        mov.u32 %r7, 0;\nmov.u32 %r8, 1;\ncp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%rd3, {{%r7, %r8}}], [%r3];\n\
+        cp.async.bulk.commit_group;\n{wait}$there:\nbar.sync 0;\nmul.wide.u32 %rd8, %r1, 4;\nadd.s64 %rd8, %rd8, {IN};\nld.global.u32 %r10, [%rd8];\n"
+    );
+    let store = "st.global.u32 [%rd6], %r10;";
+    Kernel { body: &body, store, threads: 256, words: 1, input: vec![0.0; 8 * 64], columns: 64, box_rows: 8 }.run()
+}
+
+#[test]
+fn tiles_leave_when_they_are_waited_for() {
+    let fence = "fence.proxy.async.shared::cta;\n";
+    let got = leave(fence, "cp.async.bulk.wait_group 0;\n").expect("it runs");
+    for (row, word) in (0..8).flat_map(|row| (0..32).map(move |word| (row, word))) {
+        // From row 1 of the matrix on; what lies below it is left out.
+        let want = if row == 0 { 0 } else { 32 * (row - 1) + ((word / 4) ^ (row - 1)) * 4 + word % 4 };
+        assert_eq!(got[row * 32 + word], want as u32, "row {row}, word {word}");
+    }
+    let early = leave(fence, "cp.async.bulk.wait_group.read 0;\n").expect("it runs");
+    assert!(early.iter().all(|word| *word == 0), "read, and not there yet");
+    for (fence, wait, what) in [
+        ("", "cp.async.bulk.wait_group 0;\n", "no fence.proxy.async since thread"),
+        (fence, "cp.async.bulk.wait_group 1;\n", "before the store of PTX line"),
+        (fence, "", "before the store of PTX line"),
+    ] {
+        let error = leave(fence, wait).expect_err("a mistake");
+        assert!(error.contains(what) && error.contains("PTX line"), "{what}: {error}");
+    }
+}
+
+const MEET: &str = "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n";
+
+/// What a body does in two blocks of 32 threads, each of which leaves the rank of its block.
+fn by_two(body: &str) -> Result<Vec<u32>, String> {
+    let store = "mov.u32 %r10, %cluster_ctarank;\nst.global.u32 [%rd6], %r10;";
+    Kernel { body, store, threads: 32, words: 1, input: Vec::new(), columns: 0, box_rows: 0 }.run_in_cluster(2)
+}
+
+#[test]
+fn blocks_of_a_cluster_meet_and_arrive_at_each_other_s_barriers() {
+    let arrive = |rank: &str| {
+        format!(
+            "mov.u32 %r11, %cluster_ctarank;\nxor.b32 %r11, %r11, {rank};\nmapa.shared::cluster.u32 %r12, %r2, %r11;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r12];\n"
+        )
+    };
+    let acquire = wait(0).replace("try_wait.parity", "try_wait.parity.acquire.cluster");
+    let right = format!("{}{MEET}{}{acquire}{MEET}", barrier(32), arrive("1"));
+    let ranks: Vec<u32> = [0, 1].into_iter().flat_map(|rank| [rank; 32]).collect();
+    assert_eq!(by_two(&right).expect("it runs"), ranks);
+    let half = format!("setp.ne.s32 %p2, %r39, 0;\n@%p2 bra $past;\n{MEET}$past:\n");
+    for (body, what) in [
+        (right.replacen(MEET, "", 1), "no barrier was initialised"),
+        (right.replace("fence.mbarrier_init.release.cluster;\n", ""), "no fence.mbarrier_init"),
+        (format!("{}{MEET}{}{MEET}", barrier(32), arrive("3")), "in a cluster of 2"),
+        (format!("{}{MEET}{}", barrier(32), arrive("1")), "has ended"),
+        (right.replace(&arrive("1"), ""), "misses 32 of 32 arrivals"),
+        (half, "the cluster, 32 of whose 64 threads are there"),
+        ("barrier.cluster.arrive.release.aligned;\n".repeat(2), "twice without"),
+        ("barrier.cluster.wait.acquire.aligned;\n".to_owned(), "without barrier.cluster.arrive"),
+        (format!("setp.gt.u32 %p2, %r1, 30;\n@%p2 ret;\n{MEET}"), "divergent"),
+    ] {
+        let error = by_two(&body).expect_err("a mistake");
+        assert!(error.contains(what) && error.contains("PTX line"), "{what}: {error}");
     }
 }

@@ -16,9 +16,11 @@ use sorft_native::tensor::plan::Plan;
 use std::sync::Arc;
 
 /// The headers that mistakes may stand in, those before that include them.
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 6] = [
     ("linear_hopper.cuh", include_str!("../../kernels/linear_hopper.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
+    ("hopper_store.cuh", include_str!("../../kernels/hopper_store.cuh")),
+    ("hopper_cluster.cuh", include_str!("../../kernels/hopper_cluster.cuh")),
     ("sorft.cuh", include_str!("../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../kernels/ptx.cuh")),
 ];
@@ -90,9 +92,9 @@ fn narrow(source: Source, kernel: &str) -> Source {
         let to = if line.starts_with("extern \"C\"") || !one.is_empty() { &mut one } else { &mut text };
         to.push_str(line);
         to.push('\n');
-        if let Some(name) = line.strip_prefix("SORFT_EXPORT(") {
+        if let Some(name) = line.strip_prefix("SORFT_EXPORT(").or_else(|| line.strip_prefix("SORFT_EXPORT_CLUSTER(")) {
             let own = std::mem::take(&mut one);
-            text.push_str(if name == format!("{kernel})") { &own } else { "" });
+            text.push_str(if name.split([',', ')']).next() == Some(kernel) { &own } else { "" });
         }
     }
     Source { file: source.file, text: kept(text) }
@@ -234,6 +236,38 @@ const HOPPER_MISTAKES: [Broken; 5] = [
                 "{.reg .pred p; setp.ne.u32 p, 0, 0;\"\n      \"wgmma.mma_async.sync.aligned.m64n128k16",
             ),
             mutant("all threads of the block meet", "\"r\"(id), \"r\"(threads)", "\"r\"(id), \"r\"(384)"),
+            mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
+        ],
+    },
+    Broken {
+        source: Source::CONFORMANCE_TILES,
+        kernel: "",
+        run: |gpu| conformance::run(gpu).map(|_| ()),
+        mutants: &[
+            mutant("no .trans", "x4.trans.shared.b16 [%0]", "x4.shared.b16 [%0]"),
+            mutant(".trans where there is none", "m8n8.x4.shared.b16 [%0]", "m8n8.x4.trans.shared.b16 [%0]"),
+            mutant("row and column are swapped", "[%0, {%2, %3}], [%1]", "[%0, {%3, %2}], [%1]"),
+            mutant("stores are in no group", "cp.async.bulk.commit_group;", ""),
+            mutant("what is read is not waited for", "cp.async.bulk.wait_group.read %0;", "// %0"),
+            mutant(
+                "one group too few is waited for",
+                "wait_group.read %0;\" ::\"n\"(PENDING)",
+                "wait_group.read %0;\" ::\"n\"(PENDING + 1)",
+            ),
+            mutant("the wrong rank", "mov.u32 %0, %%cluster_ctarank;", "mov.u32 %0, %%ctaid.x;"),
+            mutant("nobody comes to the cluster's barrier", "barrier.cluster.arrive.release.aligned;", ""),
+            mutant("nobody waits for the cluster", "barrier.cluster.wait.acquire.aligned;", ""),
+            mutant("arrives in the own block", "_, [there];}", "_, [%0];}"),
+            mutant("place and rank are swapped", "there, %0, %1;", "there, %1, %0;"),
+            mutant("the other parity for the cluster", "\"r\"(phase)", "\"r\"(phase ^ 1)"),
+            mutant("one look at the cluster's is enough", "while (!ended);", "while (false);"),
+            mutant(
+                "to the own block alone",
+                "bytes.multicast::cluster [%0], [%2, {%3, %4}], [%1], %5;",
+                "bytes [%0], [%2, {%3, %4}], [%1];",
+            ),
+            mutant("to other blocks", "\"h\"(ranks)", "\"h\"((u16)(ranks ^ 1))"),
+            mutant("what has been read is taken for there", "cp.async.bulk.wait_group %0;", "cp.async.bulk.wait_group.read %0;"),
             mutant("stores are not fenced", "fence.proxy.async.shared::cta;", ""),
         ],
     },

@@ -19,10 +19,13 @@ use std::sync::{Arc, Mutex};
 type Case = (&'static str, fn(&Arc<Gpu>));
 
 /// What only a Hopper chip runs.
-const HOPPER_CASES: [Case; 12] = [
+const HOPPER_CASES: [Case; 15] = [
     ("conformance on Hopper", conforms_on_hopper),
     ("linear on Hopper", hopper_linear),
     ("linear on Hopper, several tiles", |gpu| hopper_products(gpu, [389, 264, 328, 16])),
+    ("linear on Hopper, pairs", |gpu| hopper_products(gpu, [200, 136, 264, 16])),
+    ("linear on Hopper, pairs and one alone", |gpu| hopper_products(gpu, [1029, 136, 72, 8])),
+    ("head on Hopper, pairs", |gpu| hopper_head(gpu, 201, 72, 304)),
     ("head on Hopper", |gpu| hopper_head(gpu, 131, 72, 304)),
     ("head on Hopper, several chunks", |gpu| hopper_head(gpu, 5, 16, 2120)),
     ("attention on Hopper, heads of 64", |gpu| hopper_attend(gpu, heads(3, 1, 64), cuda_attention_backward::group())),

@@ -32,7 +32,7 @@ using Entry = void (*)(void **);
 struct Function {
   Entry entry = nullptr;
   uint64_t pointers = 0;
-  uint32_t arguments = 0;
+  uint32_t arguments = 0, cluster = 1;
   int shared_limit = 48 * 1024;
   std::vector<size_t> sizes;  // of the arguments
 };
@@ -355,6 +355,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   const auto spell = reinterpret_cast<const char *(*)()>(dlsym(library, (std::string(name) + "__emu_signature").c_str()));
   Function *made = new Function;
   made->entry = reinterpret_cast<Entry>(entry);
+  if (void *cluster = dlsym(library, (std::string(name) + "__emu_cluster").c_str())) made->cluster = reinterpret_cast<uint32_t (*)()>(cluster)();
   const char *letters = spell();
   while (*letters) {
     const size_t length = strcspn(letters, " ");
@@ -392,7 +393,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (result) return result;
   const Function &kernel = *static_cast<Function *>(function);
   if (extra || static_cast<int>(shared) > kernel.shared_limit) return INVALID_VALUE;
-  Call call{kernel.entry, {{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.pointers}, {}};
+  Call call{kernel.entry, {{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.cluster, kernel.pointers}, {}};
   for (uint32_t i = 0; i < kernel.arguments; i++) {
     const uint8_t *value = static_cast<const uint8_t *>(arguments[i]);
     call.arguments.emplace_back(value, value + kernel.sizes[i]);

@@ -21,12 +21,13 @@ pub const ARCHITECTURE: &str = "sm_80";
 pub const HOPPER: &str = "sm_90a";
 
 /// Sources whose kernels have code for Hopper alone.
-pub const FOR_HOPPER: [&str; 7] = [
+pub const FOR_HOPPER: [&str; 8] = [
     "attention_bwd_hopper.cu",
     "attention_bwd_kv_hopper.cu",
     "attention_bwd_q_hopper.cu",
     "attention_hopper.cu",
     "conformance_hopper.cu",
+    "conformance_tiles.cu",
     "head_hopper.cu",
     "linear_hopper.cu",
 ];

@@ -61,7 +61,7 @@ pub struct EmulationStats {
 }
 
 /// `emu::ABI_VERSION` of `kernels/emulator/api.hpp`, which declares all that follows.
-const ABI_VERSION: u32 = 1;
+const ABI_VERSION: u32 = 2;
 
 /// `TileMap::MAGIC` there.
 const TILE_MAP_MAGIC: u64 = 0x7061_6d20_656c_6974;
@@ -81,6 +81,7 @@ struct RawLaunch {
     block: [u32; 3],
     shared_bytes: u32,
     arguments: u32,
+    cluster: u32,
     pointers: u64,
 }
 
@@ -165,21 +166,22 @@ impl Emulator {
         Err(Error::device(name_lines(&self.path, &message)))
     }
 
-    /// The kernel's entry, once its signature is the one that the launch spells.
-    fn entry(&self, kernel: Kernel, signature: &str) -> Result<Entry> {
+    /// The kernel's entry, once its signature is the one that the launch spells, and how many of its blocks are a cluster.
+    fn entry(&self, kernel: Kernel, signature: &str) -> Result<(Entry, u32)> {
         let symbol = |suffix: &str| CString::new(format!("{}__emu{suffix}", kernel.name)).unwrap_or_default();
         let missing = |e: libloading::Error| Error::device(format!("the emulator has no such kernel: {e}")).at_file(&self.path);
-        // SAFETY: SORFT_EXPORT defines both with these types.
-        let (entry, own) = unsafe {
+        // SAFETY: SORFT_EXPORT defines the first two with these types, SORFT_EXPORT_CLUSTER the third, where there is one.
+        let (entry, own, cluster) = unsafe {
             let entry = *self.library.get::<Entry>(symbol("").as_bytes_with_nul()).map_err(missing)?;
             let spell =
                 *self.library.get::<unsafe extern "C" fn() -> *const c_char>(symbol("_signature").as_bytes_with_nul()).map_err(missing)?;
-            (entry, CStr::from_ptr(spell()).to_string_lossy())
+            let cluster = self.library.get::<unsafe extern "C" fn() -> u32>(symbol("_cluster").as_bytes_with_nul());
+            (entry, CStr::from_ptr(spell()).to_string_lossy(), cluster.map_or(1, |blocks| blocks()))
         };
         if own != signature {
             return Err(Error::device(format!("the launch's arguments are ({signature}); the kernel takes ({own})")));
         }
-        Ok(entry)
+        Ok((entry, cluster))
     }
 }
 
@@ -245,11 +247,11 @@ impl Backend for Emulator {
     }
 
     unsafe fn launch(&self, kernel: Kernel, geometry: &Geometry, arguments: &mut [*mut c_void], signature: &str) -> Result<()> {
-        let entry = self.entry(kernel, signature)?;
+        let (entry, cluster) = self.entry(kernel, signature)?;
         let is_pointer = |letters: &str| letters.len() == 2;
         let pointers = signature.split(' ').take(64).enumerate().map(|(i, letters)| u64::from(is_pointer(letters)) << i).sum();
         let Geometry { grid, block, shared_bytes } = *geometry;
-        let launch = RawLaunch { grid, block, shared_bytes, arguments: arguments.len() as u32, pointers };
+        let launch = RawLaunch { grid, block, shared_bytes, arguments: arguments.len() as u32, cluster, pointers };
         let Emulation { schedule, seed, check, preempt, resident, .. } = self.emulation;
         let options = RawOptions { seed, schedule: schedule as u32, check: u32::from(check), preempt, resident };
         let mut state = self.lock();

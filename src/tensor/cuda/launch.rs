@@ -166,6 +166,11 @@ impl<'a> Launch<'a> {
         self.matrix_from(name, buffer, 0, rows, columns, box_rows)
     }
 
+    /// The same of one that the kernel writes, in whole boxes or parts of them at its edges.
+    pub fn output_matrix(self, name: &str, buffer: &mut Buffer, rows: usize, columns: usize, box_rows: usize) -> Self {
+        self.matrix_from(name, buffer, 0, rows, columns, box_rows)
+    }
+
     /// The same of rows `first..first + rows` of a matrix.
     pub fn matrix_from(self, name: &str, buffer: &Buffer, first: usize, rows: usize, columns: usize, box_rows: usize) -> Self {
         self.boxes(name, buffer, first * columns, &Boxes { address: 0, planes: None, rows, columns, box_rows })

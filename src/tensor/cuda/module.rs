@@ -25,7 +25,7 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 12] = [
+const HEADERS: [(&str, &str); 14] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
@@ -38,6 +38,8 @@ const HEADERS: [(&str, &str); 12] = [
     ("linear_hopper.cuh", include_str!("../../../kernels/linear_hopper.cuh")),
     ("head.cuh", include_str!("../../../kernels/head.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
+    ("hopper_store.cuh", include_str!("../../../kernels/hopper_store.cuh")),
+    ("hopper_cluster.cuh", include_str!("../../../kernels/hopper_cluster.cuh")),
 ];
 
 impl Source {
@@ -92,8 +94,12 @@ impl Source {
     pub const CONFORMANCE_HOPPER: Source =
         Source { file: "conformance_hopper.cu", text: include_str!("../../../kernels/conformance_hopper.cu") };
 
+    /// Every wrapper of how tiles leave a multiprocessor there, and of clusters, by itself.
+    pub const CONFORMANCE_TILES: Source =
+        Source { file: "conformance_tiles.cu", text: include_str!("../../../kernels/conformance_tiles.cu") };
+
     /// Every kernel source.
-    pub const ALL: [Source; 22] = [
+    pub const ALL: [Source; 23] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -116,6 +122,7 @@ impl Source {
         Source::RESIDUAL,
         Source::CONFORMANCE,
         Source::CONFORMANCE_HOPPER,
+        Source::CONFORMANCE_TILES,
     ];
 }
 

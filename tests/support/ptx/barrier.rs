@@ -65,6 +65,12 @@ impl Barriers {
         Ok(())
     }
 
+    /// The same by a thread of another block, which must know of the barrier.
+    pub fn arrives_from_afar(&mut self, address: u64, shared: &mut Shared) -> Result<()> {
+        self.takes_copies(address, shared)?;
+        self.arrive(address, 0, shared)
+    }
+
     /// Whether a copy may arrive here.
     pub fn takes_copies(&mut self, address: u64, shared: &mut Shared) -> Result<()> {
         match self.at(address, shared)?.announced {

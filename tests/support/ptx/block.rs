@@ -34,7 +34,7 @@ impl Block {
     }
 
     /// The end of all threads.
-    fn end(&self) -> Result<()> {
+    pub fn end(&self) -> Result<()> {
         if let Some(tile) = self.tiles.first() {
             return Err(format!("PTX line {}: a block ends before a tile has landed", tile.line()));
         }
@@ -82,20 +82,21 @@ impl Pool {
     }
 }
 
-/// Runs a block's warps, which have begun, to their end.
-pub fn run(code: &[Instruction], spaces: &mut Spaces, warps: &mut [Warp]) -> Result<()> {
+/// Runs a block's warps, which have begun, until they have ended or nobody can go on by themselves. False if nobody could at all.
+pub fn run(code: &[Instruction], spaces: &mut Spaces, warps: &mut [Warp]) -> Result<bool> {
+    let mut any = false;
     loop {
         let mut moved = false;
         for warp in warps.iter_mut() {
             moved |= warp.run(code, spaces)?;
         }
         if warps.iter().all(Warp::has_ended) {
-            return spaces.block.end();
+            return Ok(true);
         }
-        // Tiles land as late as they may: when nobody can go on.
-        if !meet(code, warps)? && !moved && !land_tile(spaces)? {
-            return Err(stuck(code, spaces, warps));
+        if !meet(code, warps)? && !moved {
+            return Ok(any);
         }
+        any = true;
     }
 }
 
@@ -147,7 +148,7 @@ fn reduce<'a>(all: impl Iterator<Item = &'a Waiting> + Clone) -> Result<u64> {
 }
 
 /// One of the tiles on their way lands. False if there is none.
-fn land_tile(spaces: &mut Spaces) -> Result<bool> {
+pub fn land_tile(spaces: &mut Spaces) -> Result<bool> {
     let block = &mut spaces.block;
     if block.tiles.is_empty() {
         return Ok(false);
@@ -159,12 +160,11 @@ fn land_tile(spaces: &mut Spaces) -> Result<bool> {
 }
 
 /// Who waits for what, where nobody can go on.
-fn stuck(code: &[Instruction], spaces: &Spaces, warps: &[Warp]) -> String {
+pub fn who_waits(code: &[Instruction], spaces: &Spaces, warps: &[Warp]) -> String {
     let mut who: BTreeMap<(usize, String), Vec<usize>> = BTreeMap::new();
     for warp in warps {
         warp.waits_for(code, spaces).into_iter().for_each(|key| who.entry(key).or_default().push(warp.index()));
     }
-    let all: Vec<String> =
-        who.into_iter().map(|((line, what), warps)| format!("PTX line {line}: warps {warps:?} wait for {what}")).collect();
-    format!("deadlock: {}", all.join("; "))
+    let all = who.into_iter().map(|((line, what), warps)| format!("PTX line {line}: warps {warps:?} wait for {what}"));
+    all.collect::<Vec<_>>().join("; ")
 }

@@ -1,7 +1,8 @@
-//! A module's kernels, and their launches: blocks one after another.
+//! A module's kernels, and their launches: blocks, or clusters of them, one after another.
 
 use super::Result;
-use super::block::{self, Block};
+use super::block::Block;
+use super::cluster::{self, Cluster};
 use super::decode::{Instruction, decode};
 use super::memory::{Memory, Shared, Spaces};
 use super::text::{self, Entry};
@@ -61,22 +62,41 @@ impl Module {
         let threads = shape.block.iter().product::<u32>() as usize;
         let mut arrays = entry.shared.clone();
         arrays.push((entry.dynamic, u64::from(shape.dynamic)));
-        let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|i| Warp::new(entry, code, i, threads)).collect();
-        let mut spaces = Spaces { global: memory, shared: Shared::new(arrays), parameters: &parameters, block: Block::default() };
-        let [x, y, z] = shape.grid;
-        for block in 0..x * y * z {
-            let block = [block % x, block / x % y, block / x / y];
-            spaces.shared.forget();
-            spaces.block = Block::new(entry, warps.len());
-            warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block)));
-            block::run(code, &mut spaces, &mut warps).map_err(|e| format!("{e}; block {block:?}"))?;
+        let of_cluster = entry.cluster.max(1);
+        if !shape.grid[0].is_multiple_of(of_cluster) {
+            return Err(format!("a grid of {:?} blocks in clusters of {of_cluster}", shape.grid));
         }
-        Ok(warps.iter().map(|w| w.executed).sum())
+        let warps = || (0..threads.div_ceil(32)).map(|i| Warp::new(entry, code, i, threads)).collect();
+        let mut blocks: Vec<Vec<Warp>> = (0..of_cluster).map(|_| warps()).collect();
+        let cluster = Cluster::new(&arrays, blocks.len(), threads);
+        let mut spaces = Spaces {
+            global: memory,
+            shared: Shared::new(arrays),
+            parameters: &parameters,
+            block: Block::default(),
+            late: Vec::new(),
+            cluster,
+        };
+        let [x, y, z] = shape.grid;
+        for first in (0..x * y * z).step_by(of_cluster as usize) {
+            let place = |block: u32| [block % x, block / x % y, block / x / y];
+            spaces.cluster.begin();
+            for (rank, warps) in blocks.iter_mut().enumerate() {
+                let block = place(first + rank as u32);
+                spaces.switch_to(rank);
+                spaces.shared.forget();
+                spaces.block = Block::new(entry, warps.len());
+                warps.iter_mut().for_each(|w| w.begin(entry, |name, thread| special(name, thread as u32, shape, block, rank as u32)));
+            }
+            cluster::run(code, &mut spaces, &mut blocks).map_err(|e| format!("{e}; block {:?}", place(first)))?;
+        }
+        std::mem::take(&mut spaces.late).into_iter().try_for_each(|store| store.land(spaces.global))?;
+        Ok(blocks.iter().flatten().map(|w| w.executed).sum())
     }
 }
 
 /// A special register of one thread.
-fn special(name: &str, thread: u32, shape: &Shape, block: [u32; 3]) -> u32 {
+fn special(name: &str, thread: u32, shape: &Shape, block: [u32; 3], rank: u32) -> u32 {
     let [x, y, _] = shape.block;
     let of = |values: [u32; 3]| values[name.bytes().last().map_or(0, |c| usize::from(c - b'x'))];
     match name.split('.').next().unwrap_or_default() {
@@ -84,6 +104,7 @@ fn special(name: &str, thread: u32, shape: &Shape, block: [u32; 3]) -> u32 {
         "%ntid" => of(shape.block),
         "%ctaid" => of(block),
         "%nctaid" => of(shape.grid),
+        "%cluster_ctarank" => rank,
         _ => thread % 32, // %laneid
     }
 }

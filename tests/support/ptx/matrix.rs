@@ -1,10 +1,11 @@
-//! What a warp does together on pieces of matrices: `ldmatrix` and `mma.sync`. Lane 4g + t has, of a piece of 8 x 8, columns 2t and 2t + 1 of
+//! What a warp does together on pieces of matrices: `ldmatrix`, `stmatrix` and `mma.sync`. Lane 4g + t has, of a piece of 8 x 8, columns 2t and 2t + 1 of
 //! row g.
 
 use super::Result;
 use super::decode::Place;
 use super::forms::Lanes;
 use super::memory::{Shared, load as number};
+use super::warp::Warp;
 
 /// `ldmatrix.x4`: lane 8i + r gives the address of row r of piece i.
 pub fn load(registers: &mut [Lanes], transposed: bool, to: &[usize], at: Place, shared: &mut Shared) -> Result<()> {
@@ -23,6 +24,23 @@ pub fn load(registers: &mut [Lanes], transposed: bool, to: &[usize], at: Place, 
             let pair = if transposed { [rows[t][g], rows[t + 1][g]] } else { [rows[g][t], rows[g][t + 1]] };
             u64::from(pair[1]) << 16 | u64::from(pair[0])
         });
+    }
+    Ok(())
+}
+
+/// `stmatrix.x4`, the other way: lane 4g + t has columns 2t and 2t + 1 of row g, transposed rows 2t and 2t + 1 of column g.
+pub fn store(warp: &Warp, transposed: bool, from: &[usize], at: Place, shared: &mut Shared) -> Result<()> {
+    for (piece, from) in from.iter().enumerate() {
+        for (lane, half) in (0..32).flat_map(|lane| [(lane, 0), (lane, 1)]) {
+            let (g, t) = (lane / 4, lane % 4 * 2 + half);
+            let (row, column) = if transposed { (t, g) } else { (g, t) };
+            let address = warp.shared_address(8 * piece + row, at);
+            if !address.is_multiple_of(16) {
+                return Err(format!("a row at {address:#x}, no multiple of 16"));
+            }
+            let bits = (warp.registers[*from][lane] >> (16 * half)) as u16;
+            shared.stored_by(warp.thread(lane), address + 2 * column as u64, 2)?.copy_from_slice(&bits.to_le_bytes());
+        }
     }
     Ok(())
 }

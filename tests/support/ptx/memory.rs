@@ -2,7 +2,9 @@
 
 use super::Result;
 use super::block::Block;
+use super::cluster::Cluster;
 use super::decode::Space;
+use super::leave::Store;
 use std::collections::BTreeMap;
 
 /// What nobody has written: NaN in bf16 and f32, as in the emulator.
@@ -122,6 +124,10 @@ pub struct Spaces<'a> {
     pub shared: Shared,
     pub parameters: &'a [u8],
     pub block: Block,
+    /// What threads that have ended have stored by TMA: there when the launch has ended.
+    pub late: Vec<Store>,
+    /// The block's cluster.
+    pub cluster: Cluster,
 }
 
 impl Spaces<'_> {

@@ -19,6 +19,8 @@ pub struct Entry {
     /// Threads of a block at most (`.maxntid`), and blocks that a multiprocessor must have room for (`.minnctapersm`); 0 where nothing is said.
     pub threads: u32,
     pub blocks: u32,
+    /// Blocks of a cluster (`.reqnctapercluster`); 0 where nothing is said.
+    pub cluster: u32,
     pub statements: Vec<Statement>,
     /// The statement that each label stands before.
     pub labels: HashMap<String, usize>,
@@ -65,7 +67,7 @@ pub enum Operand {
 }
 
 /// The special registers that kernels may read.
-const SPECIALS: [&str; 13] = [
+const SPECIALS: [&str; 14] = [
     "%tid.x",
     "%tid.y",
     "%tid.z",
@@ -79,6 +81,7 @@ const SPECIALS: [&str; 13] = [
     "%nctaid.y",
     "%nctaid.z",
     "%laneid",
+    "%cluster_ctarank",
 ];
 
 /// A piece of text with the line that it begins in.
@@ -190,6 +193,7 @@ impl Parser {
         }
         this.entry.threads = directive(rest, ".maxntid").map_or(0, |counts| counts.iter().product());
         this.entry.blocks = directive(rest, ".minnctapersm").and_then(|count| count.first().copied()).unwrap_or(0);
+        this.entry.cluster = directive(rest, ".reqnctapercluster").map_or(0, |counts| counts.iter().product());
         module_shared.iter().try_for_each(|text| this.shared(text))?;
         Ok(this)
     }

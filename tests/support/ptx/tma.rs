@@ -4,26 +4,27 @@
 use super::Result;
 use super::barrier::Barriers;
 use super::memory::{Memory, POISON, Shared, load};
+use std::ops::Range;
 
 /// Bytes of what tells of a tensor.
 pub const MAP_BYTES: usize = 128;
 /// Bytes of a row of a box.
-const ROW: u64 = 128;
+pub const ROW: u64 = 128;
 /// The first of a map's words: what the maps of tests begin with. (The driver's are opaque.)
 const MAGIC: u64 = 0x7061_6d20_656c_6974;
 
 /// What a map tells of a tensor: its first number, its sizes from the innermost dimension on, from one row and plane to the next in bytes, and the
 /// box's rows and planes. A matrix has one plane.
-struct Map {
+pub struct Map {
     address: u64,
     sizes: [i64; 3],
     strides: [u64; 2],
     of_box: [u64; 2],
-    dimensions: usize,
+    pub dimensions: usize,
 }
 
 impl Map {
-    fn read(bytes: &[u8]) -> Result<Self> {
+    pub fn read(bytes: &[u8]) -> Result<Self> {
         let words: Vec<u64> = bytes.chunks_exact(8).map(load).collect();
         let [magic, address, columns, rows, stride, box_rows, planes, plane_stride, box_planes] = words[..9] else { unreachable!("nine") };
         if magic != MAGIC {
@@ -32,6 +33,23 @@ impl Map {
         let (dimensions, planes, box_planes) = if planes == 0 { (2, 1, 1) } else { (3, planes, box_planes) };
         let sizes = [columns as i64, rows as i64, planes as i64];
         Ok(Self { address, sizes, strides: [stride, plane_stride], of_box: [box_rows, box_planes], dimensions })
+    }
+
+    /// Rows of a box, plane after plane.
+    pub fn rows_of_box(&self) -> u64 {
+        self.of_box[0] * self.of_box[1]
+    }
+
+    /// Of a row of the box that begins at these coordinates: where what of it lies inside the tensor is, and which of its bytes that is.
+    pub fn part(&self, at: [i64; 3], row: u64) -> Option<(u64, Range<usize>)> {
+        let [columns, rows, planes] = self.sizes;
+        let (y, z) = (at[1] + (row % self.of_box[0]) as i64, at[2] + (row / self.of_box[0]) as i64);
+        let (first, last) = (at[0].clamp(0, columns), (at[0] + ROW as i64 / 2).clamp(0, columns));
+        if first >= last || !(0..rows).contains(&y) || !(0..planes).contains(&z) {
+            return None;
+        }
+        let address = self.address + z as u64 * self.strides[1] + y as u64 * self.strides[0] + 2 * first as u64;
+        Some((address, 2 * (first - at[0]) as usize..2 * (last - at[0]) as usize))
     }
 }
 
@@ -63,7 +81,7 @@ impl Tile {
     }
 
     fn bytes(&self) -> usize {
-        (self.map.of_box[0] * self.map.of_box[1] * ROW) as usize
+        (self.map.rows_of_box() * ROW) as usize
     }
 
     pub fn line(&self) -> usize {
@@ -73,10 +91,11 @@ impl Tile {
     /// Writes the tile and tells its barrier.
     pub fn land(&self, global: &mut Memory, shared: &mut Shared, barriers: &mut Barriers) -> Result<()> {
         let of = |e| format!("PTX line {}: a tile lands: {e}", self.line);
-        let rows = self.map.of_box[0];
-        for row in 0..rows * self.map.of_box[1] {
-            let (y, z) = (self.at[1] + (row % rows) as i64, self.at[2] + (row / rows) as i64);
-            let numbers = self.row(y, z, global).map_err(of)?;
+        for row in 0..self.map.rows_of_box() {
+            let mut numbers = [0; ROW as usize];
+            if let Some((from, inside)) = self.map.part(self.at, row) {
+                numbers[inside.clone()].copy_from_slice(global.bytes(from, inside.len()).map_err(of)?);
+            }
             let to = self.to + row * ROW;
             let line = shared.bytes(to, ROW as usize).map_err(of)?;
             for (i, chunk) in numbers.chunks_exact(16).enumerate() {
@@ -86,18 +105,5 @@ impl Tile {
             }
         }
         barriers.land(self.barrier, self.bytes(), shared).map_err(of)
-    }
-
-    /// One row of the box.
-    fn row(&self, y: i64, z: i64, global: &mut Memory) -> Result<[u8; ROW as usize]> {
-        let [columns, rows, planes] = self.map.sizes;
-        let mut bytes = [0; ROW as usize];
-        let (first, last) = (self.at[0].clamp(0, columns), (self.at[0] + ROW as i64 / 2).clamp(0, columns));
-        if first < last && (0..rows).contains(&y) && (0..planes).contains(&z) {
-            let from = self.map.address + z as u64 * self.map.strides[1] + y as u64 * self.map.strides[0] + 2 * first as u64;
-            let (skipped, len) = (2 * (first - self.at[0]) as usize, 2 * (last - first) as usize);
-            bytes[skipped..skipped + len].copy_from_slice(global.bytes(from, len)?);
-        }
-        Ok(bytes)
     }
 }

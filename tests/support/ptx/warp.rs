@@ -6,6 +6,7 @@ use super::access::{Copies, widened};
 use super::decode::{Action, Instruction, Place, Reduce};
 use super::forms::Lanes;
 use super::hopper::{Hopper, Outcome, Until};
+use super::leave::Stores;
 use super::memory::{Spaces, load};
 use super::text::Entry;
 use super::warpgroup::Products;
@@ -47,9 +48,13 @@ pub struct Warp {
     fronts: Vec<Front>,
     waiting: Vec<Waiting>,
     pub copies: [Copies; 32],
+    pub stores: [Stores; 32],
     ended: u32,
     lanes: u32,
     index: usize,
+    /// How often it has come to the cluster's barrier, and whether it has not waited since.
+    pub arrivals: u64,
+    pub in_cluster_barrier: bool,
     /// Whether what happens to registers matters to products.
     multiplies: bool,
     /// Lane instructions so far.
@@ -69,9 +74,12 @@ impl Warp {
             fronts: Vec::new(),
             waiting: Vec::new(),
             copies: std::array::from_fn(|_| Copies::default()),
+            stores: std::array::from_fn(|_| Stores::default()),
             ended: 0,
             lanes,
             index,
+            arrivals: 0,
+            in_cluster_barrier: false,
             multiplies: code.iter().any(|i| matches!(i.action, Action::Hopper(Hopper::Multiply(_)))),
             executed: 0,
         }
@@ -84,7 +92,7 @@ impl Warp {
         }
         self.fronts = vec![Front::new(0, self.lanes)];
         self.products = Products::new(if self.multiplies { entry.registers } else { 0 });
-        self.ended = 0;
+        (self.ended, self.arrivals, self.in_cluster_barrier) = (0, 0, false);
     }
 
     /// Which of its block it is.
@@ -267,7 +275,7 @@ impl Warp {
                 self.atomic(active, (*space, *bytes), *update, *old, *at, [*from, *compare], spaces)?;
             }
             Action::Branch { to } => self.branch(front, active, *to),
-            Action::Exit => self.end(front, active)?,
+            Action::Exit => self.end(front, active, spaces)?,
             Action::Barrier { id, threads, reduce, to, from } => {
                 let named = threads.map(|threads| self.named(active, *id, threads)).transpose()?;
                 let values = self.registers[*from];
@@ -344,8 +352,11 @@ impl Warp {
         self.fronts.push(Front { pc: to, mask: active, tried, asleep: false });
     }
 
-    fn end(&mut self, front: usize, active: u32) -> Result<()> {
+    fn end(&mut self, front: usize, active: u32, spaces: &mut Spaces) -> Result<()> {
         lanes(active).try_for_each(|lane| self.copies[lane].end())?;
+        for lane in lanes(active) {
+            spaces.late.extend(self.stores[lane].end()?);
+        }
         self.products.end()?;
         self.ended |= active;
         self.leave(front, active);

@@ -4,10 +4,11 @@
 //! A product is carried out when its group is waited for, no sooner: operands are read then. Until then its registers may not be touched.
 
 use super::Result;
-use super::decode::Instruction;
+use super::decode::{Instruction, UNKNOWN, registers};
 use super::forms::Lanes;
 use super::matrix::pair;
 use super::memory::{Shared, load};
+use super::text;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -46,6 +47,28 @@ impl Product {
             Left::Registers(a) => a,
         }
     }
+}
+
+/// `wgmma.mma_async d, a, b, scale-d, imm-scale-a, imm-scale-b, imm-trans-a, imm-trans-b`, the next to last not with a in registers.
+pub fn decode(entry: &text::Entry, line: usize, opcode: &str, operands: &[text::Operand]) -> Result<Product> {
+    use text::Operand::{Register, Vector};
+    let columns = opcode.strip_prefix("wgmma.mma_async.sync.aligned.m64n").and_then(|rest| rest.strip_suffix("k16.f32.bf16.bf16"));
+    let columns = columns.and_then(|n| n.parse::<usize>().ok()).filter(|n| n.is_multiple_of(8) && (8..=256).contains(n)).ok_or(UNKNOWN)?;
+    let [Vector(d), a, Register(b), Register(keep), immediates @ ..] = operands else { return Err(UNKNOWN.to_owned()) };
+    let immediates = registers(immediates)?.into_iter().map(|r| entry.constant(r)).collect::<Option<Vec<u64>>>();
+    let (a, by_rows) = match (a, immediates.as_deref()) {
+        (Register(a), Some([1, 1, a_by_rows @ (0 | 1), b_by_rows @ (0 | 1)])) => (Left::Described(*a), [*a_by_rows == 1, *b_by_rows == 1]),
+        (Vector(a), Some([1, 1, b_by_rows @ (0 | 1)])) => {
+            (Left::Registers(registers(a)?.try_into().map_err(|_| "four registers of a are expected")?), [false, *b_by_rows == 1])
+        }
+        _ => return Err(UNKNOWN.to_owned()),
+    };
+    let d = registers(d)?;
+    if d.len() != columns / 2 {
+        return Err(format!("{} registers of d for {columns} columns", d.len()));
+    }
+    let distinct = d.iter().collect::<std::collections::BTreeSet<_>>().len() == d.len();
+    distinct.then_some(Product { line, d, a, b: *b, keep: *keep, by_rows }).ok_or_else(|| "a register is there twice in d".to_owned())
 }
 
 /// A product that has been issued: with its descriptors.

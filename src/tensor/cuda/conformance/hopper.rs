@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks: Vec<Check> = vec![Box::new(matrix), Box::new(planes), Box::new(phases), Box::new(named_barrier), Box::new(registers)];
+    checks.extend(super::tiles::checks());
     checks.extend(super::wgmma::checks());
     checks
 }
@@ -20,23 +21,23 @@ pub(super) fn launch<'a>(gpu: &'a Gpu, name: &'static str, blocks: usize, thread
 }
 
 /// Bytes of a row of a box: 64 columns.
-const ROW_BYTES: usize = 128;
+pub(super) const ROW_BYTES: usize = 128;
 
 /// Numbers `[planes, rows, columns]`, of which TMA copies boxes.
-struct Numbers {
-    bits: Vec<u16>,
+pub(super) struct Numbers {
+    pub(super) bits: Vec<u16>,
     /// Columns, rows, planes.
     sizes: [usize; 3],
 }
 
 impl Numbers {
     /// Random bits of bf16, but of finite numbers, which an upload leaves as they are.
-    fn new(sizes: [usize; 3], stream: u64) -> Self {
+    pub(super) fn new(sizes: [usize; 3], stream: u64) -> Self {
         let finite = |w: u32| if w & 0x7f80 == 0x7f80 { w & 0xbfff } else { w } as u16;
         Self { bits: words(sizes.iter().product(), stream).into_iter().map(|w| finite(w >> 16)).collect(), sizes }
     }
 
-    fn upload(&self, gpu: &Arc<Gpu>) -> Result<Buffer> {
+    pub(super) fn upload(&self, gpu: &Arc<Gpu>) -> Result<Buffer> {
         Buffer::from_f32(gpu, Bf16, &self.bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect::<Vec<_>>())
     }
 
@@ -49,7 +50,7 @@ impl Numbers {
 
     /// A box of 64 columns, `box_rows` rows and some planes as it lies in shared memory: rows of 128 bytes one after another, plane after plane, the
     /// 16-byte chunks of row r exchanged by r % 8 (the PTX manual, "Swizzling modes", of 128 bytes).
-    fn boxed(&self, [x, y, z]: [i32; 3], box_rows: usize, planes: usize) -> Vec<u32> {
+    pub(super) fn boxed(&self, [x, y, z]: [i32; 3], box_rows: usize, planes: usize) -> Vec<u32> {
         let mut words = Vec::new();
         for row in 0..box_rows * planes {
             let (y, z) = (y + (row % box_rows) as i32, z + (row / box_rows) as i32);
@@ -63,7 +64,7 @@ impl Numbers {
 }
 
 /// Coordinates as a kernel takes them.
-fn coordinates(places: &[&[i32]]) -> Vec<u32> {
+pub(super) fn coordinates(places: &[&[i32]]) -> Vec<u32> {
     places.concat().into_iter().map(i32::cast_unsigned).collect()
 }
 

@@ -1,5 +1,5 @@
 //! Every wrapper of `kernels/ptx.cuh` on random bits, against what the PTX manual says of the instruction, written here once more in Rust; in `hopper.rs`
-//! and `wgmma.rs` those of `kernels/hopper.cuh`, for devices that have them.
+//! `wgmma.rs` and `tiles.rs` those of `kernels/hopper.cuh` and its parts, for devices that have them.
 //!
 //! What moves or rounds bits must give the same bits. `ex2.approx`, `lg2.approx` and the sums of `mma.sync` are the chip's own: they must lie within the
 //! manual's bounds, or, where all sums are small whole numbers, be exact. On the emulator and by the interpreter of PTX (`tests/`) no bit differs
@@ -13,6 +13,7 @@ use half::bf16;
 use std::sync::Arc;
 
 mod hopper;
+mod tiles;
 mod wgmma;
 
 /// What came of one instruction.
@@ -330,6 +331,8 @@ mod tests {
         let headers = [
             (include_str!("../../../../kernels/ptx.cuh"), Source::CONFORMANCE, 10),
             (include_str!("../../../../kernels/hopper.cuh"), Source::CONFORMANCE_HOPPER, 20),
+            (include_str!("../../../../kernels/hopper_store.cuh"), Source::CONFORMANCE_TILES, 6),
+            (include_str!("../../../../kernels/hopper_cluster.cuh"), Source::CONFORMANCE_TILES, 6),
         ];
         for (header, source, least) in headers {
             let wrappers: Vec<&str> = header

@@ -11,19 +11,50 @@ use std::sync::Arc;
 pub const ROWS: usize = 128;
 /// Its columns.
 pub const COLUMNS: usize = 256;
+/// Rows of a box of outputs.
+pub const OUT_ROWS: usize = 64;
 /// Threads of a block, and its four stages of 64 terms of both sides.
 const THREADS: usize = 384;
-const SHARED: usize = 4 * (ROWS + COLUMNS) * K_CHUNK * 2;
+const STAGES: usize = 4 * (ROWS + COLUMNS) * K_CHUNK * 2;
+/// What outputs in bf16 take beside them: two boxes of 64 columns of each warpgroup that multiplies.
+const OUT: usize = 2 * 2 * OUT_ROWS * 64 * 2;
 
-/// A launch of a kernel of `kernels/linear_hopper.cuh` for outputs `[rows, columns]`: blocks that stay, one on each multiprocessor.
-pub fn tiles<'a>(gpu: &'a Gpu, kernel: Kernel, rows: usize, columns: usize) -> Launch<'a> {
-    let tiles = rows.div_ceil(ROWS) * columns.div_ceil(COLUMNS);
-    let grid = [tiles.min(gpu.info().multiprocessors), 1, 1];
-    Launch::new(gpu, kernel, grid, [THREADS, 1, 1], SHARED)
+/// A kernel of `kernels/linear_hopper.cuh`, by blocks alone and by clusters of two.
+#[derive(Clone, Copy)]
+pub struct Tiled {
+    /// Where both are.
+    pub source: Source,
+    /// Their names, that of blocks alone first.
+    pub names: [&'static str; 2],
+    /// Whether outputs are bf16, which leave by way of shared memory.
+    pub rounds: bool,
 }
 
-fn launch<'a>(gpu: &'a Gpu, name: &'static str, rows: usize, columns: usize) -> Launch<'a> {
-    tiles(gpu, Kernel { source: Source::LINEAR_HOPPER, name }, rows, columns)
+impl Tiled {
+    const fn linear(names: [&'static str; 2], rounds: bool) -> Self {
+        Self { source: Source::LINEAR_HOPPER, names, rounds }
+    }
+
+    /// Its launch for outputs `[rows, columns]`: blocks that stay, one on each multiprocessor.
+    pub fn launch<'a>(self, gpu: &'a Gpu, rows: usize, columns: usize) -> Launch<'a> {
+        let (of_cluster, blocks) = grid(gpu.info().multiprocessors, rows, columns);
+        let kernel = Kernel { source: self.source, name: self.names[of_cluster - 1] };
+        Launch::new(gpu, kernel, [blocks, 1, 1], [THREADS, 1, 1], STAGES + if self.rounds { OUT } else { 0 })
+    }
+}
+
+const FORWARD: Tiled = Tiled::linear(["linear_fwd_hopper", "linear_fwd_hopper_pair"], true);
+const INPUT: Tiled = Tiled::linear(["linear_dx_hopper", "linear_dx_hopper_pair"], true);
+const WEIGHT: Tiled = Tiled::linear(["linear_dw_hopper", "linear_dw_hopper_pair"], false);
+
+/// Blocks of a cluster, and blocks. Two tiles one below the other are two blocks' that load their columns together, where all of them have a partner, or so
+/// many that the one without costs an eighth at the most. An odd multiprocessor is left alone then.
+fn grid(multiprocessors: usize, rows: usize, columns: usize) -> (usize, usize) {
+    let (down, across) = (rows.div_ceil(ROWS), columns.div_ceil(COLUMNS));
+    if down.is_multiple_of(2) || down > 8 {
+        return (2, 2 * (down.div_ceil(2) * across).min((multiprocessors / 2).max(1)));
+    }
+    (1, (down * across).min(multiprocessors))
 }
 
 /// Whether wgmma gives the bits of mma.sync on this chip, which nobody promises: sums of 1024 terms of very different size, by both, in f32. The
@@ -57,13 +88,14 @@ pub(super) fn forward<'a>(
     shape: Shape,
 ) -> Launch<'a> {
     let Shape { m, n, k } = shape;
-    let launch = launch(gpu, "linear_fwd_hopper", m, n)
-        .output("y", y, DType::Bf16, m * n)
+    let launch = FORWARD
+        .launch(gpu, m, n)
+        .output_matrix("y", y, m, n, OUT_ROWS)
         .matrix("x", Some(x), m, k, ROWS)
-        .matrix("w", Some(w), n, k, COLUMNS)
+        .matrix("w", Some(w), n, k, ROWS)
         .optional_input("bias", bias, DType::Bf16, n);
     let rank = adapter.map_or(0, |a| a.rank);
-    finish(launch, adapter, shape, [n, rank, COLUMNS])
+    finish(launch, adapter, shape, [n, rank, ROWS])
 }
 
 /// dx = bf16(dy w + scale low a).
@@ -76,7 +108,7 @@ pub(super) fn backward_input<'a>(
     shape: Shape,
 ) -> Launch<'a> {
     let Shape { m, n, k } = shape;
-    let launch = launch(gpu, "linear_dx_hopper", m, k).output("dx", dx, DType::Bf16, m * k).matrix("dy", Some(dy), m, n, ROWS).matrix(
+    let launch = INPUT.launch(gpu, m, k).output_matrix("dx", dx, m, k, OUT_ROWS).matrix("dy", Some(dy), m, n, ROWS).matrix(
         "w",
         Some(w),
         n,
@@ -112,7 +144,8 @@ pub(super) fn backward_weight<'a>(
     n: usize,
     k: usize,
 ) -> Launch<'a> {
-    launch(gpu, "linear_dw_hopper", n, k)
+    WEIGHT
+        .launch(gpu, n, k)
         .output_from("dw", dw, DType::F32, first * k, n * k)
         .matrix("dy", Some(dy), chunks.tokens, n, K_CHUNK)
         .matrix("x", Some(x), chunks.tokens, k, K_CHUNK)
@@ -120,4 +153,28 @@ pub(super) fn backward_weight<'a>(
         .dim("count", chunks.count)
         .dim("n", n)
         .dim("k", k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grid;
+
+    #[test]
+    fn pairs_are_taken_where_few_are_without_a_partner() {
+        let cases = [(1, 1, 1), (128, 256, 1), (129, 256, 2), (384, 256, 1), (512, 1000, 2), (7 * 128, 256, 1), (9 * 128, 256, 2)];
+        for (rows, columns, of_cluster) in cases {
+            assert_eq!(grid(132, rows, columns).0, of_cluster, "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn a_grid_is_whole_clusters_and_no_more_than_there_is_work_or_room_for() {
+        assert_eq!(grid(132, 8192, 4096), (2, 132));
+        assert_eq!(grid(133, 8192, 4096), (2, 132), "an odd multiprocessor");
+        assert_eq!(grid(1, 256, 256), (2, 2), "an emulator");
+        assert_eq!(grid(132, 256, 512), (2, 4));
+        assert_eq!(grid(132, 9 * 128, 256), (2, 10), "one without a partner");
+        assert_eq!(grid(132, 128, 70_000), (1, 132));
+        assert_eq!(grid(132, 128, 300), (1, 2));
+    }
 }

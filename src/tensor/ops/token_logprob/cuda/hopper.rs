@@ -2,20 +2,28 @@
 
 use super::{Head, SEEDS, Saved};
 use crate::Result;
-use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
-use crate::tensor::ops::matmul::cuda::hopper::{COLUMNS, ROWS, tiles};
+use crate::tensor::cuda::{Buffer, DType, Gpu, Launch, Source};
+use crate::tensor::ops::matmul::cuda::hopper::{OUT_ROWS, ROWS, Tiled};
 use crate::tensor::plan::K_CHUNK;
 use std::ops::Range;
 
-/// A launch for outputs `[rows, columns]`.
-pub(super) fn launch<'a>(gpu: &'a Gpu, name: &'static str, rows: usize, columns: usize) -> Launch<'a> {
-    tiles(gpu, Kernel { source: Source::HEAD_HOPPER, name }, rows, columns)
+const fn tiled(names: [&'static str; 2], rounds: bool) -> Tiled {
+    Tiled { source: Source::HEAD_HOPPER, names, rounds }
+}
+
+const FORWARD: Tiled = tiled(["head_fwd_hopper", "head_fwd_hopper_pair"], false);
+const LOGITS: Tiled = tiled(["head_dz_hopper", "head_dz_hopper_pair"], true);
+const INPUT: Tiled = tiled(["head_dh_hopper", "head_dh_hopper_pair"], false);
+
+/// The forward product's launch, before its arguments.
+pub(super) fn forward(gpu: &Gpu, rows: usize, vocab: usize) -> Launch<'_> {
+    FORWARD.launch(gpu, rows, vocab)
 }
 
 /// h and w of the forward product as the kernel of this device takes them: maps for TMA, or pointers.
 pub(super) fn operands<'a>(launch: Launch<'a>, gpu: &Gpu, h: &Buffer, w: &Buffer, rows: usize, vocab: usize, width: usize) -> Launch<'a> {
     if gpu.is_hopper() {
-        return launch.matrix("h", Some(h), rows, width, ROWS).matrix("w", Some(w), vocab, width, COLUMNS);
+        return launch.matrix("h", Some(h), rows, width, ROWS).matrix("w", Some(w), vocab, width, ROWS);
     }
     launch.input("h", h, DType::Bf16, rows * width).input("w", w, DType::Bf16, vocab * width)
 }
@@ -23,7 +31,7 @@ pub(super) fn operands<'a>(launch: Launch<'a>, gpu: &Gpu, h: &Buffer, w: &Buffer
 /// dz `[rows, chunk]` of a chunk of the vocabulary.
 pub(super) fn dz(gpu: &Gpu, dz: &mut Buffer, head: &Head<'_>, saved: &Saved, seeds: &Buffer, chunk: Range<usize>) -> Result<()> {
     let &Head { h, w, rows, vocab, width } = head;
-    let launch = launch(gpu, "head_dz_hopper", rows, chunk.len()).output("dz", dz, DType::Bf16, rows * chunk.len());
+    let launch = LOGITS.launch(gpu, rows, chunk.len()).output_matrix("dz", dz, rows, chunk.len(), OUT_ROWS);
     operands(launch, gpu, h, w, rows, vocab, width)
         .input("temperature", &saved.temperatures, DType::F32, rows)
         .input("targets", &saved.targets, DType::U32, rows)
@@ -38,7 +46,8 @@ pub(super) fn dz(gpu: &Gpu, dz: &mut Buffer, head: &Head<'_>, saved: &Saved, see
 /// dh += dz times the chunk's rows of w.
 pub(super) fn add_dh(gpu: &Gpu, dh: &mut Buffer, dz: &Buffer, head: &Head<'_>, chunk: Range<usize>) -> Result<()> {
     let &Head { w, rows, width, .. } = head;
-    launch(gpu, "head_dh_hopper", rows, width)
+    INPUT
+        .launch(gpu, rows, width)
         .output("dh", dh, DType::F32, rows * width)
         .matrix("dz", Some(dz), rows, chunk.len(), ROWS)
         .matrix_from("w", w, chunk.start, chunk.len(), width, K_CHUNK)

@@ -99,7 +99,7 @@ impl Head<'_> {
         let mut parts = Buffer::uninit(gpu, DType::F32, rows * tiles * 3)?;
         let kernel = |name| Kernel { source: Source::HEAD, name };
         let launch = if gpu.is_hopper() {
-            hopper::launch(gpu, "head_fwd_hopper", rows, vocab)
+            hopper::forward(gpu, rows, vocab)
         } else {
             Launch::new(gpu, kernel("head_fwd_bf16"), [rows.div_ceil(SIDE), tiles, 1], [256, 1, 1], STAGES + SUMS)
         };
