@@ -100,7 +100,7 @@ fn narrow(source: Source, kernel: &str) -> Source {
     Source { file: source.file, text: kept(text) }
 }
 
-const HOPPER_MISTAKES: [Broken; 5] = [
+const HOPPER_MISTAKES: [Broken; 6] = [
     Broken {
         source: Source::LINEAR_HOPPER,
         kernel: "linear_dw_hopper",
