@@ -1,0 +1,152 @@
+//! The left operand of a product, rounded and packed for what multiplies it, and the units of work on it.
+
+use super::amx::{Operands, SIDE, Tiles};
+use super::kernel::{Step, kernel, max_rows};
+use super::round::{Chunk, rounded};
+use super::{CHUNK, Column, Engine, TOGETHER};
+use crate::tensor::cpu::aligned::AlignedVec;
+use crate::tensor::cpu::division::{Blocks, pack_left};
+use crate::tensor::cpu::panels::PANEL;
+use crate::tensor::cpu::parallel::{SharedMut, over_units};
+use std::ops::Range;
+
+/// A left operand `[rows, terms]`.
+pub(super) struct Left<'a> {
+    rows: usize,
+    terms: usize,
+    /// The chunks of its terms, at most 32 each.
+    pub parts: &'a [Range<usize>],
+    packed: Packed,
+}
+
+enum Packed {
+    /// `[blocks of 32 rows][parts][2][16 rows][16]` pairs, two numbers in the room of an f32.
+    Tiles(AlignedVec),
+    /// `[blocks][terms][rows of the block]`.
+    Rows(Vec<f32>, Blocks),
+}
+
+impl<'a> Left<'a> {
+    /// The numbers `source[row * strides.0 + term * strides.1]`, one of the strides being 1, for an engine.
+    pub fn new(engine: Engine, source: &[f32], rows: usize, terms: usize, strides: (usize, usize), parts: &'a [Range<usize>]) -> Self {
+        let packed = match engine {
+            Engine::Amx => Packed::Tiles(tiles(source, rows, strides, parts)),
+            Engine::Vector => {
+                let blocks = Blocks::new(rows, max_rows());
+                Packed::Rows(pack_left(&blocks, terms, source, strides.0, strides.1, rounded), blocks)
+            }
+        };
+        Self { rows, terms, parts, packed }
+    }
+
+    /// Blocks of rows.
+    pub fn blocks(&self) -> usize {
+        match &self.packed {
+            Packed::Tiles(_) => self.rows.div_ceil(SIDE),
+            Packed::Rows(_, blocks) => blocks.count,
+        }
+    }
+}
+
+/// The left operand as AMX reads it.
+fn tiles(source: &[f32], rows: usize, (row_stride, term_stride): (usize, usize), parts: &[Range<usize>]) -> AlignedVec {
+    let stride = parts.len() * CHUNK;
+    let mut packed = AlignedVec::zeros(rows.div_ceil(SIDE) * stride);
+    let out = SharedMut::new(bytemuck::cast_slice_mut::<f32, u32>(&mut packed));
+    over_units(rows.div_ceil(SIDE), |block| {
+        // SAFETY: each unit has its own block.
+        let own = unsafe { out.slice(block * stride, stride) };
+        let from = block * SIDE;
+        for (part, to) in parts.iter().zip(own.chunks_exact_mut(CHUNK)) {
+            let source = &source[from * row_stride + part.start * term_stride..];
+            Chunk { source, rows: SIDE.min(rows - from), row_stride, terms: part.len(), term_stride }.terms_as_lanes(to);
+        }
+    });
+    packed
+}
+
+/// A unit of work: what a thread has while it is on one.
+pub(super) struct Unit<'a> {
+    left: &'a Left<'a>,
+    tiles: Option<Tiles>,
+    /// Room for the right operand of [`TOGETHER`] chunks.
+    right: AlignedVec,
+}
+
+/// Outputs of one call of AMX, where not all 32 x 32 of them are there.
+#[repr(align(64))]
+struct Corner([[f32; PANEL]; SIDE]);
+
+impl<'a> Unit<'a> {
+    /// Work on a left operand, on this thread.
+    pub fn of(left: &'a Left<'a>) -> Self {
+        let tiles = matches!(left.packed, Packed::Tiles(_)).then(Tiles::configure);
+        Self { left, tiles, right: AlignedVec::zeros(TOGETHER * CHUNK) }
+    }
+
+    /// The product of some blocks of rows with a column over some chunks, at most [`TOGETHER`]; the first chunk of all replaces what is there
+    /// unless `add`.
+    pub fn times(&mut self, column: &Column<'_>, chunks: Range<usize>, blocks: Range<usize>, add: bool) {
+        let right = column.right(chunks.clone(), bytemuck::cast_slice_mut(&mut self.right));
+        for block in blocks {
+            match (&self.left.packed, &self.tiles) {
+                (Packed::Rows(packed, blocks), _) => self.left.by_vectors(packed, blocks.get(block), column, chunks.clone(), right, add),
+                (Packed::Tiles(packed), Some(tiles)) => {
+                    let part = &bytemuck::cast_slice(packed)[block * self.left.parts.len() * CHUNK..][chunks.start * CHUNK..];
+                    let rows = block * SIDE..self.left.rows.min((block + 1) * SIDE);
+                    by_tiles(tiles, part, rows, column, chunks.len(), right, add || chunks.start > 0);
+                }
+                (Packed::Tiles(_), None) => unreachable!("a unit on tiles has configured them"),
+            }
+        }
+    }
+}
+
+impl Left<'_> {
+    /// A block of `mr` rows from `from` on, chunk after chunk.
+    fn by_vectors(&self, packed: &[f32], (from, mr): (usize, usize), column: &Column<'_>, chunks: Range<usize>, right: &[u32], add: bool) {
+        let (block, run) = (&packed[from * self.terms..(from + mr) * self.terms], kernel(mr));
+        for (i, b) in chunks.zip(right.chunks_exact(CHUNK)) {
+            let part = &self.parts[i];
+            let step = Step {
+                terms: part.len(),
+                a: block[part.start * mr..part.end * mr].as_ptr(),
+                b: b.as_ptr(),
+                c: column.out.pointer(column.start + from * column.ldc),
+                ldc: column.ldc,
+                lanes: column.lanes,
+                add: add || i > 0,
+            };
+            // SAFETY: `block` and `b` were sliced to the chunk; rows x lanes at `c` lie in the output, and no other unit has these rows of
+            // these columns.
+            unsafe { run(&step) };
+        }
+    }
+}
+
+/// A block of up to 32 rows.
+fn by_tiles(tiles: &Tiles, left: &[u32], rows: Range<usize>, column: &Column<'_>, chunks: usize, right: &[u32], add: bool) {
+    let (left, right) = (&left[..chunks * CHUNK], &right[..chunks * CHUNK]);
+    let c = column.out.pointer(column.start + rows.start * column.ldc);
+    let run = |c: *mut f32, ldc: usize| {
+        let operands = Operands { chunks, a: left.as_ptr(), b: right.as_ptr(), c, ldc, add };
+        // SAFETY: both operands have whole chunks, and `c` is this block's part of the output, or a corner of 32 x 32.
+        unsafe { if rows.len() > SIDE / 2 { tiles.multiply::<true>(operands) } else { tiles.multiply::<false>(operands) } }
+    };
+    if column.lanes == PANEL && (rows.len() == SIDE || rows.len() == SIDE / 2) {
+        return run(c, column.ldc);
+    }
+    let mut corner = Corner([[0.0; PANEL]; SIDE]);
+    let line = |row: usize| c.wrapping_add(row * column.ldc);
+    if add {
+        for (row, to) in corner.0.iter_mut().enumerate().take(rows.len()) {
+            // SAFETY: rows x lanes at `c` lie in the output, and no other unit has these rows of these columns.
+            unsafe { to.as_mut_ptr().copy_from_nonoverlapping(line(row), column.lanes) };
+        }
+    }
+    run(corner.0.as_mut_ptr().cast(), PANEL);
+    for (row, from) in corner.0.iter().enumerate().take(rows.len()) {
+        // SAFETY: as above.
+        unsafe { line(row).copy_from_nonoverlapping(from.as_ptr(), column.lanes) };
+    }
+}
