@@ -3,7 +3,7 @@
 use super::amx::{Operands, SIDE, Tiles};
 use super::kernel::{Step, kernel, max_rows};
 use super::round::{Chunk, rounded};
-use super::{CHUNK, Column, Engine, TOGETHER};
+use super::{CHUNK, Column, Engine};
 use crate::tensor::cpu::aligned::AlignedVec;
 use crate::tensor::cpu::division::{Blocks, pack_left};
 use crate::tensor::cpu::panels::PANEL;
@@ -69,8 +69,8 @@ fn tiles(source: &[f32], rows: usize, (row_stride, term_stride): (usize, usize),
 pub(super) struct Unit<'a> {
     left: &'a Left<'a>,
     tiles: Option<Tiles>,
-    /// Room for the right operand of [`TOGETHER`] chunks.
-    right: AlignedVec,
+    /// Room for a right operand that has to be packed.
+    scratch: AlignedVec,
 }
 
 /// Outputs of one call of AMX, where not all 32 x 32 of them are there.
@@ -81,13 +81,13 @@ impl<'a> Unit<'a> {
     /// Work on a left operand, on this thread.
     pub fn of(left: &'a Left<'a>) -> Self {
         let tiles = matches!(left.packed, Packed::Tiles(_)).then(Tiles::configure);
-        Self { left, tiles, right: AlignedVec::zeros(TOGETHER * CHUNK) }
+        Self { left, tiles, scratch: AlignedVec::default() }
     }
 
-    /// The product of some blocks of rows with a column over some chunks, at most [`TOGETHER`]; the first chunk of all replaces what is there
-    /// unless `add`.
+    /// The product of some blocks of rows with a column over some chunks; the first chunk of all replaces what is there unless
+    /// `add`.
     pub fn times(&mut self, column: &Column<'_>, chunks: Range<usize>, blocks: Range<usize>, add: bool) {
-        let right = column.right(chunks.clone(), bytemuck::cast_slice_mut(&mut self.right));
+        let right = column.right(chunks.clone(), &mut self.scratch);
         for block in blocks {
             match (&self.left.packed, &self.tiles) {
                 (Packed::Rows(packed, blocks), _) => self.left.by_vectors(packed, blocks.get(block), column, chunks.clone(), right, add),

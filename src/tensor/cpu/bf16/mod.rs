@@ -26,6 +26,7 @@ mod tests;
 pub use amx::available as has_amx;
 pub use matrix::{Bf16Matrix, Bf16View};
 
+use crate::tensor::cpu::aligned::AlignedVec;
 use crate::tensor::cpu::division::{cut, group, panels_per_unit, row_groups, rows_of};
 use crate::tensor::cpu::panels::PANEL;
 use crate::tensor::cpu::parallel::{SharedMut, over_units, written};
@@ -83,10 +84,15 @@ enum Right<'a> {
 }
 
 impl Column<'_> {
-    /// The right operand of some chunks; `scratch` has room for them.
-    fn right<'s>(&'s self, chunks: Range<usize>, scratch: &'s mut [u32]) -> &'s [u32] {
+    /// The right operand of some chunks, at most [`TOGETHER`]; what is not stored as it is read is packed into `scratch`.
+    fn right<'s>(&'s self, chunks: Range<usize>, scratch: &'s mut AlignedVec) -> &'s [u32] {
+        if let Right::Panel(panel) = self.right {
+            return &panel[chunks.start * CHUNK..chunks.end * CHUNK];
+        }
+        scratch.grow(TOGETHER * CHUNK);
+        let scratch = bytemuck::cast_slice_mut(scratch);
         match &self.right {
-            Right::Panel(panel) => return &panel[chunks.start * CHUNK..chunks.end * CHUNK],
+            Right::Panel(_) => {}
             Right::InputColumns(w, column) => {
                 for (p, to) in chunks.zip(scratch.chunks_exact_mut(CHUNK)) {
                     exchange(&w.panel(p)[column * CHUNK..][..CHUNK], to);

@@ -60,8 +60,10 @@ impl Chunk<'_> {
 
     /// `out[half][row][pair]`: terms side by side, as the left operand of AMX has them.
     pub fn terms_as_lanes(&self, out: &mut [u32]) {
-        if self.term_stride == 1 && self.rows == PANEL && self.terms == TERMS {
-            return pair_rows(self.source, self.row_stride, out);
+        if self.term_stride == 1 && self.terms == TERMS {
+            let (there, missing) = out.split_at_mut(self.rows * PAIRS);
+            missing.fill(0);
+            return pair_rows(self.source, self.row_stride, there);
         }
         let mut lanes = [0; CHUNK];
         self.rows_as_lanes(&mut lanes);
@@ -85,9 +87,9 @@ vectorized! {
 }
 
 vectorized! {
-    /// `out[row][pair] = (source[row][2 pair], source[row][2 pair + 1])` for 32 rows of 32 numbers, `stride` apart.
+    /// `out[row][pair] = (source[row][2 pair], source[row][2 pair + 1])` for rows of 32 numbers, `stride` apart.
     fn pair_rows(source: &[f32], stride: usize, out: &mut [u32]) {
-        for (row, out) in out[..CHUNK].chunks_exact_mut(PAIRS).enumerate() {
+        for (row, out) in out.chunks_exact_mut(PAIRS).enumerate() {
             for (out, x) in out.iter_mut().zip(source[row * stride..][..TERMS].as_chunks::<2>().0) {
                 *out = pair(x[0], x[1]);
             }
