@@ -35,6 +35,9 @@ pub struct TokenStats {
     pub entropy: Vec<f32>,
 }
 
+/// Gives the numbers of a tensor, row-major.
+pub type ReadTensor<'a> = dyn FnMut(&ParamInfo) -> Result<Vec<f32>> + 'a;
+
 /// A decoder-only language model.
 #[derive(Clone)]
 pub struct Transformer {
@@ -59,22 +62,17 @@ impl Transformer {
     }
 
     /// Builds the model from a function that gives each tensor's numbers, row-major.
-    pub fn build(config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+    pub fn build(config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
         Self::build_on(&Device::Cpu, config, read)
     }
 
     /// The same on a device.
-    pub fn build_on(device: &Device, config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+    pub fn build_on(device: &Device, config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
         Self::build_in(device, Compute::F32, config, read)
     }
 
     /// The same, its products on the processor computing in `compute`.
-    pub fn build_in(
-        device: &Device,
-        compute: Compute,
-        config: ModelConfig,
-        read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>,
-    ) -> Result<Self> {
+    pub fn build_in(device: &Device, compute: Compute, config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
         let heads = Heads { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
         if !device.is_cpu() {
             attention::cuda::check(heads)?;

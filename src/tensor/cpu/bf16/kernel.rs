@@ -63,32 +63,39 @@ pub(super) fn kernel(rows: usize) -> Kernel {
     PORTABLE[rows - 1]
 }
 
-/// The two rows of `a` that pair `p` multiplies; beyond the last term it is zero.
+/// Calls `two(p, x, y)` for each pair of terms: its number and its rows of `a`, the second zero beyond the last term.
 ///
 /// # Safety
-/// `a` has `terms` rows of R numbers, and `2 p < terms`.
+/// `a` has `terms` rows of R numbers.
 #[inline(always)]
-unsafe fn two_rows<const R: usize>(t: &Step, p: usize) -> ([f32; R], [f32; R]) {
+unsafe fn each_pair<const R: usize>(t: &Step, mut two: impl FnMut(usize, &[f32; R], &[f32; R])) {
     let row = |term: usize| t.a.wrapping_add(term * R).cast::<[f32; R]>();
-    // SAFETY: the caller's promise; the second row is read only where there is one.
-    unsafe { (*row(2 * p), if 2 * p + 1 < t.terms { *row(2 * p + 1) } else { [0.0; R] }) }
+    for p in 0..t.terms / 2 {
+        // SAFETY: both are among the rows that the caller promises.
+        unsafe { two(p, &*row(2 * p), &*row(2 * p + 1)) };
+    }
+    if t.terms % 2 == 1 {
+        // SAFETY: as above.
+        unsafe { two(t.terms / 2, &*row(t.terms - 1), &[0.0; R]) };
+    }
 }
 
 unsafe fn portable<const R: usize>(t: &Step) {
     for half in 0..t.lanes.div_ceil(PAIRS) {
         let mut sums = [[[0.0f32; PAIRS]; 2]; R];
-        for p in 0..t.terms.div_ceil(2) {
-            // SAFETY: the caller promises 2 x 16 x 16 pairs of b, and the rows of a.
-            let (a, b) = unsafe { (two_rows::<R>(t, p), &*t.b.wrapping_add(half * HALF + p * PAIRS).cast::<[u32; PAIRS]>()) };
-            for (sums, x) in sums.iter_mut().zip(a.0.into_iter().zip(a.1)) {
-                let [evens, odds] = sums;
+        let two = |p: usize, x: &[f32; R], y: &[f32; R]| {
+            // SAFETY: the caller promises 2 x 16 x 16 pairs of b.
+            let b = unsafe { &*t.b.wrapping_add(half * HALF + p * PAIRS).cast::<[u32; PAIRS]>() };
+            for (([evens, odds], x), y) in sums.iter_mut().zip(x).zip(y) {
                 for ((even, odd), b) in evens.iter_mut().zip(odds).zip(b) {
                     let [b_even, b_odd] = unpair(*b);
-                    *even = x.0.mul_add(b_even, *even);
-                    *odd = x.1.mul_add(b_odd, *odd);
+                    *even = x.mul_add(b_even, *even);
+                    *odd = y.mul_add(b_odd, *odd);
                 }
             }
-        }
+        };
+        // SAFETY: the caller promises the rows of a.
+        unsafe { each_pair(t, two) };
         for (i, [even, odd]) in sums.iter().enumerate() {
             // SAFETY: the caller promises that `c` is writable in rows x lanes.
             unsafe { write_lanes(t, i, half * PAIRS, even, odd) };
@@ -116,21 +123,23 @@ unsafe fn avx512<const R: usize>(t: &Step) {
         let mut even = [_mm512_setzero_ps(); R];
         let mut odd = [_mm512_setzero_ps(); R];
         let b = t.b.wrapping_add(half * HALF);
-        for p in 0..t.terms.div_ceil(2) {
-            // SAFETY: the caller promises 2 x 16 x 16 pairs of b, and the rows of a; a prefetch may point anywhere. 16 words are a vector.
-            let ((x, y), pairs) = unsafe {
+        let two = |p: usize, x: &[f32; R], y: &[f32; R]| {
+            // SAFETY: the caller promises 2 x 16 x 16 pairs of b; a prefetch may point anywhere. 16 words are a vector.
+            let pairs = unsafe {
                 if R <= FEW_ROWS {
                     _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * PAIRS + PREFETCH).cast());
                 }
-                (two_rows::<R>(t, p), transmute::<[u32; 16], __m512i>(*b.wrapping_add(p * PAIRS).cast::<[u32; 16]>()))
+                transmute::<[u32; 16], __m512i>(*b.wrapping_add(p * PAIRS).cast::<[u32; 16]>())
             };
             let b_even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
             let b_odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
-            for i in 0..R {
-                even[i] = _mm512_fmadd_ps(_mm512_set1_ps(x[i]), b_even, even[i]);
-                odd[i] = _mm512_fmadd_ps(_mm512_set1_ps(y[i]), b_odd, odd[i]);
+            for (((even, odd), x), y) in even.iter_mut().zip(&mut odd).zip(x).zip(y) {
+                *even = _mm512_fmadd_ps(_mm512_set1_ps(*x), b_even, *even);
+                *odd = _mm512_fmadd_ps(_mm512_set1_ps(*y), b_odd, *odd);
             }
-        }
+        };
+        // SAFETY: the caller promises the rows of a.
+        unsafe { each_pair(t, two) };
         let mask = ((1u32 << (t.lanes - half * PAIRS).min(PAIRS)) - 1) as __mmask16;
         for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
             let c = t.c.wrapping_add(i * t.ldc + half * PAIRS);
@@ -155,17 +164,18 @@ unsafe fn avx2<const R: usize>(t: &Step) {
         let mut even = [_mm256_setzero_ps(); R];
         let mut odd = [_mm256_setzero_ps(); R];
         let b = t.b.wrapping_add(column / PAIRS * HALF + column % PAIRS);
-        for p in 0..t.terms.div_ceil(2) {
-            // SAFETY: the caller promises 2 x 16 x 16 pairs of b, and the rows of a. 8 words are a vector.
-            let ((x, y), pairs) =
-                unsafe { (two_rows::<R>(t, p), transmute::<[u32; 8], __m256i>(*b.wrapping_add(p * PAIRS).cast::<[u32; 8]>())) };
+        let two = |p: usize, x: &[f32; R], y: &[f32; R]| {
+            // SAFETY: the caller promises 2 x 16 x 16 pairs of b. 8 words are a vector.
+            let pairs = unsafe { transmute::<[u32; 8], __m256i>(*b.wrapping_add(p * PAIRS).cast::<[u32; 8]>()) };
             let b_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
             let b_odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
-            for i in 0..R {
-                even[i] = _mm256_fmadd_ps(_mm256_set1_ps(x[i]), b_even, even[i]);
-                odd[i] = _mm256_fmadd_ps(_mm256_set1_ps(y[i]), b_odd, odd[i]);
+            for (((even, odd), x), y) in even.iter_mut().zip(&mut odd).zip(x).zip(y) {
+                *even = _mm256_fmadd_ps(_mm256_set1_ps(*x), b_even, *even);
+                *odd = _mm256_fmadd_ps(_mm256_set1_ps(*y), b_odd, *odd);
             }
-        }
+        };
+        // SAFETY: the caller promises the rows of a.
+        unsafe { each_pair(t, two) };
         for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
             // SAFETY: 8 numbers are a vector; the caller promises the tile's extents.
             unsafe { write_lanes(t, i, column, &transmute::<__m256, [f32; 8]>(even), &transmute::<__m256, [f32; 8]>(odd)) };

@@ -73,7 +73,7 @@ pub(super) struct Unit<'a> {
     scratch: AlignedVec,
 }
 
-/// Outputs of one call of AMX, where not all 32 x 32 of them are there.
+/// Outputs of a block and a column, side by side.
 #[repr(align(64))]
 struct Corner([[f32; PANEL]; SIDE]);
 
@@ -92,7 +92,7 @@ impl<'a> Unit<'a> {
             match (&self.left.packed, &self.tiles) {
                 (Packed::Rows(packed, blocks), _) => self.left.by_vectors(packed, blocks.get(block), column, chunks.clone(), right, add),
                 (Packed::Tiles(packed), Some(tiles)) => {
-                    let part = &bytemuck::cast_slice(packed)[block * self.left.parts.len() * CHUNK..][chunks.start * CHUNK..];
+                    let part = &bytemuck::cast_slice(packed)[(block * self.left.parts.len() + chunks.start) * CHUNK..];
                     let rows = block * SIDE..self.left.rows.min((block + 1) * SIDE);
                     by_tiles(tiles, part, rows, column, chunks.len(), right, add || chunks.start > 0);
                 }
@@ -106,47 +106,53 @@ impl Left<'_> {
     /// A block of `mr` rows from `from` on, chunk after chunk.
     fn by_vectors(&self, packed: &[f32], (from, mr): (usize, usize), column: &Column<'_>, chunks: Range<usize>, right: &[u32], add: bool) {
         let (block, run) = (&packed[from * self.terms..(from + mr) * self.terms], kernel(mr));
-        for (i, b) in chunks.zip(right.chunks_exact(CHUNK)) {
-            let part = &self.parts[i];
-            let step = Step {
-                terms: part.len(),
-                a: block[part.start * mr..part.end * mr].as_ptr(),
-                b: b.as_ptr(),
-                c: column.out.pointer(column.start + from * column.ldc),
-                ldc: column.ldc,
-                lanes: column.lanes,
-                add: add || i > 0,
-            };
-            // SAFETY: `block` and `b` were sliced to the chunk; rows x lanes at `c` lie in the output, and no other unit has these rows of
-            // these columns.
-            unsafe { run(&step) };
-        }
+        // Rows of the output may be whole pages apart, which one set of the first cache does not hold for long.
+        column.by_way_of_corner(from..from + mr, add || chunks.start > 0, |c| {
+            for (i, b) in chunks.zip(right.chunks_exact(CHUNK)) {
+                let part = &self.parts[i];
+                let a = block[part.start * mr..part.end * mr].as_ptr();
+                let step = Step { terms: part.len(), a, b: b.as_ptr(), c, ldc: PANEL, lanes: column.lanes, add: add || i > 0 };
+                // SAFETY: `block` and `b` were sliced to the chunk, and a corner has room for the rows.
+                unsafe { run(&step) };
+            }
+        });
     }
 }
 
 /// A block of up to 32 rows.
 fn by_tiles(tiles: &Tiles, left: &[u32], rows: Range<usize>, column: &Column<'_>, chunks: usize, right: &[u32], add: bool) {
-    let (left, right) = (&left[..chunks * CHUNK], &right[..chunks * CHUNK]);
-    let c = column.out.pointer(column.start + rows.start * column.ldc);
+    let (left, right, height) = (&left[..chunks * CHUNK], &right[..chunks * CHUNK], rows.len());
     let run = |c: *mut f32, ldc: usize| {
         let operands = Operands { chunks, a: left.as_ptr(), b: right.as_ptr(), c, ldc, add };
         // SAFETY: both operands have whole chunks, and `c` is this block's part of the output, or a corner of 32 x 32.
-        unsafe { if rows.len() > SIDE / 2 { tiles.multiply::<true>(operands) } else { tiles.multiply::<false>(operands) } }
+        unsafe { if height > SIDE / 2 { tiles.multiply::<true>(operands) } else { tiles.multiply::<false>(operands) } }
     };
-    if column.lanes == PANEL && (rows.len() == SIDE || rows.len() == SIDE / 2) {
-        return run(c, column.ldc);
+    if column.lanes == PANEL && (height == SIDE || height == SIDE / 2) {
+        run(column.line(rows.start), column.ldc);
+    } else {
+        column.by_way_of_corner(rows, add, |c| run(c, PANEL));
     }
-    let mut corner = Corner([[0.0; PANEL]; SIDE]);
-    let line = |row: usize| c.wrapping_add(row * column.ldc);
-    if add {
-        for (row, to) in corner.0.iter_mut().enumerate().take(rows.len()) {
-            // SAFETY: rows x lanes at `c` lie in the output, and no other unit has these rows of these columns.
-            unsafe { to.as_mut_ptr().copy_from_nonoverlapping(line(row), column.lanes) };
+}
+
+impl Column<'_> {
+    /// Where a row's outputs begin.
+    fn line(&self, row: usize) -> *mut f32 {
+        self.out.pointer(self.start + row * self.ldc)
+    }
+
+    /// Calls `run` on a corner in place of some rows, at most 32; what is there is copied in if `keep`, and the result back.
+    fn by_way_of_corner(&self, rows: Range<usize>, keep: bool, run: impl FnOnce(*mut f32)) {
+        let mut corner = Corner([[0.0; PANEL]; SIDE]);
+        if keep {
+            for (row, to) in rows.clone().zip(&mut corner.0) {
+                // SAFETY: rows x lanes lie in the output, and no other unit has these rows of these columns.
+                unsafe { to.as_mut_ptr().copy_from_nonoverlapping(self.line(row), self.lanes) };
+            }
         }
-    }
-    run(corner.0.as_mut_ptr().cast(), PANEL);
-    for (row, from) in corner.0.iter().enumerate().take(rows.len()) {
-        // SAFETY: as above.
-        unsafe { line(row).copy_from_nonoverlapping(from.as_ptr(), column.lanes) };
+        run(corner.0.as_mut_ptr().cast());
+        for (row, from) in rows.zip(&corner.0) {
+            // SAFETY: as above.
+            unsafe { self.line(row).copy_from_nonoverlapping(from.as_ptr(), self.lanes) };
+        }
     }
 }
