@@ -1,6 +1,6 @@
 //! `bench`: the kernels' times beside their floors, and, with a model, tokens per second of prefill, decode and training.
 
-use crate::cli::common::DeviceArgs;
+use crate::cli::common::PlaceArgs;
 use crate::cli::output::width;
 use crate::cli::{interrupt, lines};
 use crate::tensor::Device;
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
+    pub(super) place: PlaceArgs,
     /// Also time this model: decode alone and in batches, prefill, a training step, a GRPO step, a step of a LoRA adapter
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
@@ -162,7 +162,7 @@ fn on_processor(bench: &mut Bench, seconds: f64) -> Result<()> {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     interrupt::listen()?;
-    let device = args.device.open()?;
+    let device = args.place.device.open()?;
     let peaks = (1.0, 1.0);
     let mut bench = Bench {
         filter: args.name,
@@ -174,13 +174,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         names: Vec::new(),
         narrow: width().is_some_and(|w| w < 80),
     };
-    let emulated = args.device.device == "emulator";
+    let emulated = args.place.device.device == "emulator";
     match &device {
         Device::Cpu => on_processor(&mut bench, args.seconds)?,
         Device::Cuda(gpu) => device::run(&mut bench, gpu, emulated)?,
     }
     if let Some(spec) = &args.model {
-        model::run(&mut bench, spec, &device, emulated)?;
+        model::run(&mut bench, spec, (&device, args.place.compute), emulated)?;
     }
     match bench.filter {
         Some(name) if bench.rows == 0 => {

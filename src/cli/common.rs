@@ -3,9 +3,10 @@
 use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
 use crate::tensor::Device;
+use crate::tensor::cpu::Compute;
 use crate::tensor::cuda::Gpu;
 use crate::{Error, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which model, and where it runs.
 #[derive(clap::Args)]
@@ -17,7 +18,17 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// Where a model runs that is not trained, and what it computes in.
+#[derive(clap::Args)]
+pub(crate) struct PlaceArgs {
+    #[command(flatten)]
     pub device: DeviceArgs,
+    /// What the processor multiplies matrices in: f32, or bf16 with sums in f32, fast where there is AMX
+    #[arg(long, default_value = "f32", value_name = "FORMAT")]
+    pub compute: Compute,
 }
 
 /// Where a command runs.
@@ -54,15 +65,21 @@ pub(crate) fn open_device(name: &str) -> Result<Device> {
 impl ModelArgs {
     /// Opens the model's files and reads its weights, the adapter's included.
     pub fn load(&self) -> Result<(Transformer, ModelFiles)> {
-        let device = self.device.open()?;
+        let device = self.place.device.open()?;
         let files = weights::open(&self.model)?;
-        let mut model = Transformer::load(&files, &device)?;
-        if let Some(dir) = &self.adapter {
-            let (lora, tensors) = weights::load_peft(dir)?;
-            model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
-        }
+        let model = load(&files, self.adapter.as_deref(), &device, self.place.compute)?;
         Ok((model, files))
     }
+}
+
+/// Reads the weights of a model that is not to be trained, and of its adapter.
+pub(crate) fn load(files: &ModelFiles, adapter: Option<&Path>, device: &Device, compute: Compute) -> Result<Transformer> {
+    let mut model = Transformer::load(files, device, compute)?;
+    if let Some(dir) = adapter {
+        let (lora, tensors) = weights::load_peft(dir)?;
+        model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
+    }
+    Ok(model)
 }
 
 /// Calls `f` on one of `threads` worker threads (one per core where `None`). A parallel section that a worker starts costs no more than a
@@ -94,8 +111,8 @@ pub(crate) fn inside_of_sandbox() -> Option<u8> {
 /// Refuses a `SORFT_ISA` that asks for nothing known: it would silently be the best one.
 pub(crate) fn check_environment() -> Result<()> {
     match std::env::var("SORFT_ISA").as_deref() {
-        Err(_) | Ok("portable" | "avx2" | "avx512") => Ok(()),
-        Ok(other) => Err(Error::usage(format!("SORFT_ISA={other}: expected portable, avx2 or avx512"))),
+        Err(_) | Ok("portable" | "avx2" | "avx512" | "amx") => Ok(()),
+        Ok(other) => Err(Error::usage(format!("SORFT_ISA={other}: expected portable, avx2, avx512 or amx"))),
     }
 }
 

@@ -1,9 +1,8 @@
 //! `distill`: answers of a teacher, those that hit kept as data for supervised training.
 
-use crate::cli::common::DeviceArgs;
+use crate::cli::common::{DeviceArgs, load};
 use crate::cli::interrupt;
 use crate::cli::output::{json_line, plural, say};
-use crate::model::Transformer;
 use crate::model::dialogue::Dialogue;
 use crate::model::weights::{self, ModelFiles};
 use crate::rl::config::Config;
@@ -223,12 +222,9 @@ fn ask_local(
     let itself = args.teacher == "self";
     let other = if itself { None } else { Some(weights::open(&args.teacher)?) };
     let files = other.as_ref().unwrap_or(files);
-    let mut model = Transformer::load(files, &args.device.open()?)?;
-    if let Some(dir) = config.adapter.as_ref().filter(|_| itself) {
-        let (lora, tensors) = weights::load_peft(dir)?;
-        model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
-    }
-    let adapter = config.adapter.as_ref().filter(|_| itself).map_or(String::new(), |dir| format!(" adapter={}", dir.display()));
+    let adapter = config.adapter.as_deref().filter(|_| itself);
+    let model = load(files, adapter, &args.device.open()?, config.compute)?;
+    let adapter = adapter.map_or(String::new(), |dir| format!(" adapter={}", dir.display()));
     let local = Local {
         name: format!("{}{adapter}", if itself { &config.model } else { &args.teacher }),
         model: &model,

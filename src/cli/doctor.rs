@@ -4,7 +4,7 @@ use crate::cli::common::open_device;
 use crate::cli::lines;
 use crate::model::hub::cache_dir;
 use crate::tensor::Device;
-use crate::tensor::cpu::{Isa, isa};
+use crate::tensor::cpu::{Isa, bf16, isa};
 use crate::tensor::cuda::probe;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -30,6 +30,8 @@ struct Report {
     cpu: String,
     cores: usize,
     kernels: &'static str,
+    /// What multiplies matrices with `compute = "bf16"`.
+    bf16: &'static str,
     memory_gib: Option<f64>,
     cache: String,
     /// The CUDA version of the driver, or why there is none.
@@ -91,6 +93,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             Isa::Avx2 => "AVX2 + FMA",
             Isa::Portable => "portable (slow: this processor has no AVX2 with FMA)",
         },
+        bf16: match bf16::has_amx() {
+            true => "AMX: compute = \"bf16\" is fast here",
+            false => "no AMX: compute = \"bf16\" runs, to the same bits, but no faster than f32",
+        },
         memory_gib: memory_gib(),
         cache: cache_dir().display().to_string(),
         cuda_driver: found(&cuda.driver, |v| format!("CUDA {v}")),
@@ -109,9 +115,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return out.write(&report);
     }
     let memory = report.memory_gib.map_or("unknown".to_owned(), |g| format!("{g:.1} GiB"));
-    let Report { version, cpu, cores, kernels, cache, cuda_driver, cuda_compiler, gpus, .. } = &report;
+    let Report { version, cpu, cores, kernels, bf16, cache, cuda_driver, cuda_compiler, gpus, .. } = &report;
     let mut text = format!(
-        "sorft-native {version}\n  processor      {cpu}\n  cores          {cores}\n  memory         {memory}\n  kernels        {kernels}\n  \
+        "sorft-native {version}\n  processor      {cpu}\n  cores          {cores}\n  memory         {memory}\n  kernels        {kernels}\n  bf16           {bf16}\n  \
          cache          {cache}\n  CUDA driver    {cuda_driver}\n  CUDA compiler  {cuda_compiler}\n"
     );
     for gpu in gpus {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::common::DeviceArgs;
-use super::eval::{Folder, PipelineArgs, Reporter, load};
+use super::common::{PlaceArgs, load};
+use super::eval::{Folder, PipelineArgs, Reporter};
 use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout};
 use crate::agentless::evaluate::why_none;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub place: PlaceArgs,
     /// How many patches to print, the best first
     #[arg(long, default_value_t = 1, value_name = "K")]
     top: usize,
@@ -121,7 +121,7 @@ fn answer(args: &Args, files: &ModelFiles, issue: &str, task: Task) -> Result<(P
         "sampling": args.pipeline.describe(), "settings": settings});
     let folder = Folder::open(args.out.as_deref(), args.resume, &described, &[])?;
     interrupt::listen()?;
-    let model = load(files, args.adapter.as_deref(), &args.device)?;
+    let model = load(files, args.adapter.as_deref(), &args.place.device.open()?, args.place.compute)?;
     let mut reporter = Reporter::new(1);
     let local = Local { model: Some(&model), dialogue, sampling: args.pipeline.sampling(), stop: &interrupt::pressed };
     let tasks = [task];

@@ -85,15 +85,15 @@ impl Command {
         match self {
             Command::Train(args) => Some(&args.device),
             Command::Verify(args) => Some(&args.device),
-            Command::Eval(args) => Some(&args.device),
-            Command::Fix(args) => Some(&args.device),
-            Command::Sample(args) => Some(&args.model.device),
-            Command::Score(args) => Some(&args.model.device),
-            Command::Bench(args) => Some(&args.device),
+            Command::Eval(args) => Some(&args.place.device),
+            Command::Fix(args) => Some(&args.place.device),
+            Command::Sample(args) => Some(&args.model.place.device),
+            Command::Score(args) => Some(&args.model.place.device),
+            Command::Bench(args) => Some(&args.place.device),
             #[cfg(feature = "distill")]
             Command::Distill(args) => Some(&args.device),
             #[cfg(feature = "serve")]
-            Command::Serve(args) => Some(&args.model.device),
+            Command::Serve(args) => Some(&args.model.place.device),
             #[cfg(unix)]
             Command::RunTests(_) => None,
             Command::Data(_) | Command::Reward(_) | Command::Report(_) | Command::Doctor(_) => None,

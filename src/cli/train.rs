@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(size) = args.plan {
         console.bar.finish_and_clear();
         return match size {
-            Some(size) => show_plan(&Planned { place: on_gpu(&files), ..run }, Some(size)),
+            Some(size) => show_plan(&Planned { place: Place::Gpu { exact: all_bf16(&files) }, ..run }, Some(size)),
             None => show_plan(&run, free),
         };
     }
@@ -136,13 +136,14 @@ fn warn_of_other_prompts(recipe: &PromptRecipe, config: &Config, files: &ModelFi
 /// Where a run's numbers lie.
 fn place(device: &Device, files: &ModelFiles) -> Place {
     match device {
-        Device::Cpu => Place::Cpu,
-        Device::Cuda(_) => on_gpu(files),
+        Device::Cpu => Place::Cpu { exact: all_bf16(files) },
+        Device::Cuda(_) => Place::Gpu { exact: all_bf16(files) },
     }
 }
 
-fn on_gpu(files: &ModelFiles) -> Place {
-    Place::Gpu { exact: files.weights.names().iter().all(|name| files.weights.is_bf16(name)) }
+/// Whether bf16 holds all weights as they are stored.
+fn all_bf16(files: &ModelFiles) -> bool {
+    files.weights.names().iter().all(|name| files.weights.is_bf16(name))
 }
 
 /// The table, and whether the run fits into what is there.
@@ -181,7 +182,7 @@ pub(super) fn load_model(
     adapter: Option<(LoraConfig, Vec<AdapterTensor>)>,
     device: &Device,
 ) -> Result<Transformer> {
-    let mut model = Transformer::load(files, device)?;
+    let mut model = Transformer::load(files, device, config.compute)?;
     if let (Some((lora, tensors)), Some(dir)) = (adapter, &config.adapter) {
         model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
     } else if let Some(lora) = &config.lora {

@@ -42,14 +42,14 @@ impl Linear {
 
     /// Several layers of the same input, in one go; the same bits as one by one.
     pub fn forward_many<const N: usize>(params: &Params, layers: [&Linear; N], x: &Tensor, adapter: Adapter) -> [Tensor; N] {
-        let mut outputs = matmul::forward_many(x, layers.map(|l| params.matrix(l.weight)));
+        let mut outputs = matmul::forward_many(x, layers.map(|l| params.weight(l.weight)));
         for (layer, y) in layers.iter().zip(&mut outputs) {
             if let Some(bias) = layer.bias {
                 residual::add_bias(y, params.vector(bias));
             }
             if let (Some(lora), Adapter::On) = (layer.lora, adapter) {
                 let u = lora.low_rank(params, x);
-                matmul::forward_add(&u, params.matrix(lora.b), y);
+                matmul::forward_add(&u, params.weight(lora.b), y);
             }
         }
         outputs
@@ -58,12 +58,12 @@ impl Linear {
     /// dx for dy `[T, out]`, adding to the trained gradients. `x` is the forward's input.
     pub fn backward(&self, params: &Params, x: &Tensor, dy: &Tensor, chunks: &[Range<usize>], grads: &mut Gradients) -> Tensor {
         if let Some(dw) = grads.matrix_mut(self.weight) {
-            matmul::backward_weight(dy, x, chunks, dw);
+            matmul::backward_weight_in(params.compute(), dy, x, chunks, dw);
         }
         if let Some(db) = self.bias.and_then(|b| grads.vector_mut(b)) {
             residual::bias_gradient(dy, chunks, db);
         }
-        let mut dx = matmul::backward_input(dy, params.matrix(self.weight));
+        let mut dx = matmul::backward_input(dy, params.weight(self.weight));
         if let Some(lora) = self.lora {
             lora.backward(params, x, dy, chunks, grads, &mut dx);
         }
@@ -74,20 +74,20 @@ impl Linear {
 impl LoraLayer {
     /// u = s x A'.
     fn low_rank(&self, params: &Params, x: &Tensor) -> Tensor {
-        let mut u = matmul::forward(x, params.matrix(self.a));
+        let mut u = matmul::forward(x, params.weight(self.a));
         matmul::scale(&mut u, self.scale);
         u
     }
 
     fn backward(&self, params: &Params, x: &Tensor, dy: &Tensor, chunks: &[Range<usize>], grads: &mut Gradients, dx: &mut Tensor) {
         if let Some(db) = grads.matrix_mut(self.b) {
-            matmul::backward_weight(dy, &self.low_rank(params, x), chunks, db);
+            matmul::backward_weight_in(params.compute(), dy, &self.low_rank(params, x), chunks, db);
         }
-        let mut du = matmul::backward_input(dy, params.matrix(self.b));
+        let mut du = matmul::backward_input(dy, params.weight(self.b));
         matmul::scale(&mut du, self.scale);
         if let Some(da) = grads.matrix_mut(self.a) {
-            matmul::backward_weight(&du, x, chunks, da);
+            matmul::backward_weight_in(params.compute(), &du, x, chunks, da);
         }
-        matmul::backward_input_add(&du, params.matrix(self.a), dx);
+        matmul::backward_input_add(&du, params.weight(self.a), dx);
     }
 }

@@ -13,6 +13,7 @@ pub mod hub;
 mod kv_cache;
 mod linear;
 pub mod lora;
+mod mixed;
 pub mod optimizer;
 mod params;
 mod rope;

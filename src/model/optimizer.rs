@@ -259,6 +259,14 @@ impl Moments {
                 panels::step(p, g, moments, step, rounding);
                 Ok(())
             }
+            (ParamData::Mixed(p), ParamData::Matrix(g), Self::Coded(moments)) => {
+                p.update(|master| panels::step(master, g, moments, step, rounding));
+                Ok(())
+            }
+            (ParamData::Mixed(p), g, Self::F32(m, v)) => {
+                p.update(|master| adamw::step(master.data_mut(), g.flat(), m.flat_mut(), v.flat_mut(), step));
+                Ok(())
+            }
             (p, g, Self::F32(m, v)) => {
                 adamw::step(p.flat_mut(), g.flat(), m.flat_mut(), v.flat_mut(), step);
                 Ok(())

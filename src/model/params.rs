@@ -2,8 +2,9 @@
 
 use crate::Result;
 use crate::model::device::DeviceNumbers;
-use crate::tensor::cpu::PanelMatrix;
+use crate::model::mixed::MixedMatrix;
 use crate::tensor::cpu::parallel::ELEMENTS;
+use crate::tensor::cpu::{Compute, PanelMatrix, Weight};
 use crate::tensor::cuda::{Buffer, Gpu};
 use crate::tensor::ops::norm;
 use crate::tensor::{Device, Tensor};
@@ -29,6 +30,8 @@ pub struct ParamInfo {
 pub(crate) enum ParamData {
     /// `[out, in]`, in panels.
     Matrix(PanelMatrix),
+    /// `[out, in]`, in panels of bf16 that products read, with its master.
+    Mixed(MixedMatrix),
     /// `[n]`.
     Vector(Tensor),
     /// Of any shape, row-major, on a device.
@@ -44,10 +47,11 @@ impl ParamData {
         }
     }
 
-    /// From row-major numbers, on the processor.
-    pub fn from_rows(shape: &[usize], rows: &[f32]) -> Self {
-        match *shape {
-            [n, k] => Self::Matrix(PanelMatrix::from_rows(n, k, rows)),
+    /// A weight's row-major numbers, on the processor.
+    pub fn from_rows(compute: Compute, shape: &[usize], rows: &[f32]) -> Self {
+        match (compute, shape) {
+            (Compute::F32, &[n, k]) => Self::Matrix(PanelMatrix::from_rows(n, k, rows)),
+            (Compute::Bf16, &[n, k]) => Self::Mixed(MixedMatrix::new(PanelMatrix::from_rows(n, k, rows))),
             _ => Self::Vector(Tensor::from_vec(shape, rows.to_vec())),
         }
     }
@@ -56,6 +60,7 @@ impl ParamData {
     pub fn zeros_like(&self) -> Result<Self> {
         Ok(match self {
             Self::Matrix(m) => Self::Matrix(PanelMatrix::zeros(m.n(), m.k())),
+            Self::Mixed(m) => Self::Matrix(PanelMatrix::zeros(m.bf16().n(), m.bf16().k())),
             Self::Vector(v) => Self::Vector(Tensor::zeros(v.shape())),
             Self::Device(d) => Self::Device(d.zeros_like()?),
         })
@@ -65,6 +70,7 @@ impl ParamData {
     pub fn try_clone(&self) -> Result<Self> {
         Ok(match self {
             Self::Matrix(m) => Self::Matrix(m.clone()),
+            Self::Mixed(m) => Self::Mixed(m.clone()),
             Self::Vector(v) => Self::Vector(Tensor::from_vec(v.shape(), v.data().to_vec())),
             Self::Device(d) => Self::Device(d.try_clone()?),
         })
@@ -74,6 +80,7 @@ impl ParamData {
     pub fn to_rows(&self) -> Result<Vec<f32>> {
         match self {
             Self::Matrix(m) => Ok(m.to_rows()),
+            Self::Mixed(m) => Ok(m.to_rows()),
             Self::Vector(v) => Ok(v.data().to_vec()),
             Self::Device(d) => d.to_rows(),
         }
@@ -83,6 +90,7 @@ impl ParamData {
     pub fn set_rows(&mut self, rows: &[f32]) -> Result<()> {
         match self {
             Self::Matrix(m) => m.set_rows(rows),
+            Self::Mixed(m) => m.set_rows(rows),
             Self::Vector(v) => v.data_mut().copy_from_slice(rows),
             Self::Device(d) => d.set_rows(rows)?,
         }
@@ -93,6 +101,7 @@ impl ParamData {
     pub fn len(&self) -> usize {
         match self {
             Self::Matrix(m) => m.n() * m.k(),
+            Self::Mixed(m) => m.bf16().n() * m.bf16().k(),
             Self::Vector(v) => v.data().len(),
             Self::Device(d) => d.len(),
         }
@@ -126,11 +135,12 @@ impl ParamData {
     /// All numbers in storage order, a matrix's zero padding included.
     ///
     /// # Panics
-    /// If they are on a device.
+    /// If they are on a device, or a weight's in two widths: gradients and moments are not.
     pub fn flat(&self) -> &[f32] {
         match self {
             Self::Matrix(m) => m.data(),
             Self::Vector(v) => v.data(),
+            Self::Mixed(_) => panic!("a weight in two widths where one in f32 was expected"),
             Self::Device(_) => panic!("a device tensor where the processor's was expected"),
         }
     }
@@ -138,11 +148,12 @@ impl ParamData {
     /// The same, to be changed.
     ///
     /// # Panics
-    /// If they are on a device.
+    /// As [`ParamData::flat`].
     pub fn flat_mut(&mut self) -> &mut [f32] {
         match self {
             Self::Matrix(m) => m.data_mut(),
             Self::Vector(v) => v.data_mut(),
+            Self::Mixed(_) => panic!("a weight in two widths where one in f32 was expected"),
             Self::Device(_) => panic!("a device tensor where the processor's was expected"),
         }
     }
@@ -173,16 +184,18 @@ pub(crate) struct Params {
     list: Vec<Param>,
     /// Where the tensors are, if not on the processor.
     gpu: Option<Arc<Gpu>>,
+    /// What products on the processor compute in.
+    compute: Compute,
 }
 
 impl Params {
-    /// No tensors yet, on a device.
-    pub fn on(device: &Device) -> Self {
+    /// No tensors yet, on a device, or on the processor, whose products compute in `compute`.
+    pub fn on(device: &Device, compute: Compute) -> Self {
         let gpu = match device {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(gpu.clone()),
         };
-        Self { list: Vec::new(), gpu }
+        Self { list: Vec::new(), gpu, compute }
     }
 
     /// The device, if it is not the processor.
@@ -190,10 +203,15 @@ impl Params {
         self.gpu.as_ref()
     }
 
+    /// What products on the processor compute in.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
     /// A weight's numbers, row-major, where the others are.
     pub fn numbers(&self, shape: &[usize], rows: &[f32]) -> Result<Arc<ParamData>> {
         let data = match &self.gpu {
-            None => ParamData::from_rows(shape, rows),
+            None => ParamData::from_rows(self.compute, shape, rows),
             Some(gpu) => ParamData::Device(DeviceNumbers::weight(gpu, rows)?),
         };
         Ok(Arc::new(data))
@@ -216,13 +234,14 @@ impl Params {
         self.list.iter().position(|p| p.info.name == name)
     }
 
-    /// A matrix.
+    /// A matrix as products read it.
     ///
     /// # Panics
     /// If the tensor is a vector: layers know what they hold.
-    pub fn matrix(&self, id: ParamId) -> &PanelMatrix {
+    pub fn weight(&self, id: ParamId) -> Weight<'_> {
         match &*self.list[id].data {
-            ParamData::Matrix(m) => m,
+            ParamData::Matrix(m) => m.into(),
+            ParamData::Mixed(m) => m.bf16().into(),
             _ => panic!("{} is not a matrix of the processor's", self.list[id].info.name),
         }
     }

@@ -11,7 +11,7 @@ use crate::model::params::{ParamId, Params};
 use crate::model::rope::inverse_frequencies;
 use crate::model::saved::{SavedHead, SavedLayer, SavedOn, Trunk, download};
 use crate::model::weights::ModelFiles;
-use crate::tensor::cpu::PanelMatrix;
+use crate::tensor::cpu::{Compute, Weight};
 use crate::tensor::cuda::{Buffer, DType};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
 use crate::tensor::ops::sample::Draw;
@@ -35,6 +35,9 @@ pub struct TokenStats {
     pub entropy: Vec<f32>,
 }
 
+/// Gives the numbers of a tensor, row-major.
+pub type ReadTensor<'a> = dyn FnMut(&ParamInfo) -> Result<Vec<f32>> + 'a;
+
 /// A decoder-only language model.
 #[derive(Clone)]
 pub struct Transformer {
@@ -50,26 +53,31 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Reads the weights of an opened model.
-    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+    /// Reads the weights of an opened model. `compute` is for the processor's products alone: a device's are in bf16.
+    pub fn load(files: &ModelFiles, device: &Device, compute: Compute) -> Result<Self> {
         let source = &*files.weights;
-        let model = Self::build_on(device, files.config.clone(), &mut |info| source.read(&info.name, &info.shape));
+        let model = Self::build_in(device, compute, files.config.clone(), &mut |info| source.read(&info.name, &info.shape));
         source.release();
         model
     }
 
     /// Builds the model from a function that gives each tensor's numbers, row-major.
-    pub fn build(config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+    pub fn build(config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
         Self::build_on(&Device::Cpu, config, read)
     }
 
     /// The same on a device.
-    pub fn build_on(device: &Device, config: ModelConfig, read: &mut dyn FnMut(&ParamInfo) -> Result<Vec<f32>>) -> Result<Self> {
+    pub fn build_on(device: &Device, config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
+        Self::build_in(device, Compute::F32, config, read)
+    }
+
+    /// The same, its products on the processor computing in `compute`.
+    pub fn build_in(device: &Device, compute: Compute, config: ModelConfig, read: &mut ReadTensor<'_>) -> Result<Self> {
         let heads = Heads { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
         if !device.is_cpu() {
             attention::cuda::check(heads)?;
         }
-        let mut builder = Builder { params: Params::on(device), read };
+        let mut builder = Builder { params: Params::on(device, compute), read };
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let embedding = builder.tensor("model.embed_tokens.weight", &[vocab, d])?;
         let blocks = (0..config.num_layers).map(|i| builder.block(&config, i)).collect::<Result<Vec<_>>>()?;
@@ -82,6 +90,11 @@ impl Transformer {
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What products on the processor compute in.
+    pub fn compute(&self) -> Compute {
+        self.params.compute()
     }
 
     /// How the model's heads share keys.
@@ -155,8 +168,8 @@ impl Transformer {
         }
     }
 
-    fn head_matrix(&self) -> &PanelMatrix {
-        self.params.matrix(self.head)
+    fn head_matrix(&self) -> Weight<'_> {
+        self.params.weight(self.head)
     }
 
     fn check_temperature(temperature: f32) -> Result<()> {
@@ -188,7 +201,7 @@ impl Transformer {
             _ => return Err(Error::device("the cache is not where the model is")),
         };
         let pass = self.pass(plan, adapter);
-        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        let mut x = embedding::forward(self.params.weight(self.embedding), &plan.ids);
         for (block, kv) in self.blocks.iter().zip(kv) {
             x = block.forward(&pass, &x, kv)?.0;
         }
@@ -224,7 +237,7 @@ impl Transformer {
             return download(&self.predicting_on(gpu, plan, adapter)?, self.config.hidden_size);
         }
         let pass = self.pass(plan, adapter);
-        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        let mut x = embedding::forward(self.params.weight(self.embedding), &plan.ids);
         for block in &self.blocks {
             x = block.forward(&pass, &x, &mut KvLayer::new(pass.heads, plan.num_pages))?.0;
         }
@@ -270,7 +283,7 @@ impl Transformer {
 
     fn trunk(&self, plan: &Plan, checkpointing: bool) -> Result<Trunk> {
         let pass = self.pass(plan, Adapter::On);
-        let mut x = embedding::forward(self.params.matrix(self.embedding), &plan.ids);
+        let mut x = embedding::forward(self.params.weight(self.embedding), &plan.ids);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let mut kv = KvLayer::new(pass.heads, plan.num_pages);

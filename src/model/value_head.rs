@@ -42,7 +42,7 @@ impl ValueHead {
 
     /// The values `[T]` of hidden states `[T, D]`.
     pub fn forward(&self, hidden: &Tensor) -> Vec<f32> {
-        let mut y = matmul::forward(hidden, self.params.matrix(WEIGHT));
+        let mut y = matmul::forward(hidden, self.params.weight(WEIGHT));
         residual::add_bias(&mut y, self.params.vector(BIAS));
         y.into_vec()
     }
@@ -57,7 +57,7 @@ impl ValueHead {
         if let Some(db) = self.gradients.vector_mut(BIAS) {
             residual::bias_gradient(&dy, chunks, db);
         }
-        matmul::backward_input(&dy, self.params.matrix(WEIGHT))
+        matmul::backward_input(&dy, self.params.weight(WEIGHT))
     }
 
     /// Sets its gradient to zero.
@@ -98,12 +98,12 @@ impl ValueHead {
     /// Replaces a tensor and its moments.
     pub fn import(&mut self, name: &str, state: &TensorState) -> Result<()> {
         let weight = &state.weight;
-        let id = self.find(name)?;
+        let (id, compute) = (self.find(name)?, self.params.compute());
         let param = &mut self.params.all_mut()[id];
         if weight.len() != param.info.shape.iter().product::<usize>() {
             return Err(Error::input(format!("{} numbers for the shape {:?}", weight.len(), param.info.shape)).at(name));
         }
-        param.data = ParamData::from_rows(&param.info.shape, weight).into();
+        param.data = ParamData::from_rows(compute, &param.info.shape, weight).into();
         self.optimizer.import(name, &state.first, &state.second)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// The plain CPU, or a GPU (a real one, or the emulator that runs the same kernels in tests).
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// This machine's processor, f32.
+    /// This machine's processor: f32, but for the operands of products where that is asked for.
     Cpu,
     /// A CUDA device, or its emulation; bf16 storage, f32 accumulation.
     Cuda(Arc<Gpu>),

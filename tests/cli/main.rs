@@ -57,5 +57,7 @@ fn what_means_nothing_is_refused() {
     assert!(stderr(program().args(["bench", "nosuch", "--seconds", "0.01"]), 2).contains("no benchmark has `nosuch` in its name"));
     let error = stderr(program().args(["bench", "nosuch", "--seconds", "0.01"]), 2);
     assert!(error.contains("there are: matmul, rmsnorm, swiglu, adamw, attention, token_logprob; with --model: "), "{error}");
-    assert!(stderr(program().args(["doctor"]).env("SORFT_ISA", "sse"), 2).contains("SORFT_ISA=sse: expected portable, avx2 or avx512"));
+    assert!(
+        stderr(program().args(["doctor"]).env("SORFT_ISA", "sse"), 2).contains("SORFT_ISA=sse: expected portable, avx2, avx512 or amx")
+    );
 }

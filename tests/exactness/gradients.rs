@@ -4,6 +4,7 @@ use crate::tiny;
 use sorft_native::model::config::Family;
 use sorft_native::model::lora::LoraConfig;
 use sorft_native::model::transformer::{Adapter, Gradients, Transformer};
+use sorft_native::tensor::cpu::Compute;
 use sorft_native::tensor::plan::{Plan, Tree};
 
 fn trees() -> Vec<Tree> {
@@ -42,8 +43,13 @@ fn bits(model: &Transformer, grads: &mut Gradients) -> Vec<Vec<u32>> {
 }
 
 fn models() -> Vec<Transformer> {
-    let mut models: Vec<_> = [Family::Llama, Family::Qwen2, Family::Qwen3].into_iter().map(|f| tiny::model(tiny::config(f), 5)).collect();
-    let mut lora = tiny::model(tiny::config(Family::Qwen2), 6);
+    models_in(Compute::F32)
+}
+
+fn models_in(compute: Compute) -> Vec<Transformer> {
+    let model = |family, seed| tiny::model_in(compute, tiny::config(family), seed);
+    let mut models: Vec<_> = [Family::Llama, Family::Qwen2, Family::Qwen3].into_iter().map(|f| model(f, 5)).collect();
+    let mut lora = model(Family::Qwen2, 6);
     let targets = ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec();
     lora.add_lora(&LoraConfig { rank: 3, alpha: 6.0, targets }, 1).unwrap();
     for p in lora.trainable().iter().filter(|p| p.name.contains("lora_B")) {
@@ -57,7 +63,7 @@ fn models() -> Vec<Transformer> {
 #[test]
 fn the_same_bits_for_any_micro_batch_thread_count_and_checkpointing() {
     let trees = trees();
-    for model in models() {
+    for model in models().into_iter().chain(models_in(Compute::Bf16)) {
         let want = bits(&model, &mut gradients(&model, &[&trees], false));
         let one_by_one: Vec<&[Tree]> = trees.chunks(1).collect();
         let pairs: Vec<&[Tree]> = trees.chunks(2).collect();
@@ -159,6 +165,21 @@ fn a_shared_prompt_gives_the_gradients_of_a_repeated_one() {
             let scale = norm(&mut a.iter().map(|x| f64::from(*x)));
             let error = norm(&mut a.iter().zip(&b).map(|(a, b)| f64::from(a - b))) / scale;
             assert!(error < 1e-5, "{}: {error:e}", p.name);
+        }
+    }
+}
+
+/// Gradients with products in bf16 are those of f32 but for rounding to 8 bits, in each of a pass's products, by weights that make much of it.
+#[test]
+fn gradients_in_bf16_are_close_to_those_in_f32() {
+    let trees = trees();
+    for (wide, narrow) in models().iter().zip(&models_in(Compute::Bf16)) {
+        let (mut want, mut got) = (gradients(wide, &[&trees], false), gradients(narrow, &[&trees], false));
+        for p in wide.trainable() {
+            let (a, b) = (want.export(&p.name).unwrap().unwrap(), got.export(&p.name).unwrap().unwrap());
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let off = norm(&mut a.iter().zip(&b).map(|(a, b)| f64::from(a - b))) / norm(&mut a.iter().map(|x| f64::from(*x)));
+            assert!(off > 0.0 && off < 0.1, "{}: off by {off:e}", p.name);
         }
     }
 }

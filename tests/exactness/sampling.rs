@@ -4,6 +4,7 @@ use crate::tiny;
 use sorft_native::model::config::Family;
 use sorft_native::model::generate::{Completion, Engine, Event, Request, SamplingParams, generate};
 use sorft_native::model::transformer::{Adapter, Transformer};
+use sorft_native::tensor::cpu::Compute;
 use sorft_native::tensor::plan::{Plan, Tree};
 use std::sync::Arc;
 
@@ -21,8 +22,9 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn sampled_logprobs_are_those_of_training() {
-    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
-        let model = tiny::model(tiny::config(family), 9);
+    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    for (family, compute) in families.into_iter().flat_map(|family| [(family, Compute::F32), (family, Compute::Bf16)]) {
+        let model = tiny::model_in(compute, tiny::config(family), 9);
         for temperature in [1.0, 0.7] {
             let params = SamplingParams { n: 4, max_new_tokens: 90, temperature, seed: 3, ..Default::default() };
             let prompts = prompts();
@@ -53,21 +55,26 @@ fn sampled_logprobs_are_those_of_training() {
 
 #[test]
 fn answers_do_not_depend_on_batch_neighbours_or_threads() {
-    let model = tiny::model(tiny::config(Family::Qwen2), 9);
+    for compute in [Compute::F32, Compute::Bf16] {
+        answers_are_their_own(&tiny::model_in(compute, tiny::config(Family::Qwen2), 9));
+    }
+}
+
+fn answers_are_their_own(model: &Transformer) {
     let params = SamplingParams { n: 3, max_new_tokens: 40, seed: 5, top_p: 0.9, ..Default::default() };
     let prompts = prompts();
-    let want = sample(&model, &prompts, &params, 100);
+    let want = sample(model, &prompts, &params, 100);
     for max_batch in [1, 2, 5] {
-        assert_eq!(want, sample(&model, &prompts, &params, max_batch));
+        assert_eq!(want, sample(model, &prompts, &params, max_batch));
     }
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert_eq!(want, pool.install(|| sample(&model, &prompts, &params, 4)));
+        assert_eq!(want, pool.install(|| sample(model, &prompts, &params, 4)));
     }
-    let last = sample(&model, &prompts[4..], &SamplingParams { n: 1, ..params.clone() }, 1);
+    let last = sample(model, &prompts[4..], &SamplingParams { n: 1, ..params.clone() }, 1);
     assert_eq!((&last[0].ids, &last[0].logprobs), (&want[12].ids, &want[12].logprobs));
-    assert_ne!(want, sample(&model, &prompts, &SamplingParams { seed: 6, ..params.clone() }, 5));
-    assert_ne!(want, sample(&model, &prompts, &SamplingParams { step: 1, ..params }, 5));
+    assert_ne!(want, sample(model, &prompts, &SamplingParams { seed: 6, ..params.clone() }, 5));
+    assert_ne!(want, sample(model, &prompts, &SamplingParams { step: 1, ..params }, 5));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[allow(dead_code)] // every model here says what its products compute in
 #[path = "../support/tiny.rs"]
 mod tiny;
 
@@ -133,9 +134,9 @@ fn plan_and_peak(settings: &str, data: Dataset, lora: Option<LoraConfig>) -> (u6
     let data = vec![data; config.stages.len()];
     let examples = Examples { stages: data.clone(), heldout: Vec::new() };
     let model = shape();
-    let run = Planned { place: Place::Cpu, config: &config, model: &model, lora: lora.as_ref(), examples: &examples };
+    let run = Planned { place: Place::Cpu { exact: false }, config: &config, model: &model, lora: lora.as_ref(), examples: &examples };
     let plan = MemoryPlan::new(&run).total;
-    let mut model = tiny::model(shape(), 3);
+    let mut model = tiny::model_in(config.compute, shape(), 3);
     if let Some(lora) = lora {
         model.add_lora(&lora, 1).expect("an adapter");
     }
@@ -154,6 +155,8 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
         ("sft", String::new(), lines(4, 300), None),
         ("sft, activations recomputed", "activation_checkpointing = true\n".into(), lines(4, 300), None),
         ("sft, moments in 8 bits", "optim.moments = \"8bit\"\n".into(), lines(4, 300), None),
+        ("sft, products in bf16", "compute = \"bf16\"\n".into(), lines(4, 300), None),
+        ("sft, LoRA, products in bf16", "compute = \"bf16\"\n".into(), lines(4, 300), adapter()),
         ("sft on tasks", String::new(), tasks(4, 200), None),
         ("sft, LoRA", String::new(), lines(4, 300), adapter()),
         ("grpo", grpo.into(), tasks(4, 200), None),
@@ -161,6 +164,7 @@ fn the_plan_is_within_a_tenth_of_the_peak() {
         ("grpo without a reference", format!("{grpo}kl.measure = false\n"), tasks(4, 200), None),
         ("grpo, LoRA", grpo.into(), tasks(4, 200), adapter()),
         ("ppo, a full critic", ppo.into(), tasks(4, 200), None),
+        ("ppo, a full critic, products in bf16", format!("{ppo}compute = \"bf16\"\n"), tasks(4, 200), None),
         ("ppo, the same in 8 bits", format!("{ppo}optim.moments = \"8bit\"\n"), tasks(4, 200), None),
         ("ppo, a critic on the trunk", format!("{ppo}critic.kind = \"trunk\"\n"), tasks(4, 200), None),
         ("ppo, LoRA and its critic", format!("{ppo}lora.rank = 8\ncritic.kind = \"lora\"\n"), tasks(4, 200), adapter()),

@@ -1,9 +1,9 @@
-//! Portable, AVX2 and AVX-512 code give the same bits: this test program runs a small workload of every op again as a child process,
+//! Portable, AVX2, AVX-512 and AMX code give the same bits: this test program runs a small workload of every op again as a child process,
 //! once for each instruction set, and compares hashes of all output bits.
 
 use crate::support::{normal, tensor};
 use sorft_native::tensor::Tensor;
-use sorft_native::tensor::cpu::{PanelMatrix, isa};
+use sorft_native::tensor::cpu::{Bf16Matrix, Compute, PanelMatrix, bf16, isa};
 use sorft_native::tensor::ops::attention::{self, Heads, KvLayer};
 use sorft_native::tensor::ops::rope::Angles;
 use sorft_native::tensor::ops::token_logprob::Keep;
@@ -30,6 +30,11 @@ fn products(out: &mut Hashes) {
         let mut dw = w.clone();
         matmul::backward_weight(&dy, &x, &[0..t / 2, t / 2..t], &mut dw);
         out.add("matmul", &[y.data(), dx.data(), dw.data()]);
+        let narrow = Bf16Matrix::rounded(&w);
+        let (y, dx) = (matmul::forward(&x, &narrow), matmul::backward_input(&dy, &narrow));
+        let mut dw = w.clone();
+        matmul::backward_weight_in(Compute::Bf16, &dy, &x, &[0..t / 2, t / 2..t], &mut dw);
+        out.add("matmul in bf16", &[y.data(), dx.data(), dw.data()]);
     }
 }
 
@@ -132,7 +137,7 @@ fn workload() {
     attend(&mut out);
     head(&mut out);
     optimizer(&mut out);
-    println!("\ninstruction set {:?}", isa());
+    println!("\ninstruction set {:?}{}", isa(), if bf16::has_amx() { " and AMX" } else { "" });
     for (op, hash) in &out.0 {
         println!("bits of {op}: {hash:016x}");
     }
@@ -153,7 +158,7 @@ fn all_instruction_sets_give_the_same_bits() {
     };
     let (used, want) = run("portable");
     assert_eq!(used, "Portable");
-    for (set, name) in [("avx2", "Avx2"), ("avx512", "Avx512")] {
+    for (set, name) in [("avx2", "Avx2"), ("avx512", "Avx512"), ("amx", "Avx512 and AMX")] {
         let (used, hashes) = run(set);
         if used != name {
             eprintln!("skipped: this processor has no {name}; {used} was used");

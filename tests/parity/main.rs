@@ -37,7 +37,7 @@ const GRADIENT_FLOOR: f64 = 1.2e-7;
 
 fn load(folder: &Path) -> Transformer {
     let files = weights::open(folder.to_str().expect("a UTF-8 path")).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    Transformer::load(&files, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+    Transformer::load(&files, &Device::Cpu, Default::default()).unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
 }
 
 /// The fixture's model, with its adapter if it is one.

@@ -67,6 +67,11 @@ pub fn model() -> Transformer {
     tiny::model(tiny::config(Family::Llama), 5)
 }
 
+/// The same, computing as a configuration says.
+pub fn model_for(config: &Config) -> Transformer {
+    tiny::model_in(config.compute, tiny::config(Family::Llama), 5)
+}
+
 /// A configuration from its lines; model and data are given by the tests.
 pub fn config(text: &str) -> Config {
     Config::parse(&format!("model = \"m\"\ndata.train = \"x\"\n{text}"), Path::new("test.toml")).expect("a configuration")

@@ -1,6 +1,6 @@
 //! The training loop on tiny models.
 
-use crate::support::{Recorder, config, files, items, mixture, model, sequences, train, weights};
+use crate::support::{Recorder, config, files, items, mixture, model, model_for, sequences, train, weights};
 use serde_json::{Map, Value, json};
 use sorft_native::error::Kind;
 use sorft_native::model::lora::LoraConfig;
@@ -41,17 +41,28 @@ fn supervised_training_lowers_the_loss() {
     assert!(loss[29] < 0.2 * loss[0], "{loss:?}");
 }
 
+/// The means of ten steps' losses of a run with this setting.
+fn ten_steps(setting: &str) -> Vec<f64> {
+    let config = config(&format!("steps = 80\nbatch_prompts = 2\noptim.lr = 3e-3\n{setting}\n"));
+    let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&config, &[sequences(6)], model_for(&config), dir.path(), false, &mut hooks).unwrap();
+    numbers(&hooks.lines, "loss").chunks(10).map(|ten| ten.iter().sum::<f64>() / 10.0).collect()
+}
+
+/// The loss falls as with products in f32.
+#[test]
+fn products_in_bf16_learn_as_those_in_f32() {
+    let (wide, narrow) = (ten_steps("compute = \"f32\""), ten_steps("compute = \"bf16\""));
+    println!("f32 {wide:.3?}, bf16 {narrow:.3?}");
+    assert!(wide[7] < 0.5 * wide[0], "{wide:?}");
+    let off = wide.iter().zip(&narrow).map(|(a, b)| (a - b).abs() / wide[0]).fold(0.0, f64::max);
+    assert!(off > 0.0 && off < 0.05, "{wide:?} and {narrow:?}");
+}
+
 /// The loss falls as with moments in f32: the means of ten steps are within a twentieth of the first ones' mean.
 #[test]
 fn moments_in_8_bits_learn_as_f32_ones() {
-    let run = |moments: &str| {
-        let config = config(&format!("steps = 80\nbatch_prompts = 2\noptim.lr = 3e-3\noptim.moments = \"{moments}\"\n"));
-        let (dir, mut hooks) = (tempfile::tempdir().unwrap(), Recorder::default());
-        train(&config, &[sequences(6)], model(), dir.path(), false, &mut hooks).unwrap();
-        let losses = numbers(&hooks.lines, "loss");
-        losses.chunks(10).map(|ten| ten.iter().sum::<f64>() / 10.0).collect::<Vec<_>>()
-    };
-    let (wide, coded) = (run("f32"), run("8bit"));
+    let (wide, coded) = (ten_steps("optim.moments = \"f32\""), ten_steps("optim.moments = \"8bit\""));
     println!("f32 {wide:.3?}, 8 bits {coded:.3?}");
     assert!(wide[7] < 0.5 * wide[0], "{wide:?}");
     let off = wide.iter().zip(&coded).map(|(a, b)| (a - b).abs() / wide[0]).fold(0.0, f64::max);
@@ -86,21 +97,22 @@ fn several_updates_on_a_batch_move_the_ratio() {
 
 #[test]
 fn micro_batches_and_threads_change_no_bit() {
-    let run = |moments: &str, micro: usize, threads: usize| {
-        let settings = format!("microbatch_tokens = {micro}\nrollout_batch = {}\noptim.moments = \"{moments}\"\n", threads * 3);
+    let run = |setting: &str, micro: usize, threads: usize| {
+        let settings = format!("microbatch_tokens = {micro}\nrollout_batch = {}\n{setting}\n", threads * 3);
         let text = format!("{GRPO}steps = 3\nkl.coef = 0.1\n{settings}");
         let (dir, config) = (tempfile::tempdir().unwrap(), config(&text));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let trained =
-            pool.install(|| train(&config, &[items(3)], model(), dir.path(), false, &mut Recorder::default()).map(|m| weights(&m)));
+        let model = model_for(&config);
+        let trained = pool.install(|| train(&config, &[items(3)], model, dir.path(), false, &mut Recorder::default()).map(|m| weights(&m)));
         (trained.unwrap(), files(dir.path()))
     };
-    let [expected, coded] = ["f32", "8bit"].map(|moments| {
-        let expected = run(moments, 1, 1);
-        assert!(run(moments, 300, 3) == expected && run(moments, 100_000, 2) == expected, "{moments}");
+    let [expected, coded, narrow] = ["seed = 0", "optim.moments = \"8bit\"", "compute = \"bf16\""].map(|setting| {
+        let expected = run(setting, 1, 1);
+        assert!(run(setting, 300, 3) == expected && run(setting, 100_000, 2) == expected, "{setting}");
         expected
     });
     assert!(expected.0 != coded.0, "moments in 8 bits are no others: this test is empty");
+    assert!(expected.0 != narrow.0, "products in bf16 are no others: this test is empty");
 }
 
 #[test]
@@ -125,7 +137,7 @@ fn two_stages(extra: &str) -> String {
 fn resumed_equals_unbroken(text: &str, lora: bool, data: &dyn Fn() -> Arc<Dataset>) {
     let config = config(text);
     let fresh = || {
-        let mut m = model();
+        let mut m = model_for(&config);
         if lora {
             let settings = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()] };
             m.add_lora(&settings, 1).unwrap();
@@ -166,6 +178,11 @@ fn a_resumed_run_has_the_bytes_of_an_unbroken_one() {
 #[test]
 fn a_resumed_run_with_moments_in_8_bits_has_the_bytes_of_an_unbroken_one() {
     resumed_equals_unbroken(&two_stages("optim.moments = \"8bit\"\n"), false, &|| items(3));
+}
+
+#[test]
+fn a_resumed_run_with_products_in_bf16_has_the_bytes_of_an_unbroken_one() {
+    resumed_equals_unbroken(&two_stages("compute = \"bf16\"\n"), false, &|| items(3));
 }
 
 #[test]

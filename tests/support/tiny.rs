@@ -2,6 +2,8 @@
 
 use sorft_native::model::config::{Family, ModelConfig, RopeScaling};
 use sorft_native::model::transformer::Transformer;
+use sorft_native::tensor::Device;
+use sorft_native::tensor::cpu::Compute;
 use sorft_native::tensor::philox::Philox;
 
 /// A small model of a family: odd widths, grouped heads, more than one 512-chunk in the feed-forward.
@@ -31,8 +33,13 @@ pub fn config(family: Family) -> ModelConfig {
 
 /// Random weights: norms around 1, the rest of a size that keeps activations of order 1.
 pub fn model(config: ModelConfig, seed: u64) -> Transformer {
+    model_in(Compute::F32, config, seed)
+}
+
+/// The same, whose products compute in `compute`.
+pub fn model_in(compute: Compute, config: ModelConfig, seed: u64) -> Transformer {
     let mut stream = 0;
-    Transformer::build(config, &mut |info| {
+    Transformer::build_in(&Device::Cpu, compute, config, &mut |info| {
         stream += 1;
         let random = Philox::new(seed, stream);
         let scale = if info.shape.len() == 2 { 2.0 / (info.shape[1] as f64).sqrt() } else { 0.3 };

@@ -58,7 +58,8 @@ fn a_head_with_numbers_of_its_own_is_not_tied() {
     let files = make::open(dir.path());
     assert!(!files.config.tie_word_embeddings);
     assert_eq!(files.config_json["tie_word_embeddings"], false, "what a save writes");
-    let model = sorft_native::model::transformer::Transformer::load(&files, &sorft_native::tensor::Device::Cpu).unwrap();
+    let model =
+        sorft_native::model::transformer::Transformer::load(&files, &sorft_native::tensor::Device::Cpu, Default::default()).unwrap();
     assert!(model.export("lm_head.weight").is_ok());
 }
 
@@ -72,7 +73,8 @@ fn a_special_token_ends_an_answer_where_it_is_a_stop_string_and_an_end_is_no_tex
     tokenizer["added_tokens"][1]["special"] = false.into();
     make::write_json(&dir.path().join("tokenizer.json"), &tokenizer);
     let files = make::open(dir.path());
-    let model = sorft_native::model::transformer::Transformer::load(&files, &sorft_native::tensor::Device::Cpu).unwrap();
+    let model =
+        sorft_native::model::transformer::Transformer::load(&files, &sorft_native::tensor::Device::Cpu, Default::default()).unwrap();
     let params = SamplingParams { n: 24, max_new_tokens: 100, temperature: 8.0, stop: vec!["<s>".to_owned()], ..Default::default() };
     let answers = generate(&model, files.tokenizer.as_ref(), &[vec![5, 6]], &params, 24, &mut |_| true).unwrap();
     let of = |reason| answers.iter().filter(move |a| a.finish_reason == reason).collect::<Vec<_>>();

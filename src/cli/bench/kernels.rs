@@ -4,7 +4,7 @@ use super::{Bench, median_seconds, seconds_of};
 use crate::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::kernel::{Tile, kernel, max_rows};
-use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
+use crate::tensor::cpu::{Bf16Matrix, PanelMatrix, bf16, gemm, vectorized};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
 use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{adamw, rmsnorm, swiglu, token_logprob};
@@ -76,6 +76,7 @@ vectorized! {
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     matmul(bench)?;
+    matmul_in_bf16(bench)?;
     elementwise(bench)?;
     attend(bench)?;
     head(bench)
@@ -107,6 +108,36 @@ fn matmul(bench: &mut Bench) -> Result<()> {
         bench.run("matmul forward 1x2048x65536", "GB/s", (k * n * 4) as f64, &mut || gemm::nt(x.data(), w.view(), &mut y, false))?;
     }
     Ok(())
+}
+
+/// The products of `compute = "bf16"`. With AMX the rate of f32 is no floor.
+fn matmul_in_bf16(bench: &mut Bench) -> Result<()> {
+    if !bench.wants_group("matmul") {
+        return Ok(());
+    }
+    let floor = (!bf16::has_amx()).then_some(bench.peaks.0);
+    for (t, k, n) in [(1024, 576, 1536), (2048, 2048, 2048), (16, 576, 49152)] {
+        let name = |pass: &str| format!("matmul bf16 {pass} {t}x{k}x{n}");
+        let flops = (2 * t * k * n) as f64;
+        let (x, dy) = (random(&[t, k]), random(&[t, n]));
+        let mut wide = PanelMatrix::from_rows(n, k, random(&[n, k]).data());
+        let w = Bf16Matrix::rounded(&wide);
+        let mut y = vec![0.0; t * n];
+        let mut run =
+            |pass: &str, work: &mut dyn FnMut()| bench.run_timed(&name(pass), "GFLOP/s", flops, floor, &mut || seconds_of(&mut *work));
+        run("forward", &mut || bf16::nt(x.data(), w.view(), &mut y, false))?;
+        if t > 16 {
+            run("dx", &mut || drop(bf16::nn(dy.data(), w.view())))?;
+            let chunks: Vec<_> = (0..t).step_by(512).map(|a| a..(a + 512).min(t)).collect();
+            run("dw", &mut || bf16::tn(dy.data(), x.data(), n, k, &chunks, wide.data_mut()))?;
+        }
+    }
+    let (k, n) = (2048, 65536);
+    let x = random(&[1, k]);
+    let w = Bf16Matrix::rounded(&PanelMatrix::from_rows(n, k, random(&[n, k]).data()));
+    let mut y = vec![0.0; n];
+    let read = (k * n * 2) as f64;
+    bench.run("matmul bf16 forward 1x2048x65536", "GB/s", read, &mut || bf16::nt(x.data(), w.view(), &mut y, false))
 }
 
 fn elementwise(bench: &mut Bench) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::model::optimizer::{AdamW, AdamWConfig};
 use crate::model::transformer::{Adapter, Transformer};
 use crate::model::weights;
 use crate::tensor::Device;
+use crate::tensor::cpu::Compute;
 use crate::tensor::philox::Philox;
 use crate::tensor::plan::{Plan, Tree};
 use std::time::Instant;
@@ -84,13 +85,13 @@ const EMULATOR: Sizes = Sizes {
 /// Rank and alpha of the adapter that is trained.
 const LORA: (usize, f32) = (16, 32.0);
 
-pub(super) fn run(bench: &mut Bench, spec: &str, device: &Device, emulated: bool) -> Result<()> {
+pub(super) fn run(bench: &mut Bench, spec: &str, (device, compute): (&Device, Compute), emulated: bool) -> Result<()> {
     let sizes = match device {
         Device::Cpu => &CPU,
         Device::Cuda(_) if emulated => &EMULATOR,
         Device::Cuda(_) => &GPU,
     };
-    let mut model = Transformer::load(&weights::open(spec)?, device)?;
+    let mut model = Transformer::load(&weights::open(spec)?, device, compute)?;
     let tokens = Tokens { random: Philox::new(1, 1), vocab: model.config().vocab_size as f64 };
     for row in sizes.decode {
         decode(bench, &model, device, (row, sizes.decoded), &tokens)?;
@@ -140,7 +141,8 @@ fn decode(bench: &mut Bench, model: &Transformer, device: &Device, (row, decoded
     // Every token reads all weights once, each prompt's keys and values once, and each sample's own: the floor, at the rate that memory has
     // just now.
     let (width, rate) = if device.is_cpu() { (4, kernels::read_rate(0.5)) } else { (2, bench.peaks.1) };
-    let weights: usize = model.base_params().iter().map(|p| width * p.shape.iter().product::<usize>()).sum();
+    let weight = if model.compute() == Compute::Bf16 { 2 } else { width };
+    let weights: usize = model.base_params().iter().map(|p| weight * p.shape.iter().product::<usize>()).sum();
     let history = prompts.len() * length + batch * decoded.div_ceil(2);
     let floor = batch as f64 * rate * 1e9 / (weights + history * kv_bytes(model, width)) as f64;
     let mut failure = None;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::folder::Folder;
 pub(crate) use self::progress::Reporter;
-use super::common::DeviceArgs;
+use super::common::{PlaceArgs, load};
 use super::interrupt;
 use super::output::{json_line, plural, say, to_stdout, width};
 use crate::agentless::evaluate::{Record, check_gold, compare, patch_records, table};
@@ -24,7 +24,6 @@ use crate::agentless::{files, reproduction, run};
 use crate::data::Task;
 use crate::data::subtask::file::Universe;
 use crate::model::dialogue::Dialogue;
-use crate::model::transformer::Transformer;
 use crate::model::weights::{self, ModelFiles};
 use crate::{Error, Result};
 
@@ -42,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub place: PlaceArgs,
     #[command(flatten)]
     tasks: TaskArgs,
     /// Where everything sampled, predictions, numbers and eval.html go [default: nothing is kept]
@@ -62,7 +61,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     tests: TestArgs,
     /// Measure these predictions in place of a model's: a file for SWE-bench's harness, or the words `gold`, `empty`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "rerank_only", "pipeline", "samples",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "device", "compute", "rerank_only", "pipeline", "samples",
         "localisations", "temperature", "seed", "max_prompt_tokens", "max_new_tokens", "min_issue_tokens", "top_files", "order", "evidence",
         "answers", "close", "definitions", "until", "context_lines", "bm25_fallback", "no_chat", "max_batch", "reproduction_tests", "top_tests"])]
     predictions: Option<String>,
@@ -111,7 +110,8 @@ fn evaluate(args: &Args, files: &ModelFiles, all: &Tasks) -> Result<()> {
     let runs = args.tests.open(tasks, args.tasks.repos.as_deref(), args.out.as_deref())?;
     let folder = Folder::open(args.out.as_deref(), args.resume || args.rerank_only, &described, &[TESTS])?;
     interrupt::listen()?;
-    let model = if args.rerank_only { None } else { Some(load(files, args.adapter.as_deref(), &args.device)?) };
+    let model =
+        if args.rerank_only { None } else { Some(load(files, args.adapter.as_deref(), &args.place.device.open()?, args.place.compute)?) };
     let sampling = args.pipeline.sampling();
     let mut reporter = Reporter::new(tasks.len());
     let local = Local { model: model.as_ref(), dialogue, sampling, stop: &interrupt::pressed };
@@ -152,16 +152,6 @@ fn write_reproductions(dir: &Path, records: Option<&Vec<reproduction::Record>>) 
         None if path.exists() => std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e)),
         None => Ok(()),
     }
-}
-
-/// Reads the weights.
-pub(crate) fn load(files: &ModelFiles, adapter: Option<&Path>, device: &DeviceArgs) -> Result<Transformer> {
-    let mut model = Transformer::load(files, &device.open()?)?;
-    if let Some(dir) = adapter {
-        let (lora, tensors) = weights::load_peft(dir)?;
-        model.add_saved_lora(&lora, &tensors).map_err(|e| e.at_file(dir))?;
-    }
-    Ok(model)
 }
 
 /// Given predictions.

@@ -106,6 +106,7 @@ pub static KEYS: &[Key] = &[
     run("model", Kind::Model, "", "The model to train: a Hugging Face folder, a `.gguf` file, or a hub id `owner/name`."),
     run("adapter", Kind::Path, "\"\"", "A PEFT LoRA folder to go on training from; its rank, alpha and targets hold. Empty: none."),
     run("seed", Kind::Integer(0), "0", "All randomness (data order, sampling, initialisation) follows from it."),
+    run("compute", Kind::Choice(&["f32", "bf16"]), "\"f32\"", "What the processor multiplies matrices in: f32, or operands rounded to bf16 with sums in f32, which is fast where the processor has AMX (`doctor` says so) and half the memory of what is not trained; all else stays f32, the trained weights and the optimizer among it. It changes results, and the way of a run with it. On a GPU products are always in bf16."),
     stage("algorithm", Kind::Choice(&["sft", "grpo", "ppo"]), "\"sft\"", "What is trained: supervised fine-tuning on gold answers or token lines, a policy gradient on rewards without a critic (GRPO and its kin), or PPO with one."),
     stage("steps", Kind::Integer(1), "100", "Optimizer batches of the stage."),
     stage("data.train", Kind::Paths, "", "Task files, or for `sft` files of `{\"ids\", \"loss_mask\"}` or `{\"messages\", \"answer\"}` lines. Several are read one after another."),

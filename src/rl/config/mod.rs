@@ -10,6 +10,7 @@ mod stage;
 
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
+use crate::tensor::cpu::Compute;
 use keys::KEYS;
 pub use load::{Given, Value, Values};
 pub use prompt::PromptSettings;
@@ -27,6 +28,7 @@ pub struct Config {
     pub model: String,
     pub adapter: Option<PathBuf>,
     pub seed: u64,
+    pub compute: Compute,
     pub heldout: Vec<PathBuf>,
     /// At least one; several are a mixture.
     pub subtasks: Vec<&'static str>,
@@ -120,6 +122,7 @@ impl Config {
             model: optional("model").ok_or_else(|| missing("model", "model = \"path/to/model\""))?,
             adapter,
             seed: r.size("seed") as u64,
+            compute: if r.text("compute") == "bf16" { Compute::Bf16 } else { Compute::F32 },
             heldout: r.paths("data.heldout"),
             subtasks: r.subtasks(),
             prompt: PromptSettings::read(&r),

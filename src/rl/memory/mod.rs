@@ -19,11 +19,14 @@ mod gpu;
 /// Where a run's numbers lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the machine's memory, all of them f32.
-    Cpu,
+    /// In the machine's memory, all of them f32, or with `compute = "bf16"` the matrices bf16, with an f32 master of what is trained.
+    Cpu {
+        /// Whether bf16 holds the model's weights as they are read; where not, their f32 are kept beside.
+        exact: bool,
+    },
     /// In a GPU's: weights and activations bf16, with an f32 master of what is trained.
     Gpu {
-        /// Whether bf16 holds the model's weights as they are read; where not, their f32 are kept beside.
+        /// As on the processor.
         exact: bool,
     },
 }
@@ -78,21 +81,23 @@ impl MemoryPlan {
         let &Planned { place, config, model, lora, examples } = run;
         let base = base_numbers(model);
         let trained = lora.map_or(base, |l| adapter_numbers(model, l));
-        let padded = if place == Place::Cpu { PANEL } else { 1 };
-        let coded = coded_moments(&lora.map_or_else(|| base_matrices(model), |l| adapter_matrices(model, l)), trained, padded);
-        let numbers = Numbers { base, trained, lora: lora.is_some(), coded };
+        let padded = if matches!(place, Place::Cpu { .. }) { PANEL } else { 1 };
+        let (matrices, adapter) = (base_matrices(model), lora.map(|l| adapter_matrices(model, l)));
+        let coded = coded_moments(adapter.as_ref().unwrap_or(&matrices), trained, padded);
+        let bf16 = [bf16_panels(&matrices), adapter.as_deref().map_or(0, bf16_panels)];
+        let numbers = Numbers { base, trained, lora: lora.is_some(), coded, bf16 };
         let mut rows = match place {
-            Place::Cpu => cpu::kept(config, &numbers),
+            Place::Cpu { exact } => cpu::kept(config, &numbers, exact),
             Place::Gpu { exact } => gpu::kept(config, &numbers, exact),
         };
         let kept: u64 = rows.iter().map(|r| r.bytes).sum();
         let stages = || config.stages.iter().zip(&examples.stages);
         let training = stages().map(|(s, d)| match place {
-            Place::Cpu => cpu::activations(model, s, d),
+            Place::Cpu { .. } => cpu::activations(model, s, d),
             Place::Gpu { .. } => gpu::activations(model, s, d, !numbers.lora),
         });
         let sampling = stages().filter_map(|(s, d)| match place {
-            Place::Cpu => cpu::kv_cache(model, config, s, d),
+            Place::Cpu { .. } => cpu::kv_cache(model, config, s, d),
             Place::Gpu { .. } => gpu::sampling(model, config, s, d),
         });
         let working: Vec<Row> = training.max_by_key(|r| r.bytes).into_iter().chain(sampling.max_by_key(|r| r.bytes)).collect();
@@ -127,6 +132,8 @@ struct Numbers {
     lora: bool,
     /// Bytes of its moments in 8 bits.
     coded: u64,
+    /// Bytes of the model's and of the adapter's matrices in the processor's bf16.
+    bf16: [u64; 2],
 }
 
 impl Numbers {
@@ -214,6 +221,12 @@ fn coded_moments(matrices: &[([usize; 2], usize)], trained: u64, padded: usize) 
     let plain = trained - coded().map(|([rows, cols], times)| (rows * cols * times) as u64).sum::<u64>();
     let of = |&([rows, cols], times): &([usize; 2], usize)| times * rows.next_multiple_of(padded) * 2 * (cols + 4 * cols.div_ceil(BLOCK));
     8 * plain + coded().map(of).sum::<usize>() as u64
+}
+
+/// Bytes of matrices in the processor's bf16: whole panels of whole chunks.
+fn bf16_panels(matrices: &[([usize; 2], usize)]) -> u64 {
+    let numbers = |([rows, cols], times): &([usize; 2], usize)| times * rows.next_multiple_of(PANEL) * cols.next_multiple_of(PANEL);
+    2 * matrices.iter().map(numbers).sum::<usize>() as u64
 }
 
 fn widths(c: &ModelConfig) -> (usize, usize, usize, usize) {
@@ -327,7 +340,7 @@ mod tests {
         let lines = vec![Sequence { ids: vec![1; 100], targets: vec![true; 100] }];
         let examples = Examples { stages: vec![Arc::new(Dataset::Sequences(lines))], heldout: Vec::new() };
         let model = smollm2();
-        let run = Planned { place: Place::Cpu, config: &config, model: &model, lora: None, examples: &examples };
+        let run = Planned { place: Place::Cpu { exact: false }, config: &config, model: &model, lora: None, examples: &examples };
         let plan = MemoryPlan::new(&run);
         assert!(plan.to_string().contains("200 tokens in the largest micro-batch"), "{plan}");
         let weights = 134_515_008 * 16;

@@ -6,88 +6,15 @@
 //!
 //! Floor: 2 N K T floating-point operations at the processor's FMA rate for many rows; 4 N K bytes of weights at its memory rate for few.
 
-use crate::tensor::cpu::kernel::{Kernel, Tile, kernel, max_rows};
+use crate::tensor::cpu::division::{Blocks, cut, group, pack_left, panels_per_unit, row_groups, rows_of};
+use crate::tensor::cpu::kernel::{Tile, kernel, max_rows};
 use crate::tensor::cpu::panels::{PANEL, PanelMatrix, PanelView};
 use crate::tensor::cpu::parallel::{SharedMut, over_units, written};
 use crate::tensor::plan::K_CHUNK;
 use std::ops::Range;
 
-/// `rows` cut into blocks of at most [`max_rows`], as equal as can be: (first row, rows, its kernel).
-struct Blocks {
-    rows: usize,
-    count: usize,
-}
-
-impl Blocks {
-    fn new(rows: usize) -> Self {
-        Self { rows, count: rows.div_ceil(max_rows()) }
-    }
-
-    fn get(&self, i: usize) -> (usize, usize, Kernel) {
-        let (from, to) = (self.rows * i / self.count, self.rows * (i + 1) / self.count);
-        (from, to - from, kernel(to - from))
-    }
-}
-
-/// Numbers of a row that are packed before the next row's.
-const PIECE: usize = 128;
-
-/// `out[block][k][row in block] = at(row, k)`: the left operand as the micro-kernel reads it.
-fn pack_left(rows: usize, k: usize, source: &[f32], row_stride: usize, k_stride: usize) -> Vec<f32> {
-    let blocks = Blocks::new(rows);
-    let pack = |out: SharedMut<f32>| {
-        over_units(blocks.count, |b| {
-            let (from, mr, _) = blocks.get(b);
-            let block = out.pointer(from * k);
-            if k_stride == 1 {
-                // Piece by piece, so that what is written with a stride stays in the first cache.
-                for j in (0..k).step_by(PIECE) {
-                    for i in 0..mr {
-                        let row = &source[(from + i) * row_stride..][j..k.min(j + PIECE)];
-                        for (line, &x) in row.iter().enumerate() {
-                            // SAFETY: the block is mr x k numbers from `from * k` on, and no other unit's.
-                            unsafe { block.add((j + line) * mr + i).write(x) };
-                        }
-                    }
-                }
-            } else {
-                for j in 0..k {
-                    let line = &source[from * row_stride + j * k_stride..][..mr];
-                    // SAFETY: as above.
-                    unsafe { block.add(j * mr).copy_from_nonoverlapping(line.as_ptr(), mr) };
-                }
-            }
-        });
-    };
-    // SAFETY: the blocks cover all rows, and each is written whole.
-    unsafe { written(rows * k, pack) }
-}
-
 /// Steps of a contraction whose operands are worked on together, so that they stay in the cache: whole chunks.
 const K_BLOCK: usize = 8 * K_CHUNK;
-
-/// `range` cut every `step`.
-fn cut(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(step).map(move |a| a..(a + step).min(end))
-}
-
-/// How many panels one work unit takes: enough units for every thread to have several, few enough for a unit to be worth its start.
-fn panels_per_unit(panels: usize) -> usize {
-    panels.div_ceil(rayon::current_num_threads() * 8).max(1)
-}
-
-/// Into how many groups of row blocks a product is cut, beside `units` of columns: more than one only where a low-rank matrix has too few
-/// columns to keep all threads busy. A group is worth the reading of its columns.
-fn row_groups(units: usize, blocks: usize) -> usize {
-    let threads = rayon::current_num_threads();
-    if threads == 1 || units >= threads * 2 { 1 } else { (threads * 4).div_ceil(units.max(1)).min(blocks.div_ceil(4)).max(1) }
-}
-
-/// The `g`-th of `groups` groups of `blocks` row blocks.
-fn group(blocks: usize, groups: usize, g: usize) -> Range<usize> {
-    blocks * g / groups..blocks * (g + 1) / groups
-}
 
 /// `out [T, N] (+)= x [T, K] W'`, `W [N, K]` in panels.
 ///
@@ -115,13 +42,6 @@ pub fn nt_many<const N: usize>(x: &[f32], weights: [PanelView<'_>; N]) -> [Vec<f
     out
 }
 
-/// How many rows of `k` numbers `x` has.
-fn rows_of(x: &[f32], k: usize) -> usize {
-    let rows = x.len().checked_div(k).unwrap_or(0);
-    assert_eq!(x.len(), rows * k, "x [{rows}, {k}]");
-    rows
-}
-
 /// Writes every output of every product (adds to it if `add`).
 fn nt_shared(x: &[f32], rows: usize, products: &[(PanelView<'_>, SharedMut<f32>)], add: bool) {
     let k = products.first().map_or(0, |(w, _)| w.k);
@@ -129,7 +49,8 @@ fn nt_shared(x: &[f32], rows: usize, products: &[(PanelView<'_>, SharedMut<f32>)
     if rows == 0 {
         return;
     }
-    let left = Left { packed: pack_left(rows, k, x, k, 1), blocks: Blocks::new(rows), k };
+    let blocks = Blocks::new(rows, max_rows());
+    let left = Left { packed: pack_left(&blocks, k, x, k, 1, |x| x), blocks, k };
     let per_unit = panels_per_unit(products.iter().map(|(w, _)| w.n.div_ceil(PANEL)).sum());
     let mut units = Vec::new();
     for (w, out) in products {
@@ -175,7 +96,8 @@ impl Left {
         let (n, k) = (w.n, self.k);
         let panel = &w.data[p * k * PANEL..(p + 1) * k * PANEL];
         for b in blocks {
-            let (from, mr, run) = self.blocks.get(b);
+            let (from, mr) = self.blocks.get(b);
+            let run = kernel(mr);
             let a = &self.packed[from * k..(from + mr) * k];
             for chunk in cut(part.clone(), K_CHUNK) {
                 let tile = Tile {
@@ -223,8 +145,8 @@ fn nn_shared(dy: &[f32], rows: usize, w: PanelView<'_>, out: SharedMut<f32>, add
     if rows == 0 {
         return;
     }
-    let left = pack_left(rows, n, dy, n, 1);
-    let blocks = Blocks::new(rows);
+    let blocks = Blocks::new(rows, max_rows());
+    let left = pack_left(&blocks, n, dy, n, 1, |x| x);
     let columns = k.div_ceil(PANEL);
     let groups = row_groups(columns, blocks.count);
     over_units(columns * groups, |unit| {
@@ -234,7 +156,8 @@ fn nn_shared(dy: &[f32], rows: usize, w: PanelView<'_>, out: SharedMut<f32>, add
         for part in cut(0..n, K_BLOCK) {
             transpose_columns(w, column, part.clone(), &mut right);
             for b in own.clone() {
-                let (from, mr, run) = blocks.get(b);
+                let (from, mr) = blocks.get(b);
+                let run = kernel(mr);
                 let a = &left[from * n..(from + mr) * n];
                 for chunk in cut(part.clone(), K_CHUNK) {
                     let tile = Tile {
@@ -279,8 +202,8 @@ pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw
     if rows == 0 || k == 0 {
         return;
     }
-    let left = pack_left(k, rows, x, 1, k);
-    let blocks = Blocks::new(k);
+    let blocks = Blocks::new(k, max_rows());
+    let left = pack_left(&blocks, rows, x, 1, k, |x| x);
     let panels = n.div_ceil(PANEL);
     let groups = row_groups(panels, blocks.count);
     let out = SharedMut::new(dw);
@@ -292,7 +215,8 @@ pub fn tn(dy: &[f32], x: &[f32], n: usize, k: usize, chunks: &[Range<usize>], dw
             line[..lanes].copy_from_slice(&row[p * PANEL..p * PANEL + lanes]);
         }
         for b in own {
-            let (from, mr, run) = blocks.get(b);
+            let (from, mr) = blocks.get(b);
+            let run = kernel(mr);
             for chunk in chunks.iter().flat_map(|chunk| cut(chunk.clone(), K_CHUNK)) {
                 let a = &left[from * rows + chunk.start * mr..from * rows + chunk.end * mr];
                 let tile = Tile {

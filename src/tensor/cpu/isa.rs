@@ -14,7 +14,8 @@ pub enum Isa {
 }
 
 /// The best instruction set of this processor, looked up once. `SORFT_ISA=portable|avx2|avx512` asks for a lower one (for tests and
-/// comparisons: all give the same bits); what the processor lacks is never chosen.
+/// comparisons: all give the same bits), without AMX beside it ([`has_amx`](crate::tensor::cpu::bf16::has_amx)); what the processor lacks is
+/// never chosen.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {

@@ -6,13 +6,18 @@
 
 pub mod aligned;
 pub mod allocator;
+pub mod bf16;
+mod division;
 pub mod gemm;
 mod isa;
 pub(crate) mod kernel;
 pub mod panels;
 pub mod parallel;
 pub mod vector;
+mod weight;
 
+pub use bf16::{Bf16Matrix, Bf16View};
 pub(crate) use isa::vectorized;
 pub use isa::{Isa, isa};
 pub use panels::{PanelMatrix, PanelView};
+pub use weight::{Compute, Weight};

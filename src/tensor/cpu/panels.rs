@@ -85,11 +85,7 @@ impl PanelMatrix {
     /// # Panics
     /// If there is no such row: the last panel's padding is not one.
     pub fn copy_row(&self, i: usize, row: &mut [f32]) {
-        assert!(i < self.n, "row {i} of {}", self.n);
-        let panel = &self.data()[i / PANEL * self.k * PANEL..][..self.k * PANEL];
-        for (x, line) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
-            *x = line[i % PANEL];
-        }
+        self.view().copy_row(i, row);
     }
 
     /// Adds `row` to output row `i`.
@@ -139,9 +135,28 @@ impl PanelMatrix {
 
     /// The panels of output rows `from..to`; `from` is a multiple of [`PANEL`].
     pub fn rows_view(&self, from: usize, to: usize) -> PanelView<'_> {
+        self.view().rows(from, to)
+    }
+}
+
+impl<'a> PanelView<'a> {
+    /// The panels of output rows `from..to`; `from` is a multiple of [`PANEL`].
+    pub fn rows(&self, from: usize, to: usize) -> PanelView<'a> {
         assert!(from.is_multiple_of(PANEL) && to <= self.n);
         let stride = self.k * PANEL;
-        PanelView { n: to - from, k: self.k, data: &self.data()[from / PANEL * stride..to.div_ceil(PANEL) * stride] }
+        PanelView { n: to - from, k: self.k, data: &self.data[from / PANEL * stride..to.div_ceil(PANEL) * stride] }
+    }
+
+    /// Copies output row `i` to `row`.
+    ///
+    /// # Panics
+    /// If there is no such row: the last panel's padding is not one.
+    pub fn copy_row(&self, i: usize, row: &mut [f32]) {
+        assert!(i < self.n, "row {i} of {}", self.n);
+        let panel = &self.data[i / PANEL * self.k * PANEL..][..self.k * PANEL];
+        for (x, line) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
+            *x = line[i % PANEL];
+        }
     }
 }
 

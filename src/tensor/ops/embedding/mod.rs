@@ -6,12 +6,13 @@
 pub mod cuda;
 
 use crate::tensor::Tensor;
-use crate::tensor::cpu::PanelMatrix;
 use crate::tensor::cpu::parallel::over_rows;
+use crate::tensor::cpu::{PanelMatrix, Weight};
 use std::collections::BTreeMap;
 
-/// x `[T, D]`: the rows of `ids`.
-pub fn forward(table: &PanelMatrix, ids: &[u32]) -> Tensor {
+/// x `[T, D]`: the rows of `ids`, of a table in bf16 exactly as that holds them.
+pub fn forward<'a>(table: impl Into<Weight<'a>>, ids: &[u32]) -> Tensor {
+    let table = table.into();
     let width = table.k();
     let mut x = Tensor::zeros(&[ids.len(), width]);
     over_rows(x.data_mut(), width, |first, block| {

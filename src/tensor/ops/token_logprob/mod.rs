@@ -2,6 +2,7 @@
 //!
 //! With z = h W' / T (T the temperature), lse = ln sum_j e^{z_j} and p_j = e^{z_j - lse}: logprob = z_target - lse and
 //! entropy = -sum_j p_j ln p_j. Shapes: h `[R, D]` (one row a prediction), W `[V, D]` in panels, targets `[R]`.
+//! Where W is in bf16, h and dz are rounded to it too in the products with W; z, the softmax and the sums stay f32.
 //!
 //! Each chunk of [`VOCAB_CHUNK`] logits gives (max, sum of exponentials, entropy sum) by fixed reductions; chunks are merged in order, in
 //! f64. Sampling uses the same function on the same logits, so the log-probabilities it records are those of training, bit for bit.
@@ -11,7 +12,7 @@ pub mod cuda;
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
 use crate::tensor::cpu::vector::{LANES, exp, max_lanes, sum_lanes};
-use crate::tensor::cpu::{PanelMatrix, gemm, vectorized};
+use crate::tensor::cpu::{PanelMatrix, Weight, vectorized};
 use crate::tensor::plan::VOCAB_CHUNK;
 use std::ops::Range;
 
@@ -103,7 +104,7 @@ pub fn softmax_of_row(logits: &[f32], temperature: f32) -> Softmax {
 }
 
 /// logits `[R, V]` = h W', for sampling.
-pub fn logits(h: &Tensor, w: &PanelMatrix) -> Tensor {
+pub fn logits<'a>(h: &Tensor, w: impl Into<Weight<'a>>) -> Tensor {
     crate::tensor::ops::matmul::forward(h, w)
 }
 
@@ -131,8 +132,8 @@ pub enum Keep {
 ///
 /// # Panics
 /// If a target is not in the vocabulary, or there is not one a row.
-pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32, keep: Keep) -> (Vec<f32>, Vec<f32>, Saved) {
-    let rows = h.rows();
+pub fn forward<'a>(h: &Tensor, w: impl Into<Weight<'a>>, targets: &[u32], temperature: f32, keep: Keep) -> (Vec<f32>, Vec<f32>, Saved) {
+    let (rows, w) = (h.rows(), w.into());
     assert_eq!(rows, targets.len(), "one target a row");
     if let Some(t) = targets.iter().find(|t| **t as usize >= w.n()) {
         panic!("target {t} in a vocabulary of {}", w.n());
@@ -140,9 +141,9 @@ pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32, k
     let mut softmax = vec![Softmax::EMPTY; rows];
     let mut target_z = vec![0.0f32; rows];
     let mut kept = (keep == Keep::ForBackward && rows * w.n() <= KEPT_LOGITS).then(Vec::new);
-    for range in vocabulary_chunks(w) {
+    for range in vocabulary_chunks(w.n()) {
         let n = range.len();
-        let [logits] = gemm::nt_many(h.data(), [w.rows_view(range.start, range.end)]);
+        let [logits] = Weight::nt_many(h.data(), [w.rows(range.start, range.end)]);
         let (softmax, target_z) = (SharedMut::new(&mut softmax), SharedMut::new(&mut target_z));
         over_units(rows, |r| {
             let row = &logits[r * n..(r + 1) * n];
@@ -163,17 +164,16 @@ pub fn forward(h: &Tensor, w: &PanelMatrix, targets: &[u32], temperature: f32, k
 }
 
 /// The fixed grid of chunks over a vocabulary.
-fn vocabulary_chunks(w: &PanelMatrix) -> impl Iterator<Item = Range<usize>> + use<> {
-    let n = w.n();
+fn vocabulary_chunks(n: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(VOCAB_CHUNK).map(move |from| from..(from + VOCAB_CHUNK).min(n))
 }
 
 /// Returns dh `[R, D]` and adds to dW, for given d loss / d logprob and d loss / d entropy `[R]`:
 /// dz_j = (d_logprob ([j = target] - p_j) - d_entropy p_j (ln p_j + entropy)) / T. Rows are summed into dW over `chunks`.
 #[allow(clippy::too_many_arguments)]
-pub fn backward(
+pub fn backward<'a>(
     h: &Tensor,
-    w: &PanelMatrix,
+    w: impl Into<Weight<'a>>,
     targets: &[u32],
     temperature: f32,
     saved: Saved,
@@ -182,14 +182,14 @@ pub fn backward(
     chunks: &[Range<usize>],
     mut dw: Option<&mut PanelMatrix>,
 ) -> Tensor {
-    let rows = h.rows();
+    let (rows, w) = (h.rows(), w.into());
     let mut dh = Tensor::zeros(h.shape());
     let mut kept = saved.logits.map(Vec::into_iter);
-    for range in vocabulary_chunks(w) {
+    for range in vocabulary_chunks(w.n()) {
         let n = range.len();
-        let panels = w.rows_view(range.start, range.end);
+        let panels = w.rows(range.start, range.end);
         let mut logits = kept.as_mut().and_then(Iterator::next).unwrap_or_else(|| {
-            let [again] = gemm::nt_many(h.data(), [panels]);
+            let [again] = Weight::nt_many(h.data(), [panels]);
             again
         });
         let shared = SharedMut::new(&mut logits);
@@ -211,9 +211,9 @@ pub fn backward(
                 row[offset] += seeds.logprob;
             }
         });
-        gemm::nn_add(&logits, panels, dh.data_mut());
+        panels.nn_add(&logits, dh.data_mut());
         if let Some(dw) = dw.as_deref_mut() {
-            gemm::tn(&logits, h.data(), n, w.k(), chunks, dw.rows_mut(range.start, range.end));
+            w.compute().tn(&logits, h.data(), (n, w.k()), chunks, dw.rows_mut(range.start, range.end));
         }
     }
     dh
