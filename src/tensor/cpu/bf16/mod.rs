@@ -1,13 +1,15 @@
 //! The three products of a linear layer with operands in bf16 and sums in f32: y = x W', dx = dy W and dW += dy' x.
 //!
 //! What is computed is what AMX's `tdpbf16ps` computes. Both operands are rounded to the nearest bf16, ties to even. A contraction is cut into
-//! chunks of [`TERMS`] terms (of inputs or outputs; for dW of tokens, counted from the start of each of the plan's chunks; what is missing to a
+//! chunks of 32 terms (of inputs or outputs; for dW of tokens, counted from the start of each of the plan's chunks; what is missing to a
 //! whole chunk is zero), and an output is, in f32:
 //!
-//!     c = 0, or what was there (y += x W', dW)
-//!     for each chunk:  even = 0;  for each even term t: even = fma(a[t], b[t], even)
-//!                      odd  = 0;  for each odd  term t: odd  = fma(a[t], b[t], odd)
-//!                      c = c + (even + odd)
+//! ```text
+//! c = 0, or what was there (y += x W', dW)
+//! for each chunk:  even = 0;  for each even term t: even = fma(a[t], b[t], even)
+//!                  odd  = 0;  for each odd  term t: odd  = fma(a[t], b[t], odd)
+//!                  c = c + (even + odd)
+//! ```
 //!
 //! Products of bf16 are exact in f32, so the vector units compute the same (`kernel.rs`), and a row's bits depend neither on how many rows there
 //! are, nor on how the work was divided, nor on the instruction set. But for one thing: AMX takes numbers below 2^-126 for zero, in operands and
