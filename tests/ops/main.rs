@@ -31,6 +31,7 @@ mod token_logprob;
 
 mod cuda_attention;
 mod cuda_attention_backward;
+mod cuda_attention_mistakes;
 mod cuda_checker;
 mod cuda_checker_hopper;
 mod cuda_conformance;
