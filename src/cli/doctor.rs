@@ -95,7 +95,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         },
         bf16: match bf16::has_amx() {
             true => "AMX: compute = \"bf16\" is fast here",
-            false => "no AMX: compute = \"bf16\" runs, to the same bits, but no faster than f32",
+            false => "no AMX: compute = \"bf16\" runs, to the same bits; faster than f32 in decoding one answer, slower in the rest",
         },
         memory_gib: memory_gib(),
         cache: cache_dir().display().to_string(),
