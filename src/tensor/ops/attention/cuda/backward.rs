@@ -14,7 +14,6 @@ const QUERIES: [&str; 3] = ["attention_bwd_q_d64", "attention_bwd_q_d96", "atten
 const PAGES: [&str; 3] = ["attention_bwd_kv_d64", "attention_bwd_kv_d96", "attention_bwd_kv_d128"];
 const HOPPER_QUERIES: [&str; 3] = ["attention_bwd_q_hopper_d64", "attention_bwd_q_hopper_d96", "attention_bwd_q_hopper_d128"];
 const HOPPER_PAGES: [&str; 3] = ["attention_bwd_kv_hopper_d64", "attention_bwd_kv_hopper_d96", "attention_bwd_kv_hopper_d128"];
-
 const HOPPER: [&str; 3] = ["attention_bwd_hopper_d64", "attention_bwd_hopper_d96", "attention_bwd_hopper_d128"];
 
 /// In how many passes over the keys that each query sees the gradients are formed. The bits are the same.
