@@ -191,9 +191,7 @@ struct KeyWorker {
     SORFT_UNROLL
     for (int j = 0; j < 8; j++) store_vec(to + j * GROUP * 4, float4{sum[j][0], sum[j][1], sum[j][2], sum[j][3]});
     ptx::named_barrier(2 + group, GROUP);  // the whole warpgroup has
-    if (rows.thread != 0) return;
-    __threadfence();
-    atomicAdd(turns.taken + own.tile(n) * a.kv_heads + a.kv_head, 1u);
+    if (rows.thread == 0) ptx::add_release(turns.taken + own.tile(n) * a.kv_heads + a.kv_head, 1);
   }
 
   __device__ __forceinline__ void run(float (&key_sum)[D / 8][4], float (&value_sum)[D / 8][4]) const {

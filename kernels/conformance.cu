@@ -104,7 +104,7 @@ SORFT_EXPORT(conformance_cp_async)
 // Blocks by turns, which they take as they begin: in its turn t a block makes words = 3 words + in[t], and leaves them in out[t]. out, in [blocks, 32];
 // state [2 + 32], all 0 at first: how many have begun, how many are done, the words.
 extern "C" __global__ void __launch_bounds__(32)
-conformance_wait_for(u32 *__restrict__ out, u32 *__restrict__ state, const u32 *__restrict__ in) {
+conformance_turns(u32 *__restrict__ out, u32 *__restrict__ state, const u32 *__restrict__ in) {
   SORFT_SMEM(u32, begun, 1);
   const u32 lane = threadIdx.x;
   if (lane == 0) {
@@ -115,8 +115,6 @@ conformance_wait_for(u32 *__restrict__ out, u32 *__restrict__ state, const u32 *
   const u32 at = begun[0] * conformance::LANES + lane, word = 3 * state[2 + lane] + in[at];
   out[at] = state[2 + lane] = word;
   __syncwarp();
-  if (lane > 0) return;
-  __threadfence();
-  atomicAdd(state + 1, 1u);
+  if (lane == 0) ptx::add_release(state + 1, 1);
 }
-SORFT_EXPORT(conformance_wait_for)
+SORFT_EXPORT(conformance_turns)

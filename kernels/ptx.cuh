@@ -108,8 +108,17 @@ __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
-// ld.acquire.gpu, again and again: waits until a number in device memory, which others only make larger, is at least `least`; what the thread that made it so
-// knew at its last __threadfence before is seen from here on. The blocks that this waits for must be at work or done.
+// red.release.gpu: adds to a number in device memory. Who has waited for the sum sees all that this thread knew before.
+__device__ __forceinline__ void add_release(u32 *number, u32 more) {
+#if defined(SORFT_EMULATOR)
+  emu::add_release(number, more);
+#else
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(number), "r"(more) : "memory");
+#endif
+}
+
+// ld.acquire.gpu, again and again: waits until a number in device memory, which others only make larger by add_release, is at least `least`. The blocks that
+// this waits for must be at work or done.
 __device__ __forceinline__ void wait_for(const u32 *number, u32 least) {
 #if defined(SORFT_EMULATOR)
   emu::wait_for(number, least);

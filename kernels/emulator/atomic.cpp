@@ -52,6 +52,12 @@ uint64_t atomic(void *address, AtomicType type, AtomicOp op, uint64_t operand, u
   engine->fail("an atomic of an unknown type");
 }
 
+void add_release(uint32_t *number, uint32_t more) {
+  const uint32_t pc = EMU_CALLER;
+  if (engine->options.check) engine->races.fence(engine->current());
+  apply<unsigned>(number, AtomicOp::Add, more, 0, pc);
+}
+
 // A thread that waits is woken by atomics on the number alone: if none comes, it is a deadlock.
 void wait_for(const uint32_t *number, uint32_t least) {
   const uint32_t pc = EMU_CALLER;

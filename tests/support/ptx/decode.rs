@@ -254,7 +254,7 @@ fn access(entry: &Entry, s: &Statement) -> Result<Action> {
 fn atomic(s: &Statement) -> Result<Action> {
     let parts: Vec<&str> = s.opcode.split('.').collect();
     let (space, what, kind_of) = match parts[1..] {
-        ["global", what, kind] => (Space::Global, what, kind),
+        ["global", what, kind] | ["release", "gpu", "global", what, kind] => (Space::Global, what, kind),
         ["shared", what, kind] => (Space::Shared, what, kind),
         [what, kind] => (Space::Generic, what, kind),
         _ => return Err(UNKNOWN.to_owned()),

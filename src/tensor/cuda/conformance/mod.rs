@@ -75,7 +75,7 @@ pub fn checks(gpu: &Gpu) -> Vec<Check> {
     checks.extend([false, true].map(|transposed| -> Check { Box::new(move |gpu| ldmatrix(gpu, transposed)) }));
     checks.extend([Numbers::Whole, Numbers::Any, Numbers::Infinite].map(|n| -> Check { Box::new(move |gpu| mma(gpu, n)) }));
     checks.push(Box::new(cp_async));
-    checks.push(Box::new(wait_for));
+    checks.push(Box::new(turns));
     if gpu.is_hopper() {
         checks.extend(hopper::checks());
     }
@@ -302,12 +302,12 @@ fn cp_async(gpu: &Arc<Gpu>) -> Result<Finding> {
 }
 
 /// More blocks than there is room for at a time, each of which goes on with what the one before has left.
-fn wait_for(gpu: &Arc<Gpu>) -> Result<Finding> {
+fn turns(gpu: &Arc<Gpu>) -> Result<Finding> {
     let blocks = if gpu.is_emulated() { 12 } else { 20_000 };
     let numbers = words(blocks * LANES, 11);
     let (mut out, input) = (Buffer::uninit(gpu, U32, numbers.len())?, Buffer::from_u32(gpu, &numbers)?);
     let mut state = Buffer::zeros(gpu, U32, 2 + LANES)?;
-    let kernel = Kernel { source: Source::CONFORMANCE, name: "conformance_wait_for" };
+    let kernel = Kernel { source: Source::CONFORMANCE, name: "conformance_turns" };
     Launch::new(gpu, kernel, [blocks, 1, 1], [LANES, 1, 1], 0)
         .output("out", &mut out, U32, numbers.len())
         .output("state", &mut state, U32, 2 + LANES)
@@ -319,7 +319,7 @@ fn wait_for(gpu: &Arc<Gpu>) -> Result<Finding> {
         words.iter_mut().zip(numbers).for_each(|(word, x)| *word = word.wrapping_mul(3).wrapping_add(*x));
         want.extend(words);
     }
-    Ok(Finding::exact("ld.acquire.gpu, blocks by turns", &out.to_u32()?, &want))
+    Ok(Finding::exact("red.release.gpu, ld.acquire.gpu, blocks by turns", &out.to_u32()?, &want))
 }
 
 #[cfg(test)]
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn every_wrapper_has_a_kernel() {
         let headers = [
-            (include_str!("../../../../kernels/ptx.cuh"), Source::CONFORMANCE, 10),
+            (include_str!("../../../../kernels/ptx.cuh"), Source::CONFORMANCE, 11),
             (include_str!("../../../../kernels/hopper.cuh"), Source::CONFORMANCE_HOPPER, 20),
             (include_str!("../../../../kernels/hopper_store.cuh"), Source::CONFORMANCE_TILES, 6),
             (include_str!("../../../../kernels/hopper_cluster.cuh"), Source::CONFORMANCE_TILES, 6),
