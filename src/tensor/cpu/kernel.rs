@@ -42,26 +42,31 @@ const PREFETCH: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 8;
 
-macro_rules! table {
-    ($f:ident: $($n:literal)*) => { [$($f::<$n> as Kernel),*] };
+/// The instance for a number of rows of a micro-kernel `Kernel` that is written for each instruction set, of the best one that is here.
+macro_rules! instance {
+    ($rows:expr; avx512: $($wide:literal)*; avx2: $($half:literal)*; portable: $($plain:literal)*) => {{
+        use $crate::tensor::cpu::{Isa, isa};
+        static PORTABLE: &[Kernel] = &[$(portable::<$plain>),*];
+        #[cfg(target_arch = "x86_64")]
+        static AVX512: &[Kernel] = &[$(avx512::<$wide>),*];
+        #[cfg(target_arch = "x86_64")]
+        static AVX2: &[Kernel] = &[$(avx2::<$half>),*];
+        match isa() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => AVX512[$rows - 1],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => AVX2[$rows - 1],
+            _ => PORTABLE[$rows - 1],
+        }
+    }};
 }
+pub(crate) use instance;
 
 /// The kernel for tiles of `rows` rows, `1 <= rows <= max_rows()`.
 ///
 /// Calling it is safe where `a` has `rows` readable numbers at each of its `k` steps, `b` 32, and `c` is writable in `rows` x `lanes`.
 pub(crate) fn kernel(rows: usize) -> Kernel {
-    static PORTABLE: [Kernel; 4] = table!(portable: 1 2 3 4);
-    #[cfg(target_arch = "x86_64")]
-    {
-        static AVX512: [Kernel; 14] = table!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-        static AVX2: [Kernel; 6] = table!(avx2: 1 2 3 4 5 6);
-        match isa() {
-            Isa::Avx512 => return AVX512[rows - 1],
-            Isa::Avx2 => return AVX2[rows - 1],
-            Isa::Portable => {}
-        }
-    }
-    PORTABLE[rows - 1]
+    instance!(rows; avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14; avx2: 1 2 3 4 5 6; portable: 1 2 3 4)
 }
 
 unsafe fn portable<const R: usize>(t: &Tile) {

@@ -5,6 +5,7 @@
 
 use super::round::unpair;
 use super::{HALF, PAIRS};
+use crate::tensor::cpu::kernel::instance;
 use crate::tensor::cpu::{Isa, isa};
 
 /// A chunk of up to 32 terms of a tile of R x 32 outputs:
@@ -41,26 +42,11 @@ const PREFETCH: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 8;
 
-macro_rules! table {
-    ($f:ident: $($n:literal)*) => { [$($f::<$n> as Kernel),*] };
-}
-
 /// The kernel for tiles of `rows` rows, `1 <= rows <= max_rows()`.
 ///
 /// Calling it is safe where `a` and `b` have the extents that [`Step`] gives, and `c` is writable in `rows` x `lanes`.
 pub(super) fn kernel(rows: usize) -> Kernel {
-    static PORTABLE: [Kernel; 4] = table!(portable: 1 2 3 4);
-    #[cfg(target_arch = "x86_64")]
-    {
-        static AVX512: [Kernel; 12] = table!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12);
-        static AVX2: [Kernel; 6] = table!(avx2: 1 2 3 4 5 6);
-        match isa() {
-            Isa::Avx512 => return AVX512[rows - 1],
-            Isa::Avx2 => return AVX2[rows - 1],
-            Isa::Portable => {}
-        }
-    }
-    PORTABLE[rows - 1]
+    instance!(rows; avx512: 1 2 3 4 5 6 7 8 9 10 11 12; avx2: 1 2 3 4 5 6; portable: 1 2 3 4)
 }
 
 /// Calls `two(p, x, y)` for each pair of terms: its number and its rows of `a`, the second zero beyond the last term.
