@@ -6,8 +6,8 @@
 //   backward    p_j = e^{z_j - MAX} / SUM;   dz_j = -p_j (a + b (z_j - MAX - ln SUM + entropy)) + [j = target] a
 //               dh += dz w;   dw += dz' h  (linear.cu)
 //
-// with a = d_logprob / T, b = d_entropy / T; MAX and SUM are the whole row's. The host merges the chunks in f64 (ops/token_logprob), in training
-// and in sampling alike, so the two agree to the bit.
+// with a = d_logprob / T, b = d_entropy / T; MAX and SUM are the whole row's. Chunks are summed in f64 (row_softmax.cuh), in training
+// and in sampling alike, so the two agree to the bit; the host takes logarithms.
 //
 // Shapes: h [rows, K], w [V, K], dz [rows, width] bf16; temperature, target_z [rows], sums [rows, chunks, 3], logits [rows, V], dh [rows, K] f32;
 // targets [rows]; seeds [rows, 6]: a, b, MAX, ln SUM, 1 / SUM, entropy. K, V and width are multiples of 8.
@@ -20,6 +20,7 @@
 #include "sorft.cuh"
 #include "linear.cuh"
 #include "head.cuh"
+#include "row_softmax.cuh"
 
 namespace head {
 
@@ -98,6 +99,24 @@ head_chunk_sums_f32(float *__restrict__ sums, const float *__restrict__ parts, i
   to[0] = p.max, to[1] = p.sum, to[2] = p.weighted;
 }
 SORFT_EXPORT(head_chunk_sums_f32)
+
+// softmax [rows, 3] f64: MAX, SUM and the weighted sum of a row, its chunks one after another. Grid: ceil(rows / 128).
+extern "C" __global__ void __launch_bounds__(128)
+head_softmax_f64(double *__restrict__ softmax, const float *__restrict__ sums, i32 rows, i32 chunks) {
+  const i64 row = (i64)blockIdx.x * 128 + threadIdx.x;
+  if (row >= rows) return;
+  const float *own = sums + 3 * row * chunks;
+  double max = (double)head::nothing(), sum = 0.0, weighted = 0.0;
+  for (int c = 0; c < chunks; c++) max = (double)own[3 * c] > max ? (double)own[3 * c] : max;
+  for (int c = 0; c < chunks; c++) {
+    const double shift = (double)own[3 * c] - max;
+    sum += row_softmax::mass(own[3 * c], own[3 * c + 1], max);
+    weighted += row_softmax::exp_f64(shift) * ((double)own[3 * c + 2] + (double)own[3 * c + 1] * shift);
+  }
+  double *to = softmax + 3 * row;
+  to[0] = max, to[1] = sum, to[2] = weighted;
+}
+SORFT_EXPORT(head_softmax_f64)
 
 // dz of columns first.. of the vocabulary. Grid: (ceil(rows / 128), ceil(width / 128)). Dynamic shared memory: 96 KiB.
 extern "C" __global__ void __launch_bounds__(256, 1)

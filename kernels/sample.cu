@@ -1,130 +1,374 @@
-// sample.cu - what of the logits on a device the processor needs to choose tokens (ops/sample), so that whole rows stay where they are.
+// sample.cu - the next token of each row of logits: the choice of ops/sample, on the device, the same token for the same logits.
 //
-//   without filters   the chunk of 2048 columns that holds the token, which the chunk sums of the head tell
-//   with filters      the logits from a floor on, each with its token, in the vocabulary's order: no token below the floor can pass the filters.
-//                     Top-k's floor is the k-th of the maxima of pieces of 64 columns: at least k logits are no smaller.
+//   greedy             the first of the largest logits
+//   without filters    inversion of the cumulative distribution at u, in the vocabulary's order: the chunk of 2048 tokens, of which the head has the
+//                      sums, then the piece of 64 tokens, then the token
+//   with filters       top-k, top-p and min-p; the candidates from the most to the least likely, inverted at u
 //
-// Shapes: logits [rows, V] f32, V a multiple of 8; floors [rows] f32, infinite for a row that is to keep none; counts, first [rows, ceil(V / 2048)];
-// peaks [rows, ceil(V / 64)]; ids and values as long as all counts together, the chunks of all rows one after another from `first` on.
+// Shapes: logits [rows, V] f32, V a multiple of 8; sums [rows, ceil(V / 2048), 3] f32, the head's at the row's temperature (1 where it is greedy);
+// draws [rows, 6]: temperature (0: greedy), top-k (0: all), top-p, min-p, and u's two halves; picks [rows, 4] f64: the row's largest z and its sum
+// of e^{z - max}, from which the host forms the log-probability, the token's z, and the token; -1 in its place where more than 2048 tokens pass the
+// filters: the host then asks for the row and chooses.
 //
-// Nothing is rounded, and nothing depends on an order. Bytes: the logits once for the maxima, once for the counts, once to keep; floor for 256 rows
-// of 151936: 3 x 156 MB, 0.1 ms at 4.8 TB/s. Over the bus: 9.5 KB of maxima a row and 8 bytes a logit kept, where the row has 608 KB. Not measured
-// on a chip yet.
+// Order of sums. Probabilities are f64; a row's sum is that of its chunks in order, a piece's that of its tokens, the candidates' from the most likely
+// on, each one chain. A cut by a floor leaves out only what no filter can keep, so it changes no bit.
+//
+// Bytes: a chunk of 8 KiB and the sums a row; with filters the logits twice, or up to four times where the first cut leaves too many.
+// Floor for 256 rows of 151936: some 1 us, 2 x 156 MB or 65 us at 4.8 TB/s with filters. Chains: 75 sums, 32 pieces and 64 tokens, some 2 us. Not
+// measured on a chip yet.
 #include "sorft.cuh"
+#include "row_softmax.cuh"
 
 namespace sample {
 
-constexpr int CHUNK = 2048, PIECE = 64, THREADS = 256, WARPS = THREADS / 32, EACH = CHUNK / THREADS;
+constexpr int CHUNK = 2048, PIECE = 64, THREADS = 256, WARPS = THREADS / 32, EACH = CHUNK / THREADS, PIECES = CHUNK / PIECE;
+// The most chunks of a row: MOST_CHUNKS of src/tensor/ops/sample/cuda.rs.
+constexpr int CHUNKS = THREADS;
+constexpr int KEPT = 2048;
 
-// Less than every logit.
-__device__ __forceinline__ float nothing() { return __uint_as_float(0xff800000u); }
+// How a row's token is chosen.
+struct Draw {
+  float temperature, top_p, min_p;
+  u32 top_k;
+  double u;
 
-// The columns of a chunk that are this thread's.
-struct Share {
-  i64 first;
-  bool there;  // V is a multiple of 8, so all of them are or none
-  float v[EACH];
+  __device__ __forceinline__ Draw(const u32 *draws, i64 row) {
+    const u32 *own = draws + 6 * row;
+    temperature = __uint_as_float(own[0]), top_k = own[1], top_p = __uint_as_float(own[2]), min_p = __uint_as_float(own[3]);
+    u = __longlong_as_double((i64)((u64)own[5] << 32 | own[4]));
+  }
+  __device__ __forceinline__ bool greedy() const { return temperature == 0.0f; }
+  __device__ __forceinline__ bool filtered() const { return !greedy() && (top_k > 0 || top_p < 1.0f || min_p > 0.0f); }
+  __device__ __forceinline__ float divisor() const { return greedy() ? 1.0f : temperature; }
 };
 
-__device__ __forceinline__ Share share(const float *row, i32 vocab) {
-  Share s;
-  s.first = (i64)blockIdx.y * CHUNK + threadIdx.x * EACH;
-  s.there = s.first < vocab;
-  SORFT_UNROLL
-  for (int i = 0; i < EACH; i += 4) {
-    const float4 part = s.there ? load_vec<float4>(row + s.first + i) : float4{nothing(), nothing(), nothing(), nothing()};
-    s.v[i] = part.x, s.v[i + 1] = part.y, s.v[i + 2] = part.z, s.v[i + 3] = part.w;
+// A mass and what is left there.
+struct Walk {
+  int taken;
+  double rest;
+};
+
+// The first of `count` masses that `rest` does not pass; the last that is not zero, where rounding lets it pass them all.
+template <class Mass>
+__device__ __forceinline__ Walk walk(int count, double rest, const Mass &mass) {
+  Walk w = {0, rest};
+  for (int i = 0; i < count; i++) {
+    const double m = mass(i);
+    if (m > 0.0) w = {i, rest};
+    if (rest < m) break;
+    rest -= m;
   }
-  return s;
+  return w;
 }
 
-// How many of the share pass the floor.
-__device__ __forceinline__ u32 passing(const Share &s, float floor) {
-  u32 n = 0;
+// The largest of the block's numbers. `scratch` holds WARPS numbers, of this call alone.
+__device__ __forceinline__ float block_max(float v, float *scratch) {
   SORFT_UNROLL
-  for (int i = 0; i < EACH; i++) n += s.there && s.v[i] >= floor;
-  return n;
-}
-
-// How many the threads before this one have, if this one has n; `total` becomes the block's. `scratch` holds WARPS numbers.
-__device__ __forceinline__ u32 before(u32 n, u32 *scratch, u32 &total) {
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32 upto = n;
-  SORFT_UNROLL
-  for (int delta = 1; delta < 32; delta <<= 1) {
-    const u32 other = __shfl_up_sync(FULL_WARP, upto, delta);
-    if (lane >= (u32)delta) upto += other;
-  }
-  if (lane == 31) scratch[warp] = upto;
+  for (int mask = 16; mask > 0; mask >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, mask));
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
   __syncthreads();
-  u32 base = 0;
-  total = 0;
+  v = scratch[0];
   SORFT_UNROLL
-  for (u32 w = 0; w < WARPS; w++) {
-    if (w < warp) base += scratch[w];
-    total += scratch[w];
+  for (int w = 1; w < WARPS; w++) v = fmaxf(v, scratch[w]);
+  return v;
+}
+
+// The row's chunks: the largest z of each to tops, e^{it - max} times its sum to masses, and the row's largest. For all threads after it.
+__device__ __forceinline__ double chunks_of(float *tops, double *masses, float *scratch, const float *sums, int chunks) {
+  const bool there = threadIdx.x < (u32)chunks;
+  const float top = there ? sums[3 * threadIdx.x] : __uint_as_float(0xff800000u);
+  const double max = block_max(top, scratch);
+  if (there) tops[threadIdx.x] = top, masses[threadIdx.x] = row_softmax::mass(top, sums[3 * threadIdx.x + 1], max);
+  __syncthreads();
+  return max;
+}
+
+__device__ __forceinline__ double total(const double *masses, int count) {
+  double sum = 0.0;
+  for (int i = 0; i < count; i++) sum += masses[i];
+  return sum;
+}
+
+__device__ __forceinline__ void put(double *picks, i64 row, double max, double sum, float z, double id) {
+  double *own = picks + 4 * row;
+  own[0] = max, own[1] = sum, own[2] = z, own[3] = id;
+}
+
+// A logit and its place.
+struct Best {
+  float v;
+  int at;
+
+  __device__ __forceinline__ void take(float other, int place) {
+    if (other > v || (other == v && place < at)) v = other, at = place;
   }
-  return base + upto - n;
+};
+
+// Where in the chunk its largest number stands first. `best` holds WARPS. Thread 0 has the result.
+__device__ __forceinline__ int first_largest(const float (&v)[EACH], int there, Best *best) {
+  Best own = {__uint_as_float(0xff800000u), CHUNK};
+  SORFT_UNROLL
+  for (int i = 0; i < EACH; i++)
+    if (i < there) own.take(v[i], threadIdx.x * EACH + i);
+  SORFT_UNROLL
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    const float v = __shfl_xor_sync(FULL_WARP, own.v, mask);
+    const int at = __shfl_xor_sync(FULL_WARP, own.at, mask);
+    own.take(v, at);
+  }
+  if (threadIdx.x % 32 == 0) best[threadIdx.x / 32] = own;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < WARPS; w++) own.take(best[w].v, best[w].at);
+  return own.at < CHUNK ? own.at : 0;
+}
+
+// Masses of a chunk lie with a gap behind each piece, so that threads with a piece each meet in no bank.
+__device__ __forceinline__ int gapped(int i) { return i + i / PIECE; }
+
+// The token of the chunk that `rest` does not pass, in thread 0. masses holds gapped(CHUNK), pieces PIECES.
+__device__ __forceinline__ int inverted(const float (&v)[EACH], int there, int count, float divisor, double max, double rest, double *masses,
+                                        double *pieces) {
+  SORFT_UNROLL
+  for (int i = 0; i < EACH; i++)
+    if (i < there) masses[gapped(threadIdx.x * EACH + i)] = row_softmax::exp_f64((double)(v[i] / divisor) - max);
+  __syncthreads();
+  if (threadIdx.x < PIECES) {
+    double sum = 0.0;
+    for (int i = threadIdx.x * PIECE; i < min(count, (int)(threadIdx.x + 1) * PIECE); i++) sum += masses[gapped(i)];
+    pieces[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return 0;
+  const Walk piece = walk((count + PIECE - 1) / PIECE, rest, [&](int i) { return pieces[i]; });
+  const int first = piece.taken * PIECE;
+  return first + walk(min(PIECE, count - first), piece.rest, [&](int i) { return masses[gapped(first + i)]; }).taken;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------- filters
+
+// A number that grows with the logit.
+__device__ __forceinline__ u32 rank_of(float logit) {
+  const u32 bits = __float_as_uint(logit);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float logit_of(u32 rank) { return __uint_as_float(rank >> 31 ? rank & 0x7fffffffu : ~rank); }
+
+// What a token must at least have to be a candidate.
+struct Floor {
+  float divisor, max, mass;  // of e^{z - max}, with room for rounding; 0 lets all pass
+  u32 rank;
+
+  __device__ __forceinline__ float part(float logit) const { return exp_f32(logit / divisor - max); }
+  __device__ __forceinline__ bool passes(float logit) const { return rank_of(logit) >= rank && (mass == 0.0f || part(logit) >= mass); }
+};
+
+// Tokens that are less than (1 - top-p) / V of the whole can together not have the last 1 - top-p of it.
+__device__ __forceinline__ Floor floor_of(const Draw &d, double max, double sum, i32 vocab) {
+  double mass = d.min_p;
+  if (d.top_p < 1.0f && d.top_k == 0) {
+    const double of_top_p = (1.0 - (double)d.top_p) * sum / vocab;
+    if (of_top_p > mass) mass = of_top_p;
+  }
+  const double room = 1e-3 + 2e-6 * (max < 0.0 ? -max : max);
+  mass = room < 1.0 ? mass * (1.0 - room) : 0.0;
+  return {d.divisor(), (float)max, mass > 1e-37 ? (float)mass : 0.0f, 0};
+}
+
+// Calls use(column, logit) for all columns of a row, spread over the block.
+template <class Use>
+__device__ __forceinline__ void each_logit(const float *row, i32 vocab, const Use &use) {
+  for (int c = threadIdx.x * 4; c < vocab; c += THREADS * 4) {
+    const float4 v = load_vec<float4>(row + c);
+    use(c, v.x), use(c + 1, v.y), use(c + 2, v.z), use(c + 3, v.w);
+  }
+}
+
+// Digits of a rank by which its largest are sought: 11, 11 and 10 bits.
+constexpr int BINS = 2048;
+__device__ __forceinline__ int shift_of(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
+
+// How many tokens, and e^{z - max} of all of them in units of 2^-40: sums of integers have no order.
+struct Amount {
+  u32 count;
+  u64 mass;
+};
+constexpr double UNITS = 1099511627776.0;
+
+// The amount from which on what comes behind the likeliest tokens passes no filter; the largest numbers where nothing is known. Rounding of the masses
+// has room.
+__device__ __forceinline__ Amount enough_of(const Draw &d, double sum) {
+  Amount enough = {d.top_k > 0 ? d.top_k : 0xffffffffu, ~0ull};
+  const double mass = ((double)d.top_p + 1e-4) * sum;
+  if (d.top_k == 0 && mass < sum) enough.mass = (u64)(mass * UNITS);
+  return enough;
+}
+
+// What thread 0 tells of a histogram: the floor, how many pass it, and what is above all of the floor's bin.
+struct Cut {
+  u32 rank, count;
+  Amount above;
+};
+
+// The lowest rank, in steps of a digit, such that those that reach it are enough.
+__device__ __forceinline__ Cut cut_of(const u32 *counts, const u64 *masses, int digit, u32 rank, Amount above, const Amount &enough) {
+  int bin = digit == 2 ? 1023 : BINS - 1;
+  while (bin > 0 && above.count + counts[bin] < enough.count && above.mass + masses[bin] < enough.mass) {
+    above.count += counts[bin], above.mass += masses[bin];
+    bin--;
+  }
+  return {rank | (u32)bin << shift_of(digit), above.count + counts[bin], above};
+}
+
+// Raises the floor until at most KEPT tokens pass it, as far as `enough` allows; `cut` is shared. Tells how many pass.
+__device__ __forceinline__ u32 raise(Floor &floor, const float *row, i32 vocab, const Amount &enough, u32 *counts, u64 *masses, Cut *cut) {
+  Amount above = {0, 0};
+  u32 count = 0;
+  for (int digit = 0; digit < 3; digit++) {
+    const int shift = shift_of(digit), width = digit == 2 ? 10 : 11;
+    for (int i = threadIdx.x; i < BINS; i += THREADS) counts[i] = 0, masses[i] = 0;
+    __syncthreads();
+    each_logit(row, vocab, [&](int, float logit) {
+      const u32 rank = rank_of(logit);
+      const bool same = digit == 0 || rank >> (shift + width) == floor.rank >> (shift + width);
+      if (!same || !floor.passes(logit)) return;
+      const u32 bin = rank >> shift & ((1u << width) - 1);
+      atomicAdd(counts + bin, 1u);
+      if (enough.mass != ~0ull) atomicAdd(masses + bin, (u64)((double)floor.part(logit) * UNITS));
+    });
+    __syncthreads();
+    if (threadIdx.x == 0) *cut = cut_of(counts, masses, digit, floor.rank, above, enough);
+    __syncthreads();
+    floor.rank = cut->rank, count = cut->count, above = cut->above;
+    __syncthreads();
+    if (count <= KEPT || (enough.mass == ~0ull && enough.count > KEPT)) break;
+  }
+  return count;
+}
+
+// Ascending order of `size` keys, a power of two: bitonic.
+__device__ __forceinline__ void sort(u64 *keys, int size) {
+  for (int run = 2; run <= size; run <<= 1) {
+    for (int stride = run / 2; stride > 0; stride >>= 1) {
+      for (int i = threadIdx.x; i < size / 2; i += THREADS) {
+        const int low = 2 * i - (i & (stride - 1)), high = low + stride;
+        const u64 a = keys[low], b = keys[high];
+        if ((a > b) == ((low & run) == 0)) keys[low] = b, keys[high] = a;
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// How many of the sorted candidates the filters keep, and their masses' sum.
+struct Kept {
+  int count;
+  double sum;
+};
+
+__device__ __forceinline__ Kept filter(const double *masses, int count, const Draw &d, double sum) {
+  const bool by_p = d.top_p < 1.0f;
+  const double enough = (double)d.top_p * (d.top_k > 0 ? total(masses, by_p ? count : 0) : sum);
+  Kept kept = {0, 0.0};
+  for (int i = 0; i < count; i++) {
+    if (d.min_p > 0.0f && masses[i] < (double)d.min_p) break;
+    kept.count++;
+    kept.sum += masses[i];
+    if (by_p && kept.sum >= enough) break;
+  }
+  return kept;
 }
 
 }  // namespace sample
 
-// The chunk of a row's logits that holds its token: out [rows, 2048] = logits[row, 2048 chunk[row]..]; zeros past the last. Grid: (rows, 2).
+// Rows that are greedy or without filters; others are left alone. Grid: rows.
 extern "C" __global__ void __launch_bounds__(256)
-sample_chunk_f32(float *__restrict__ out, const float *__restrict__ logits, const u32 *__restrict__ chunk, i32 vocab) {
+sample_f32(double *__restrict__ picks, const float *__restrict__ logits, const float *__restrict__ sums, const u32 *__restrict__ draws, i32 vocab,
+           i32 chunks) {
+  using namespace sample;
+  SORFT_SMEM(double, masses, CHUNK + PIECES);
+  SORFT_SMEM(double, pieces, PIECES);
+  SORFT_SMEM(double, of_chunks, CHUNKS);
+  SORFT_SMEM(float, tops, CHUNKS);
+  SORFT_SMEM(float, scratch, WARPS);
+  SORFT_SMEM(Best, best, WARPS);
+  SORFT_SMEM(double, told, 2);
+  SORFT_SMEM(int, chosen, 1);
   const i64 row = blockIdx.x;
-  const int at = (blockIdx.y * 256 + threadIdx.x) * 4;
-  const i64 column = (i64)chunk[row] * sample::CHUNK + at;
-  const float4 v = column < vocab ? load_vec<float4>(logits + row * vocab + column) : float4{0.0f, 0.0f, 0.0f, 0.0f};
-  store_vec(out + row * sample::CHUNK + at, v);
-}
-SORFT_EXPORT(sample_chunk_f32)
-
-// The largest logit of each piece: a warp a piece. Grid: (rows, ceil(pieces / 8)).
-extern "C" __global__ void __launch_bounds__(256)
-sample_peaks_f32(float *__restrict__ peaks, const float *__restrict__ logits, i32 vocab, i32 pieces) {
-  const i64 row = blockIdx.x;
-  const int piece = blockIdx.y * sample::WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (piece >= pieces) return;
-  float top = sample::nothing();
-  SORFT_UNROLL
-  for (int i = 0; i < sample::PIECE; i += 32) {
-    const i64 column = (i64)piece * sample::PIECE + i + lane;
-    if (column < vocab) top = fmaxf(top, logits[row * vocab + column]);
+  const Draw d(draws, row);
+  if (d.filtered()) return;
+  const double max = chunks_of(tops, of_chunks, scratch, sums + 3 * row * chunks, chunks);
+  if (threadIdx.x == 0) {
+    told[0] = total(of_chunks, chunks);
+    const Walk w = walk(chunks, d.u * told[0], [&](int i) { return of_chunks[i]; });
+    int chunk = w.taken;
+    if (d.greedy()) {
+      chunk = 0;
+      while (chunk < chunks - 1 && (double)tops[chunk] != max) chunk++;
+    }
+    told[1] = w.rest, chosen[0] = chunk;
   }
+  __syncthreads();
+  const double sum = told[0], rest = told[1];
+  const int first = chosen[0] * CHUNK, count = min(CHUNK, vocab - first), at = threadIdx.x * EACH;
+  const int there = at < count ? EACH : 0;  // V is a multiple of 8, so all of a thread's are or none
+  const float *own = logits + row * vocab + first;
+  float v[EACH];
   SORFT_UNROLL
-  for (int mask = 16; mask > 0; mask >>= 1) top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, mask));
-  if (lane == 0) peaks[row * pieces + piece] = top;
-}
-SORFT_EXPORT(sample_peaks_f32)
-
-// How many logits of each chunk pass the row's floor. Grid: (rows, chunks).
-extern "C" __global__ void __launch_bounds__(256)
-sample_count_f32(u32 *__restrict__ counts, const float *__restrict__ logits, const float *__restrict__ floors, i32 vocab) {
-  SORFT_SMEM(u32, scratch, sample::WARPS);
-  const i64 row = blockIdx.x;
-  u32 total;
-  sample::before(sample::passing(sample::share(logits + row * vocab, vocab), floors[row]), scratch, total);
-  if (threadIdx.x == 0) counts[row * gridDim.y + blockIdx.y] = total;
-}
-SORFT_EXPORT(sample_count_f32)
-
-// Those logits and their tokens, from `first` of the row's chunk on. Grid: (rows, chunks).
-extern "C" __global__ void __launch_bounds__(256)
-sample_keep_f32(u32 *__restrict__ ids, float *__restrict__ values, const float *__restrict__ logits, const float *__restrict__ floors,
-                const u32 *__restrict__ first, i32 vocab) {
-  SORFT_SMEM(u32, scratch, sample::WARPS);
-  const i64 row = blockIdx.x;
-  const float floor = floors[row];
-  const sample::Share s = sample::share(logits + row * vocab, vocab);
-  u32 total;
-  i64 at = first[row * gridDim.y + blockIdx.y] + (i64)sample::before(sample::passing(s, floor), scratch, total);
-  SORFT_UNROLL
-  for (int i = 0; i < sample::EACH; i++) {
-    if (!s.there || s.v[i] < floor) continue;
-    ids[at] = (u32)(s.first + i);
-    values[at] = s.v[i];
-    at++;
+  for (int i = 0; i < EACH; i += 4) {
+    const float4 part = there ? load_vec<float4>(own + at + i) : float4{};
+    v[i] = part.x, v[i + 1] = part.y, v[i + 2] = part.z, v[i + 3] = part.w;
   }
+  const int taken = d.greedy() ? first_largest(v, there, best) : inverted(v, there, count, d.divisor(), max, rest, masses, pieces);
+  if (threadIdx.x == 0) put(picks, row, max, sum, own[taken] / d.divisor(), first + taken);
 }
-SORFT_EXPORT(sample_keep_f32)
+SORFT_EXPORT(sample_f32)
+
+// Rows with filters; others are left alone. Grid: rows.
+extern "C" __global__ void __launch_bounds__(256)
+sample_filtered_f32(double *__restrict__ picks, const float *__restrict__ logits, const float *__restrict__ sums, const u32 *__restrict__ draws,
+                    i32 vocab, i32 chunks) {
+  using namespace sample;
+  SORFT_SMEM(u64, keys, KEPT);
+  SORFT_SMEM(double, masses, KEPT);
+  SORFT_SMEM(u32, bins, BINS);
+  SORFT_SMEM(float, tops, CHUNKS);
+  SORFT_SMEM(float, scratch, WARPS);
+  SORFT_SMEM(Cut, cut, 1);
+  SORFT_SMEM(double, told, 1);
+  SORFT_SMEM(u32, found, 1);
+  const i64 row = blockIdx.x;
+  const Draw d(draws, row);
+  if (!d.filtered()) return;
+  const double max = chunks_of(tops, masses, scratch, sums + 3 * row * chunks, chunks);
+  if (threadIdx.x == 0) told[0] = total(masses, chunks), found[0] = 0;
+  __syncthreads();
+  const double sum = told[0];
+  const float *own = logits + row * vocab;
+  Floor floor = floor_of(d, max, sum, vocab);
+  const u32 passing = raise(floor, own, vocab, enough_of(d, sum), bins, keys, cut);
+  if (passing > KEPT) {
+    if (threadIdx.x == 0) put(picks, row, max, sum, 0.0f, -1.0);
+    return;
+  }
+  int size = 2;
+  while (size < (int)passing) size *= 2;
+  for (int i = threadIdx.x; i < size; i += THREADS) keys[i] = ~0ull;
+  __syncthreads();
+  each_logit(own, vocab, [&](int column, float logit) {
+    if (floor.passes(logit)) keys[atomicAdd(found, 1u)] = (u64)~rank_of(logit) << 32 | (u32)column;
+  });
+  __syncthreads();
+  sort(keys, size);
+  const int count = d.top_k > 0 ? min((int)passing, (int)d.top_k) : (int)passing;
+  for (int i = threadIdx.x; i < count; i += THREADS)
+    masses[i] = row_softmax::exp_f64((double)(logit_of(~(u32)(keys[i] >> 32)) / d.divisor()) - max);
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  const Kept kept = filter(masses, count, d, sum);
+  if (kept.count == 0) return put(picks, row, max, sum, __uint_as_float(0x7fc00000u), 0.0);
+  const u64 key = keys[walk(kept.count, d.u * kept.sum, [&](int i) { return masses[i]; }).taken];
+  put(picks, row, max, sum, logit_of(~(u32)(key >> 32)) / d.divisor(), (double)(u32)key);
+}
+SORFT_EXPORT(sample_filtered_f32)

@@ -184,6 +184,20 @@ def head(t):
     t.gradients(f"head backward {rows}x{width}x{vocab}", "GFLOP/s", 4 * flops, loss, inputs, seeds)
     few = t.random(8, width)
     t.run(f"head logits 8x{width}x{vocab}", "cuBLAS" if t.gpu else "eager", "GB/s", 2 * vocab * width, lambda: few @ w.T)
+    sampling(t, (t.random(t.size(256), width) @ w.T).float())
+
+
+def sampling(t, logits):
+    rows, vocab = logits.shape
+    peer = "cuda" if t.gpu else "eager"
+    amount = rows * (min(2048, vocab) + 3 * -(-vocab // 2048)) * 4
+    t.run(f"sample {rows}x{vocab}", peer, "GB/s", amount, lambda: torch.multinomial(torch.softmax(logits, -1), 1))
+
+    def top_k():
+        values, ids = logits.topk(50, -1)
+        return ids.gather(1, torch.multinomial(torch.softmax(values, -1), 1))
+
+    t.run(f"sample top-k 50 {rows}x{vocab}", peer, "GB/s", 2 * rows * vocab * 4, top_k)
 
 
 def floors(t):

@@ -295,6 +295,8 @@ SORFT_FN float __uint_as_float(unsigned v) { return emu::from_bits<float>(v); }
 SORFT_FN unsigned __float_as_uint(float v) { return (unsigned)emu::to_bits(v); }
 SORFT_FN float __int_as_float(int v) { return emu::from_bits<float>((unsigned)v); }
 SORFT_FN int __float_as_int(float v) { return (int)emu::to_bits(v); }
+SORFT_FN double __longlong_as_double(long long v) { return emu::from_bits<double>((unsigned long long)v); }
+SORFT_FN long long __double_as_longlong(double v) { return (long long)emu::to_bits(v); }
 SORFT_FN int __popc(unsigned v) { return __builtin_popcount(v); }
 SORFT_FN int __ffs(int v) { return __builtin_ffs(v); }
 SORFT_FN int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }

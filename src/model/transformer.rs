@@ -14,7 +14,7 @@ use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::{Compute, Weight};
 use crate::tensor::cuda::{Buffer, DType};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
-use crate::tensor::ops::sample::Draw;
+use crate::tensor::ops::sample::{Choice, Draw};
 use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{embedding, residual, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
@@ -217,17 +217,24 @@ impl Transformer {
         }
     }
 
-    /// One more token of each sequence: the logits behind a plan whose segments have a token each, as [`Transformer::hidden`] and
-    /// [`Transformer::logits`] give them. They are good until the decoder's next step.
-    pub(crate) fn decode(&self, plan: &Plan, kv: &mut KvLayers, decoder: &mut device::Decoder, draws: &[Draw]) -> Result<Logits> {
+    /// One more token of each sequence of a plan whose segments have a token each, and the logits that it is drawn from, as
+    /// [`Transformer::hidden`] and [`Transformer::logits`] give them. These are good until the decoder's next step.
+    pub(crate) fn decode(
+        &self,
+        plan: &Plan,
+        kv: &mut KvLayers,
+        decoder: &mut device::Decoder,
+        draws: &[Draw],
+    ) -> Result<(Vec<Choice>, Logits)> {
         if let (KvLayers::Device(layers), Some(gpu)) = (&mut *kv, self.params.gpu()) {
             self.check(plan)?;
-            let temperatures: Vec<f32> = draws.iter().map(Draw::divisor).collect();
-            return Ok(Logits::Device(self.decode_on(gpu, plan, layers, decoder, &temperatures)?));
+            let (choices, logits) = self.decode_on(gpu, plan, layers, decoder, draws)?;
+            return Ok((choices, Logits::Device(logits)));
         }
         let rows: Vec<u32> = (0..plan.num_tokens() as u32).collect();
         let hidden = self.hidden(plan, kv, &rows, Adapter::On)?;
-        self.logits(&hidden, draws)
+        let logits = self.logits(&hidden, draws)?;
+        Ok((logits.choose(draws)?, logits))
     }
 
     /// The final hidden states (normed) that predict, `[predictions, D]`, nothing saved: what the head, or a value head, reads.

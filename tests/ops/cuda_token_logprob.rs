@@ -161,7 +161,7 @@ fn a_vocabulary_that_the_kernels_do_not_take_is_an_error() {
 
 #[test]
 fn every_mistake_is_found() {
-    let mutants: [Mutant; 13] = [
+    let mutants: [Mutant; 16] = [
         mutant("no barrier before the strips meet", "__syncthreads();  // both strips' sums are there", ""),
         mutant(
             "the strips are not told apart",
@@ -191,6 +191,9 @@ fn every_mistake_is_found() {
         mutant("no entropy", "(a + b * (d + shift))", "a"),
         mutant("the weight's first rows", "head::column_of(at.column, j);\n      if", "head::column_of(0, j);\n      if"),
         mutant("rows beyond the last", "if (r.row >= rows) continue;", ""),
+        mutant("the last chunk is lost", "c < chunks; c++) {\n    const double shift", "c < chunks - 1; c++) {\n    const double shift"),
+        mutant("a chunk's shift is not weighed", "(double)own[3 * c + 1] * shift)", "(double)own[3 * c + 1])"),
+        mutant("the first row's chunks", "const float *own = sums + 3 * row * chunks;", "const float *own = sums;"),
     ];
     each_is_found(Source::HEAD, "struct Row {", &mutants, (8, 0));
 }

@@ -7,6 +7,7 @@ use crate::tensor::cuda::{Buffer, DType, Gpu};
 use crate::tensor::ops::attention::Heads;
 use crate::tensor::ops::attention::cuda::{self as attention, BackwardWork, DeviceKv, PageCopies, Passes, Work};
 use crate::tensor::ops::matmul::cuda::{self as matmul, LowRank, Shape, TokenChunks};
+use crate::tensor::ops::sample::{self, Draw, Filters};
 use crate::tensor::ops::token_logprob::cuda::{self as head, Head};
 use crate::tensor::ops::{adamw, embedding, norm, residual, rmsnorm, rope, swiglu};
 use crate::tensor::philox::Philox;
@@ -260,5 +261,25 @@ fn fused_head(timer: &mut Timer<'_>) -> Result<()> {
     let few = Head { rows: 8, ..on_device };
     timer.run(&format!("head logits 8x{width}x{vocab}"), "GB/s", (2 * vocab * width) as f64, &mut || {
         head::logits(&gpu, few, &[1.0; 8]).map(drop)
-    })
+    })?;
+    sampling(timer, Head { rows: timer.size(256), ..on_device })
+}
+
+/// A token a row: of the whole distribution, and under filters.
+fn sampling(timer: &mut Timer<'_>, head: Head<'_>) -> Result<()> {
+    let gpu = timer.gpu.clone();
+    let (rows, vocab) = (head.rows, head.vocab);
+    let logits = head::logits(&gpu, head, &vec![1.0; rows])?;
+    let none = Filters { top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let chunk = (rows * (2048.min(vocab) + 3 * vocab.div_ceil(2048)) * 4) as f64;
+    let ways = [("", none, chunk), (" top-k 50", Filters { top_k: 50, ..none }, (2 * rows * vocab * 4) as f64)];
+    for (name, filters, bytes) in ways {
+        let draw = |i: usize| Draw { temperature: 1.0, filters, u: (i as f64 * 0.618) % 1.0 };
+        let draws: Vec<Draw> = (0..rows).map(draw).collect();
+        let table = Buffer::from_u32(&gpu, &sample::cuda::words(&draws))?;
+        timer.run(&format!("sample{name} {rows}x{vocab}"), "GB/s", bytes, &mut || {
+            sample::cuda::queue(&logits, &table, sample::cuda::any_filtered(&draws)).map(drop)
+        })?;
+    }
+    Ok(())
 }

@@ -12,12 +12,13 @@ use crate::tensor::cuda::{Arena, Buffer, DType, Gpu, Graph};
 use crate::tensor::ops::attention::cuda::{DecodeTables, DeviceKv, NOWHERE, PageCopies, Work};
 use crate::tensor::ops::embedding::cuda::DeviceIds;
 use crate::tensor::ops::rope::{Angles, cuda::DeviceAngles};
-use crate::tensor::ops::token_logprob::cuda::{Logits, Queued};
+use crate::tensor::ops::sample::{Choice, Draw, cuda as sample};
+use crate::tensor::ops::token_logprob::cuda::Logits;
 use crate::tensor::plan::{Plan, TILE};
 use std::sync::Arc;
 
 /// The most rows of a class. Larger batches are bound by their work, not by its launches.
-const MAX_ROWS: usize = 256;
+const MAX_ROWS: usize = 512;
 /// Graphs that are kept; beyond them the one goes that was not used for longest.
 const MAX_GRAPHS: usize = 16;
 /// Tables have room for at least so many items and entries.
@@ -42,7 +43,8 @@ struct Step {
     class: Class,
     graph: Graph,
     tables: Buffer,
-    logits: Queued,
+    logits: Logits,
+    picks: sample::Picks,
 }
 
 /// Room in a step's tables.
@@ -55,6 +57,24 @@ struct Class {
     entries: usize,
     /// Numbers of a row's rotation.
     angles: usize,
+    /// Whether a row's token is drawn under filters.
+    filtered: bool,
+}
+
+/// The tables of a step, in their order among its numbers.
+#[derive(Clone, Copy)]
+enum Table {
+    Ids,
+    Slots,
+    Positions,
+    Temperatures,
+    Draws,
+    Rotations,
+    Starts,
+    Items,
+    Rows,
+    Order,
+    Pages,
 }
 
 /// The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less than n.
@@ -64,46 +84,49 @@ fn room(n: usize) -> usize {
 }
 
 impl Class {
-    fn of(tokens: usize, tables: &DecodeTables, angles: usize) -> Self {
+    fn of(tables: &DecodeTables, angles: usize, draws: &[Draw]) -> Self {
         let items = room((tables.items.len() / 5).max(LEAST));
-        Self { rows: tokens.next_power_of_two(), items, entries: tables.rows.len().max(LEAST).next_power_of_two(), angles }
+        let (rows, entries) = (draws.len().next_power_of_two(), tables.rows.len().max(LEAST).next_power_of_two());
+        Self { rows, items, entries, angles, filtered: sample::any_filtered(draws) }
     }
 
-    /// Where tables begin among the step's numbers: ids, slots, positions, temperatures, rotations, starts, items, rows, order, pages; and
-    /// where the last one ends.
-    fn layout(&self) -> [usize; 11] {
-        let Self { rows, items, entries, angles } = *self;
-        let sizes = [rows, 2 * rows, rows, rows, rows * angles, rows + 1, 5 * items, entries, entries, entries * PAGES_OF_ENTRY];
-        let mut layout = [0; 11];
-        for (i, size) in sizes.into_iter().enumerate() {
+    /// Where tables begin among the step's numbers, in the order of [`Table`]; and where the last one ends.
+    fn layout(&self) -> [usize; 12] {
+        let Self { rows, items, entries, angles, .. } = *self;
+        let per_row = [rows, 2 * rows, rows, rows, sample::WORDS * rows, rows * angles, rows + 1];
+        let sizes = per_row.into_iter().chain([5 * items, entries, entries, entries * PAGES_OF_ENTRY]);
+        let mut layout = [0; 12];
+        for (i, size) in sizes.enumerate() {
             layout[i + 1] = layout[i] + size;
         }
         layout
     }
 
     /// The numbers of a step's tables, up to the last page of the batch.
-    fn fill(&self, plan: &Plan, work: &DecodeTables, temperatures: &[f32], angles: &Angles) -> Vec<u32> {
+    fn fill(&self, plan: &Plan, work: &DecodeTables, draws: &[Draw], angles: &Angles) -> Vec<u32> {
         let layout = self.layout();
-        let mut numbers = vec![0; layout[9] + work.pages.len()];
-        let mut put = |table: usize, data: &[u32]| numbers[layout[table]..][..data.len()].copy_from_slice(data);
-        put(0, &plan.ids);
+        let at = |table: Table| layout[table as usize];
+        let mut numbers = vec![0; at(Table::Pages) + work.pages.len()];
+        let mut put = |table: Table, data: &[u32]| numbers[at(table)..][..data.len()].copy_from_slice(data);
+        put(Table::Ids, &plan.ids);
         let slots: Vec<u32> = plan.kv_slots.iter().flat_map(|(page, slot)| [*page, *slot]).collect();
-        put(1, &slots);
-        put(2, &plan.positions);
-        put(3, bytemuck::cast_slice(temperatures));
-        put(6, &work.items);
-        put(7, &work.rows);
-        put(8, &work.order);
-        put(9, &work.pages);
-        let rotations = &mut numbers[layout[4]..layout[5]];
+        put(Table::Slots, &slots);
+        put(Table::Positions, &plan.positions);
+        put(Table::Temperatures, &draws.iter().map(|d| d.divisor().to_bits()).collect::<Vec<_>>());
+        put(Table::Draws, &sample::words(draws));
+        put(Table::Items, &work.items);
+        put(Table::Rows, &work.rows);
+        put(Table::Order, &work.order);
+        put(Table::Pages, &work.pages);
+        let rotations = &mut numbers[at(Table::Rotations)..at(Table::Starts)];
         for (to, position) in rotations.chunks_mut(self.angles).zip(&plan.positions) {
             to.copy_from_slice(bytemuck::cast_slice(angles.row(*position as usize)));
         }
-        // What the missing rows need: no place for a key, a temperature that can be divided by, no entries.
+        // What the missing rows need: no place for a key, a temperature that can be divided by, a greedy draw (zeros), no entries.
         let tokens = plan.num_tokens();
-        numbers[layout[1] + 2 * tokens..layout[2]].fill(NOWHERE);
-        numbers[layout[3] + tokens..layout[4]].fill(1f32.to_bits());
-        let starts = &mut numbers[layout[5]..layout[6]];
+        numbers[at(Table::Slots) + 2 * tokens..at(Table::Positions)].fill(NOWHERE);
+        numbers[at(Table::Temperatures) + tokens..at(Table::Draws)].fill(1f32.to_bits());
+        let starts = &mut numbers[at(Table::Starts)..at(Table::Items)];
         starts[..=tokens].copy_from_slice(&work.starts);
         starts[tokens..].fill(work.rows.len() as u32);
         numbers
@@ -111,31 +134,33 @@ impl Class {
 }
 
 impl Transformer {
-    /// Logits of one more token of each sequence: of a plan whose segments have a token each, with pages of `kv`. The same bits as
-    /// [`Transformer::hidden_on`] and [`Transformer::logits_on`]. They are good until the decoder's next step.
+    /// One more token of each sequence of a plan whose segments have a token each, with pages of `kv`, and the logits it is drawn from: the same
+    /// bits as [`Transformer::hidden_on`], [`Transformer::logits_on`] and a choice from them. The logits are good until the decoder's next step.
     pub(crate) fn decode_on(
         &self,
         gpu: &Arc<Gpu>,
         plan: &Plan,
         kv: &mut [DeviceKv],
         decoder: &mut Decoder,
-        temperatures: &[f32],
-    ) -> Result<Logits> {
+        draws: &[Draw],
+    ) -> Result<(Vec<Choice>, Logits)> {
         let tokens = plan.num_tokens();
+        assert_eq!(tokens, draws.len(), "one draw a row");
         assert!(plan.segments.iter().all(|s| s.tokens.len() == 1), "a step of decoding has a token of each sequence");
         if tokens == 0 || tokens > MAX_ROWS {
             let rows: Vec<u32> = (0..tokens as u32).collect();
             let hidden = self.hidden_on(gpu, plan, kv, &rows, Adapter::On)?;
-            return self.logits_on(gpu, &hidden, temperatures);
+            let logits = self.logits_on(gpu, &hidden, &draws.iter().map(Draw::divisor).collect::<Vec<_>>())?;
+            return Ok((sample::choose(&logits, draws)?, logits));
         }
         let work = DecodeTables::new(&plan.segments, self.heads());
         let pages = kv.first().map_or(0, DeviceKv::pages);
         assert!(work.pages.iter().all(|p| (*p as usize) < pages), "the pages that the work reads exist");
-        let class = Class::of(tokens, &work, 2 * self.inv_freq().len());
+        let class = Class::of(&work, 2 * self.inv_freq().len(), draws);
         if std::mem::replace(&mut decoder.pages, pages) != pages {
             decoder.graphs.clear();
         }
-        let numbers = class.fill(plan, &work, temperatures, decoder.angles(&plan.positions, self.inv_freq()));
+        let numbers = class.fill(plan, &work, draws, decoder.angles(&plan.positions, self.inv_freq()));
         let step = match decoder.graphs.iter().position(|s| s.class == class) {
             Some(i) => decoder.graphs.remove(i),
             None => self.record(gpu, kv, class, &mut decoder.arena)?,
@@ -147,31 +172,34 @@ impl Transformer {
         let step = decoder.graphs.last_mut().expect("it was just pushed");
         step.tables.upload_u32(&numbers)?;
         step.graph.launch()?;
-        step.logits.first(tokens)
+        Ok((step.picks.finish(&step.logits, draws)?, step.logits.first(tokens)))
     }
 
     /// Records the step of a class.
     fn record(&self, gpu: &Arc<Gpu>, kv: &mut [DeviceKv], class: Class, arena: &mut Arena) -> Result<Step> {
         let record = || {
             let layout = class.layout();
-            let tables = Buffer::uninit(gpu, DType::U32, layout[10])?;
-            let table = |i: usize, dtype| tables.part(dtype, layout[i], layout[i + 1] - layout[i]);
-            let numbers = |i| table(i, DType::U32);
+            let tables = Buffer::uninit(gpu, DType::U32, layout[layout.len() - 1])?;
+            let table = |t: Table, dtype| tables.part(dtype, layout[t as usize], layout[t as usize + 1] - layout[t as usize]);
+            let numbers = |t| table(t, DType::U32);
+            let merge = (numbers(Table::Order), numbers(Table::Starts));
+            let [items, rows, pages, positions] = [Table::Items, Table::Rows, Table::Pages, Table::Positions].map(numbers);
             let batch = Batch {
                 tokens: class.rows,
-                ids: DeviceIds::of(numbers(0), self.config().vocab_size),
-                slots: numbers(1),
+                ids: DeviceIds::of(numbers(Table::Ids), self.config().vocab_size),
+                slots: numbers(Table::Slots),
                 copies: PageCopies::default(),
-                angles: DeviceAngles::of(table(4, DType::F32), class.angles / 2),
-                work: Work::decoding(self.heads(), numbers(6), numbers(7), numbers(9), numbers(2), (numbers(8), numbers(5)))?,
+                angles: DeviceAngles::of(table(Table::Rotations, DType::F32), class.angles / 2),
+                work: Work::decoding(self.heads(), items, rows, pages, positions, merge)?,
             };
             let pass = self.pass_of(gpu, batch, Adapter::On);
             let hidden = self.trunk_on(&pass, kv)?;
-            let logits = self.queue_logits(gpu, &hidden, class.rows, &table(3, DType::F32))?;
-            Ok((tables, logits))
+            let logits = self.queue_logits(gpu, &hidden, class.rows, &table(Table::Temperatures, DType::F32))?;
+            let picks = sample::queue(&logits, &numbers(Table::Draws), class.filtered)?;
+            Ok((tables, logits, picks))
         };
-        let (graph, (tables, logits)) = Graph::record(gpu, arena, record)?;
-        Ok(Step { class, graph, tables, logits })
+        let (graph, (tables, logits, picks)) = Graph::record(gpu, arena, record)?;
+        Ok(Step { class, graph, tables, logits, picks })
     }
 }
 

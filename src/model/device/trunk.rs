@@ -12,7 +12,7 @@ use crate::tensor::ops::attention::cuda::DeviceKv;
 use crate::tensor::ops::embedding::cuda::{self as embedding, DeviceIds};
 use crate::tensor::ops::matmul::cuda::TokenChunks;
 use crate::tensor::ops::residual::cuda as residual;
-use crate::tensor::ops::token_logprob::cuda::{self as token_logprob, Head, Logits, Queued};
+use crate::tensor::ops::token_logprob::cuda::{self as token_logprob, Head, Logits};
 use crate::tensor::plan::Plan;
 use std::sync::Arc;
 
@@ -91,7 +91,7 @@ impl Transformer {
     }
 
     /// The launches of [`Transformer::logits_on`], with the temperatures on the device.
-    pub(super) fn queue_logits(&self, gpu: &Arc<Gpu>, hidden: &Buffer, rows: usize, temperatures: &Buffer) -> Result<Queued> {
+    pub(super) fn queue_logits(&self, gpu: &Arc<Gpu>, hidden: &Buffer, rows: usize, temperatures: &Buffer) -> Result<Logits> {
         token_logprob::queue(gpu, self.head_on(hidden, rows), temperatures)
     }
 

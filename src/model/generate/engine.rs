@@ -285,8 +285,7 @@ impl<'a> Engine<'a> {
             plan.push_span(&[last], position, &s.pages);
         }
         let draws: Vec<Draw> = self.active.iter().map(Sequence::draw).collect();
-        let logits = self.model.decode(&plan, &mut self.cache.layers, &mut self.decoder, &draws)?;
-        let choices = logits.choose(&draws)?;
+        let (choices, logits) = self.model.decode(&plan, &mut self.cache.layers, &mut self.decoder, &draws)?;
         for (i, (s, choice)) in self.active.iter_mut().zip(choices).enumerate() {
             let row = (s.request.top_logprobs > 0).then(|| logits.row(i)).transpose()?;
             s.take(choice, row.as_ref());

@@ -33,7 +33,7 @@ impl Logits {
     pub fn row(&self, i: usize) -> Result<Row> {
         match self {
             Logits::Cpu(logits) => Ok(Row { logits: logits.row(i).to_vec(), sums: None }),
-            Logits::Device(logits) => Ok(Row { logits: logits.row(i)?, sums: Some(logits.sums[i].clone()) }),
+            Logits::Device(logits) => logits.row(i).map(|(logits, sums)| Row { logits, sums: Some(sums) }),
         }
     }
 }

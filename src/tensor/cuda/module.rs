@@ -25,7 +25,7 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 14] = [
+const HEADERS: [(&str, &str); 15] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
@@ -36,6 +36,7 @@ const HEADERS: [(&str, &str); 14] = [
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
     ("linear_hopper.cuh", include_str!("../../../kernels/linear_hopper.cuh")),
+    ("row_softmax.cuh", include_str!("../../../kernels/row_softmax.cuh")),
     ("head.cuh", include_str!("../../../kernels/head.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
     ("hopper_store.cuh", include_str!("../../../kernels/hopper_store.cuh")),
@@ -83,7 +84,7 @@ impl Source {
     pub const HEAD: Source = Source { file: "head.cu", text: include_str!("../../../kernels/head.cu") };
     /// The fused head on Hopper, by TMA and wgmma.
     pub const HEAD_HOPPER: Source = Source { file: "head_hopper.cu", text: include_str!("../../../kernels/head_hopper.cu") };
-    /// What choosing tokens needs of the logits.
+    /// The next token of each row of logits.
     pub const SAMPLE: Source = Source { file: "sample.cu", text: include_str!("../../../kernels/sample.cu") };
     /// Sums and roundings of activations.
     pub const RESIDUAL: Source = Source { file: "residual.cu", text: include_str!("../../../kernels/residual.cu") };

@@ -125,7 +125,7 @@ fn sampling(check: &mut Check) -> Result<()> {
     let choices = sample::cuda::choose(&logits, &draws)?;
     let mut want = Vec::new();
     for (i, draw) in draws.iter().enumerate() {
-        want.push(sample::choose(&logits.row(i)?, draw).id as f32);
+        want.push(sample::choose(&logits.row(i)?.0, draw).id as f32);
     }
     let got: Vec<f32> = choices.iter().map(|c| c.id as f32).collect();
     check.same("sampled tokens are the processor's", &got, &want)?;

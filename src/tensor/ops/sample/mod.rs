@@ -3,11 +3,19 @@
 //! The filters go in transformers' order: temperature, top-k, top-p (over what top-k left), min-p. One uniform number a token decides, by
 //! inversion of the cumulative distribution: over the vocabulary's order where nothing is filtered, else over the candidates from the most
 //! to the least likely (ties: the smaller id first).
+//!
+//! The vocabulary's order has three levels, each walked by itself: chunks of [`VOCAB_CHUNK`] tokens, of which the head knows the sums, pieces of
+//! [`PIECE`], tokens. Probabilities are f64, sums of them one chain each; a device forms the same bits (`kernels/sample.cu`).
 
 pub mod cuda;
 
+use crate::tensor::cpu::vector::exp64;
+use crate::tensor::cpu::vectorized;
 use crate::tensor::ops::token_logprob::{ChunkSums, Softmax, chunk_sums};
 use crate::tensor::plan::VOCAB_CHUNK;
+
+/// Tokens of a chunk whose probabilities are summed before the token is sought among them.
+pub const PIECE: usize = 64;
 
 /// The filters; see [`Filters::is_none`] for the values that mean none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,8 +86,15 @@ pub fn greedy(logits: &[f32]) -> Choice {
 
 /// The same by the row's chunk sums at temperature 1, which a device may have formed.
 pub fn greedy_by(logits: &[f32], sums: &[ChunkSums]) -> Choice {
-    let pick = Pick::greedy(sums);
-    pick.finish(pick.chunk_of(logits), 1.0)
+    let softmax = Softmax::of(sums);
+    let mut chunk = 0;
+    for (i, s) in sums.iter().enumerate() {
+        if s.max > sums[chunk].max {
+            chunk = i;
+        }
+    }
+    let i = chunk * VOCAB_CHUNK + likeliest_of(chunk_of(logits, chunk));
+    Choice { id: i as u32, logprob: softmax.logprob(logits[i]) }
 }
 
 /// A token drawn at `temperature` > 0 with the uniform number `u` in [0, 1).
@@ -89,123 +104,73 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
 
 /// The same by the row's chunk sums at this temperature, which a device may have formed.
 pub fn draw_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, filters: Filters, u: f64) -> Choice {
-    if filters.is_none() {
-        let pick = Pick::draw(sums, u);
-        return pick.finish(pick.chunk_of(logits), temperature);
-    }
-    let row = (0..).zip(logits.iter().copied());
-    draw_filtered(row, logits.len(), sums, temperature, filters, u)
+    let softmax = Softmax::of(sums);
+    let (id, logit) = if filters.is_none() {
+        let (chunk, rest) = walk(sums.iter().map(|s| s.mass(softmax.max)), u * softmax.sum);
+        let i = chunk * VOCAB_CHUNK + draw_from_chunk(chunk_of(logits, chunk), temperature, softmax.max, rest);
+        (i as u32, logits[i])
+    } else {
+        let floor = floor(logits.len(), temperature, filters, &softmax);
+        let possible = (0..).zip(logits.iter().copied()).filter(|(_, logit)| f64::from(*logit) >= floor).collect();
+        draw_from(&candidates(possible, temperature, filters, &softmax), u)
+    };
+    Choice { id, logprob: softmax.logprob(logit / temperature) }
 }
 
 /// A token and its logit.
 type Scored = (u32, f32);
-
-/// A token drawn of what the filters keep. `scored` are a row's tokens in the vocabulary's order; those that no filter can keep ([`floor`]), or
-/// that are not among the `top_k` likeliest, may be missing.
-fn draw_filtered(
-    scored: impl Iterator<Item = Scored>,
-    vocab: usize,
-    sums: &[ChunkSums],
-    temperature: f32,
-    filters: Filters,
-    u: f64,
-) -> Choice {
-    let softmax = merged(sums);
-    let floor = floor(vocab, temperature, filters, &softmax);
-    let possible = scored.filter(|(_, logit)| f64::from(*logit) >= floor).collect();
-    let (id, logit) = draw_from(&candidates(possible, temperature, filters, &softmax), u);
-    Choice { id, logprob: softmax.logprob(logit / temperature) }
-}
 
 /// The sums of a row's chunks at a temperature.
 pub fn sums(logits: &[f32], temperature: f32) -> Vec<ChunkSums> {
     logits.chunks(VOCAB_CHUNK).map(|c| chunk_sums(c, temperature)).collect()
 }
 
-fn merged(sums: &[ChunkSums]) -> Softmax {
-    sums.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c))
+fn chunk_of(logits: &[f32], chunk: usize) -> &[f32] {
+    &logits[chunk * VOCAB_CHUNK..(chunk * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())]
 }
 
-/// A choice without filters takes two steps: the chunk, which the chunk sums tell, then the token in it. So of logits that lie on a device a
-/// single chunk has to come to the processor.
-#[derive(Clone, Copy, Debug)]
-pub struct Pick {
-    /// The chunk of the vocabulary.
-    pub chunk: usize,
-    softmax: Softmax,
-    /// What a drawn number still has to pass in the chunk; none: its most likely token is taken.
-    rest: Option<f64>,
-}
-
-impl Pick {
-    /// The chunk of the most likely token (the first of equals), by sums at temperature 1.
-    pub fn greedy(sums: &[ChunkSums]) -> Self {
-        let mut chunk = 0;
-        for (i, s) in sums.iter().enumerate() {
-            if s.max > sums[chunk].max {
-                chunk = i;
-            }
+/// Which of these masses is the first that `rest` does not pass, and what is left of it there. It may be a rounding error beyond all of them: then
+/// the last that is not zero.
+fn walk(masses: impl IntoIterator<Item = f64>, mut rest: f64) -> (usize, f64) {
+    let mut taken = (0, rest);
+    for (i, mass) in masses.into_iter().enumerate() {
+        if mass > 0.0 {
+            taken = (i, rest);
         }
-        Self { chunk, softmax: merged(sums), rest: None }
-    }
-
-    /// The chunk whose cumulative mass passes the uniform number `u` in [0, 1).
-    pub fn draw(sums: &[ChunkSums], u: f64) -> Self {
-        let softmax = merged(sums);
-        let mut rest = u * softmax.sum;
-        let mut taken = Self { chunk: 0, softmax, rest: Some(rest) };
-        for (chunk, s) in sums.iter().enumerate() {
-            let mass = f64::from(s.sum) * (f64::from(s.max) - softmax.max).exp();
-            if mass > 0.0 {
-                (taken.chunk, taken.rest) = (chunk, Some(rest));
-            }
-            if rest < mass {
-                break;
-            }
-            rest -= mass;
+        if rest < mass {
+            break;
         }
-        taken
+        rest -= mass;
     }
-
-    /// The picked chunk of a row.
-    pub fn chunk_of<'a>(&self, logits: &'a [f32]) -> &'a [f32] {
-        &logits[self.chunk * VOCAB_CHUNK..(self.chunk * VOCAB_CHUNK + VOCAB_CHUNK).min(logits.len())]
-    }
-
-    /// The token, given the logits of the picked chunk.
-    pub fn finish(&self, chunk: &[f32], temperature: f32) -> Choice {
-        let i = match self.rest {
-            None => likeliest_of(chunk),
-            Some(rest) => draw_from_chunk(chunk, temperature, self.softmax.max, rest),
-        };
-        Choice { id: (self.chunk * VOCAB_CHUNK + i) as u32, logprob: self.softmax.logprob(chunk[i] / temperature) }
-    }
+    taken
 }
 
 fn likeliest_of(logits: &[f32]) -> usize {
     let mut best = 0;
     for (i, &x) in logits.iter().enumerate() {
-        if x > logits[best] {
+        if x > logits[best] || logits[best].is_nan() {
             best = i;
         }
     }
     best
 }
 
-/// The token whose cumulative mass passes `rest`. That may be a rounding error beyond the chunk's mass: then its last token with any is taken.
-fn draw_from_chunk(chunk: &[f32], temperature: f32, max: f64, mut rest: f64) -> usize {
-    let mut choice = 0;
-    for (i, x) in chunk.iter().enumerate() {
-        let mass = (f64::from(x / temperature) - max).exp();
-        if mass > 0.0 {
-            choice = i;
-            if rest < mass {
-                break;
-            }
+/// The token of a chunk whose cumulative mass passes `rest`: first its piece, then the token in that.
+fn draw_from_chunk(chunk: &[f32], temperature: f32, max: f64, rest: f64) -> usize {
+    let mut masses = [0.0; VOCAB_CHUNK];
+    let masses = &mut masses[..chunk.len()];
+    masses_of(chunk, temperature, max, masses);
+    let (piece, rest) = walk(masses.chunks(PIECE).map(|p| p.iter().fold(0.0, |sum, m| sum + m)), rest);
+    piece * PIECE + walk(masses[piece * PIECE..].iter().take(PIECE).copied(), rest).0
+}
+
+vectorized! {
+    /// e^{z - max} of each logit.
+    fn masses_of(logits: &[f32], temperature: f32, max: f64, masses: &mut [f64]) {
+        for (mass, x) in masses.iter_mut().zip(logits) {
+            *mass = exp64(f64::from(x / temperature) - max);
         }
-        rest -= mass;
     }
-    choice
 }
 
 /// The `k` most likely tokens, the most likely first (ties: the smaller id first), each with its log softmax(logits / T); T is 1 where
@@ -226,14 +191,14 @@ pub fn likeliest_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, k: usi
     ids.select_nth_unstable_by(k - 1, order);
     ids.truncate(k);
     ids.sort_unstable_by(order);
-    let softmax = merged(sums);
+    let softmax = Softmax::of(sums);
     ids.into_iter().map(|id| Choice { id, logprob: softmax.logprob(logits[id as usize] / temperature) }).collect()
 }
 
 /// Those that the filters keep, with e^{z - max}, the most likely first. `softmax` is the whole row's.
 fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, softmax: &Softmax) -> Vec<(Scored, f64)> {
     let order = |a: &Scored, b: &Scored| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let mass = |logit: f32| (f64::from(logit / temperature) - softmax.max).exp();
+    let mass = |logit: f32| exp64(f64::from(logit / temperature) - softmax.max);
     if filters.top_k > 0 && filters.top_k < possible.len() {
         possible.select_nth_unstable_by(filters.top_k - 1, order);
         possible.truncate(filters.top_k);
@@ -242,8 +207,8 @@ fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, sof
         (false, _) => f64::INFINITY,
         (true, 0) => f64::from(filters.top_p) * softmax.sum,
         (true, _) => {
-            possible.sort_unstable_by_key(|(id, _)| *id);
-            f64::from(filters.top_p) * possible.iter().map(|(_, logit)| mass(*logit)).sum::<f64>()
+            possible.sort_unstable_by(order);
+            f64::from(filters.top_p) * possible.iter().fold(0.0, |sum, (_, logit)| sum + mass(*logit))
         }
     };
     let mut kept = Vec::new();
@@ -289,14 +254,9 @@ fn floor(vocab: usize, temperature: f32, filters: Filters, softmax: &Softmax) ->
 
 /// The candidate whose cumulative mass passes `u` of the whole. Where logits are NaN there is none: token 0, with NaN.
 fn draw_from(candidates: &[(Scored, f64)], u: f64) -> Scored {
-    let mut rest = u * candidates.iter().map(|c| c.1).sum::<f64>();
-    for (scored, mass) in candidates {
-        if rest < *mass {
-            return *scored;
-        }
-        rest -= mass;
-    }
-    candidates.last().map_or((0, f32::NAN), |c| c.0)
+    let total = candidates.iter().fold(0.0, |sum, c| sum + c.1);
+    let (i, _) = walk(candidates.iter().map(|c| c.1), u * total);
+    candidates.get(i).map_or((0, f32::NAN), |c| c.0)
 }
 
 #[cfg(test)]

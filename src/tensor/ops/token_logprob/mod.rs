@@ -4,19 +4,19 @@
 //! entropy = -sum_j p_j ln p_j. Shapes: h `[R, D]` (one row a prediction), W `[V, D]` in panels, targets `[R]`.
 //! Where W is in bf16, h and dz are rounded to it too in the products with W; z, the softmax and the sums stay f32.
 //!
-//! Each chunk of [`VOCAB_CHUNK`] logits gives (max, sum of exponentials, entropy sum) by fixed reductions; chunks are merged in order, in
+//! Each chunk of [`VOCAB_CHUNK`] logits gives (max, sum of exponentials, entropy sum) by fixed reductions; a row's chunks are summed in order, in
 //! f64. Sampling uses the same function on the same logits, so the log-probabilities it records are those of training, bit for bit.
 
 pub mod cuda;
 
 use crate::tensor::Tensor;
 use crate::tensor::cpu::parallel::{SharedMut, over_units};
-use crate::tensor::cpu::vector::{LANES, exp, max_lanes, sum_lanes};
+use crate::tensor::cpu::vector::{LANES, exp, exp64, max_lanes, sum_lanes};
 use crate::tensor::cpu::{PanelMatrix, Weight, vectorized};
 use crate::tensor::plan::VOCAB_CHUNK;
 use std::ops::Range;
 
-/// A running log-sum-exp with what the entropy needs.
+/// A row's log-sum-exp with what the entropy needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Softmax {
     /// The largest z.
@@ -28,19 +28,11 @@ pub struct Softmax {
 }
 
 impl Softmax {
-    /// Of no logits at all.
-    pub const EMPTY: Softmax = Softmax { max: f64::NEG_INFINITY, sum: 0.0, weighted: 0.0 };
-
-    /// Takes in the chunk that follows.
-    pub fn merge(self, next: ChunkSums) -> Self {
-        let next = Softmax { max: f64::from(next.max), sum: f64::from(next.sum), weighted: f64::from(next.weighted) };
-        if self.sum == 0.0 {
-            return next;
-        }
-        let max = self.max.max(next.max);
-        let (a, b) = ((self.max - max).exp(), (next.max - max).exp());
-        let shifted = |s: Softmax| s.weighted + s.sum * (s.max - max);
-        Softmax { max, sum: self.sum * a + next.sum * b, weighted: a * shifted(self) + b * shifted(next) }
+    /// Of a row's chunks: their sums, each times e^{its max - the largest}, one after another.
+    pub fn of(chunks: &[ChunkSums]) -> Self {
+        let max = largest(chunks);
+        let (sum, weighted) = totals(chunks, max);
+        Self { max, sum, weighted }
     }
 
     /// ln p of a token with this z.
@@ -63,6 +55,32 @@ pub struct ChunkSums {
     pub sum: f32,
     /// sum e^{z - max} (z - max).
     pub weighted: f32,
+}
+
+/// The largest z of a row's chunks.
+pub(super) fn largest(chunks: &[ChunkSums]) -> f64 {
+    chunks.iter().fold(f64::NEG_INFINITY, |max, c| if f64::from(c.max) > max { f64::from(c.max) } else { max })
+}
+
+impl ChunkSums {
+    /// The part of [`Softmax::sum`] that the chunk has in a row whose largest z is `max`.
+    #[inline(always)]
+    pub(super) fn mass(&self, max: f64) -> f64 {
+        exp64(f64::from(self.max) - max) * f64::from(self.sum)
+    }
+}
+
+vectorized! {
+    /// A row's sum and weighted sum.
+    fn totals(chunks: &[ChunkSums], max: f64) -> (f64, f64) {
+        let (mut sum, mut weighted) = (0.0, 0.0);
+        for c in chunks {
+            let shift = f64::from(c.max) - max;
+            sum += c.mass(max);
+            weighted += exp64(shift) * (f64::from(c.weighted) + f64::from(c.sum) * shift);
+        }
+        (sum, weighted)
+    }
 }
 
 vectorized! {
@@ -98,9 +116,9 @@ vectorized! {
     }
 }
 
-/// The softmax of a whole row of logits: its chunks merged in order.
+/// The softmax of a whole row of logits.
 pub fn softmax_of_row(logits: &[f32], temperature: f32) -> Softmax {
-    logits.chunks(VOCAB_CHUNK).fold(Softmax::EMPTY, |s, chunk| s.merge(chunk_sums(chunk, temperature)))
+    Softmax::of(&logits.chunks(VOCAB_CHUNK).map(|chunk| chunk_sums(chunk, temperature)).collect::<Vec<_>>())
 }
 
 /// logits `[R, V]` = h W', for sampling.
@@ -138,18 +156,19 @@ pub fn forward<'a>(h: &Tensor, w: impl Into<Weight<'a>>, targets: &[u32], temper
     if let Some(t) = targets.iter().find(|t| **t as usize >= w.n()) {
         panic!("target {t} in a vocabulary of {}", w.n());
     }
-    let mut softmax = vec![Softmax::EMPTY; rows];
+    let chunks = w.n().div_ceil(VOCAB_CHUNK);
+    let mut sums = vec![ChunkSums::default(); rows * chunks];
     let mut target_z = vec![0.0f32; rows];
     let mut kept = (keep == Keep::ForBackward && rows * w.n() <= KEPT_LOGITS).then(Vec::new);
-    for range in vocabulary_chunks(w.n()) {
+    for (c, range) in vocabulary_chunks(w.n()).enumerate() {
         let n = range.len();
         let [logits] = Weight::nt_many(h.data(), [w.rows(range.start, range.end)]);
-        let (softmax, target_z) = (SharedMut::new(&mut softmax), SharedMut::new(&mut target_z));
+        let (sums, target_z) = (SharedMut::new(&mut sums), SharedMut::new(&mut target_z));
         over_units(rows, |r| {
             let row = &logits[r * n..(r + 1) * n];
             // SAFETY: each unit has its own row.
-            let (s, z) = unsafe { (&mut softmax.slice(r, 1)[0], &mut target_z.slice(r, 1)[0]) };
-            *s = s.merge(chunk_sums(row, temperature));
+            let (s, z) = unsafe { (&mut sums.slice(r * chunks + c, 1)[0], &mut target_z.slice(r, 1)[0]) };
+            *s = chunk_sums(row, temperature);
             if let Some(offset) = (targets[r] as usize).checked_sub(range.start).filter(|o| *o < n) {
                 *z = row[offset] / temperature;
             }
@@ -158,6 +177,7 @@ pub fn forward<'a>(h: &Tensor, w: impl Into<Weight<'a>>, targets: &[u32], temper
             kept.push(logits);
         }
     }
+    let softmax: Vec<Softmax> = sums.chunks(chunks.max(1)).map(Softmax::of).collect();
     let logprob = softmax.iter().zip(&target_z).map(|(s, z)| s.logprob(*z)).collect();
     let entropy = softmax.iter().map(Softmax::entropy).collect();
     (logprob, entropy, Saved { softmax, logits: kept })

@@ -1,9 +1,9 @@
 //! The fused head on a CUDA device: launches of `kernels/head.cu`, which has the equations and the order of every sum, and of
 //! `kernels/head_hopper.cu` on Hopper.
 //!
-//! The device gives, per row and chunk of [`VOCAB_CHUNK`] columns, the largest logit and the two sums of exponentials; the host merges the
-//! chunks in f64 by [`Softmax::merge`], the processor's own code. Training and sampling launch the same kernel and merge the same way, so a
-//! sampled token's log-probability is that of training, bit for bit. Logits are f32 and never rounded; they leave the chip for sampling alone.
+//! Per row and chunk of [`VOCAB_CHUNK`] columns the device forms the largest logit and the two sums of exponentials, and of a row's chunks, in f64,
+//! what [`Softmax::of`] is on the processor; the host takes the logarithm. Training and sampling launch the same kernel and sum the same way, so a
+//! sampled token's log-probability is that of training, bit for bit. Logits are f32 and never rounded; they are stored for sampling alone.
 
 mod hopper;
 
@@ -47,23 +47,63 @@ pub struct Saved {
     temperatures: Buffer,
 }
 
-/// Logits `[rows, vocab]` f32 on the device, and each row's chunk sums at the row's temperature.
+/// Logits `[rows, vocab]` f32 and each row's chunk sums `[rows, chunks, 3]` at the row's temperature, on the device; nothing is waited for.
 #[derive(Debug)]
 pub struct Logits {
-    /// `[rows, vocab]`.
-    pub logits: Buffer,
-    /// The sums of each row's chunks, in order.
-    pub sums: Vec<Vec<ChunkSums>>,
+    logits: Buffer,
+    sums: Buffer,
+    vocab: usize,
 }
 
 impl Logits {
-    /// A row's logits.
+    /// Of these logits, with sums that the head has formed.
+    ///
+    /// # Panics
+    /// If there are not as many sums as rows and chunks.
+    pub fn of(logits: Buffer, sums: Buffer, vocab: usize) -> Self {
+        assert_eq!(logits.len() / vocab * vocab.div_ceil(VOCAB_CHUNK) * 3, sums.len(), "the sums of each row's chunks");
+        Self { logits, sums, vocab }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.logits.len() / self.vocab
+    }
+
+    /// Tokens that there are.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// `[rows, vocab]`.
+    pub fn logits(&self) -> &Buffer {
+        &self.logits
+    }
+
+    /// `[rows, chunks, 3]`: what [`ChunkSums`] holds.
+    pub fn sums(&self) -> &Buffer {
+        &self.sums
+    }
+
+    /// The first rows.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn first(&self, rows: usize) -> Self {
+        let numbers = rows * self.vocab.div_ceil(VOCAB_CHUNK) * 3;
+        Self { logits: self.logits.part(DType::F32, 0, rows * self.vocab), sums: self.sums.part(DType::F32, 0, numbers), vocab: self.vocab }
+    }
+
+    /// A row's logits and the sums of its chunks, in order.
     ///
     /// # Errors
     /// If the device failed.
-    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
-        let vocab = self.logits.len() / self.sums.len();
-        self.logits.part_to_f32(row * vocab..(row + 1) * vocab)
+    pub fn row(&self, row: usize) -> Result<(Vec<f32>, Vec<ChunkSums>)> {
+        let numbers = self.vocab.div_ceil(VOCAB_CHUNK) * 3;
+        let sums = self.sums.part_to_f32(row * numbers..(row + 1) * numbers)?;
+        let of_chunk = |s: &[f32]| ChunkSums { max: s[0], sum: s[1], weighted: s[2] };
+        let logits = self.logits.part_to_f32(row * self.vocab..(row + 1) * self.vocab)?;
+        Ok((logits, sums.chunks(3).map(of_chunk).collect()))
     }
 }
 
@@ -125,10 +165,19 @@ impl Head<'_> {
     }
 }
 
-/// The chunk sums of each row.
-fn download(sums: &Buffer, chunks: usize) -> Result<Vec<Vec<ChunkSums>>> {
-    let of_chunk = |s: &[f32]| ChunkSums { max: s[0], sum: s[1], weighted: s[2] };
-    Ok(sums.to_f32()?.chunks(chunks * 3).map(|row| row.chunks(3).map(of_chunk).collect()).collect())
+/// The softmax of each row, from its chunk sums.
+fn softmax(gpu: &Arc<Gpu>, sums: &Buffer, rows: usize, chunks: usize) -> Result<Vec<Softmax>> {
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
+    let mut softmax = Buffer::uninit(gpu, DType::F64, rows * 3)?;
+    Launch::new(gpu, Kernel { source: Source::HEAD, name: "head_softmax_f64" }, [rows.div_ceil(128), 1, 1], [128, 1, 1], 0)
+        .output("softmax", &mut softmax, DType::F64, rows * 3)
+        .input("sums", sums, DType::F32, rows * chunks * 3)
+        .dim("rows", rows)
+        .dim("chunks", chunks)
+        .run()?;
+    Ok(softmax.to_f64()?.chunks(3).map(|s| Softmax { max: s[0], sum: s[1], weighted: s[2] }).collect())
 }
 
 /// Per row: logprob, entropy, and what [`backward`] needs.
@@ -144,8 +193,8 @@ pub fn forward(gpu: &Arc<Gpu>, head: Head<'_>, targets: &[u32], temperature: f32
     let temperatures = Buffer::from_f32(gpu, DType::F32, &vec![temperature; head.rows])?;
     let targets = Buffer::from_u32(gpu, targets)?;
     let mut target_z = Buffer::uninit(gpu, DType::F32, head.rows)?;
-    let sums = download(&head.launch(gpu, &temperatures, Some((&targets, &mut target_z)), None)?, head.chunks())?;
-    let softmax: Vec<Softmax> = sums.iter().map(|row| row.iter().fold(Softmax::EMPTY, |s, c| s.merge(*c))).collect();
+    let sums = head.launch(gpu, &temperatures, Some((&targets, &mut target_z)), None)?;
+    let softmax = softmax(gpu, &sums, head.rows, head.chunks())?;
     let logprob = softmax.iter().zip(target_z.to_f32()?).map(|(s, z)| s.logprob(z)).collect();
     let entropy = softmax.iter().map(Softmax::entropy).collect();
     Ok((logprob, entropy, Saved { softmax, targets, temperature, temperatures }))
@@ -157,41 +206,17 @@ pub fn forward(gpu: &Arc<Gpu>, head: Head<'_>, targets: &[u32], temperature: f32
 /// As [`forward`].
 pub fn logits(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &[f32]) -> Result<Logits> {
     assert_eq!(head.rows, temperatures.len(), "one temperature a row");
-    let temperatures = Buffer::from_f32(gpu, DType::F32, temperatures)?;
-    queue(gpu, head, &temperatures)?.first(head.rows)
+    queue(gpu, head, &Buffer::from_f32(gpu, DType::F32, temperatures)?)
 }
 
-/// Logits and chunk sums on the device, nothing waited for.
-#[derive(Debug)]
-pub struct Queued {
-    logits: Buffer,
-    sums: Buffer,
-    vocab: usize,
-}
-
-/// The launches of [`logits`], with the temperatures on the device: each row's, 1 where it is greedy.
+/// The launches of [`logits`], with the temperatures on the device.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn queue(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &Buffer) -> Result<Queued> {
+pub fn queue(gpu: &Arc<Gpu>, head: Head<'_>, temperatures: &Buffer) -> Result<Logits> {
     let mut logits = Buffer::uninit(gpu, DType::F32, head.rows * head.vocab)?;
     let sums = head.launch(gpu, temperatures, None, Some(&mut logits))?;
-    Ok(Queued { logits, sums, vocab: head.vocab })
-}
-
-impl Queued {
-    /// Waits for the first `rows` rows.
-    ///
-    /// # Errors
-    /// If the device failed.
-    ///
-    /// # Panics
-    /// If there are fewer.
-    pub fn first(&self, rows: usize) -> Result<Logits> {
-        let chunks = self.vocab.div_ceil(VOCAB_CHUNK);
-        let sums = download(&self.sums.part(DType::F32, 0, rows * chunks * 3), chunks)?;
-        Ok(Logits { logits: self.logits.part(DType::F32, 0, rows * self.vocab), sums })
-    }
+    Ok(Logits { logits, sums, vocab: head.vocab })
 }
 
 /// dh `[rows, width]` f32; adds to dW `[vocab, width]` f32, rows summed over `chunks`. Chunks of the vocabulary come one after another: their
