@@ -199,9 +199,9 @@ __device__ __forceinline__ void forward_swiglu(bf16 *y, const bf16 *x, int m, in
 
 }  // namespace linear_few
 
-#define LAYER(p)                                                                                                                    \
-  const bf16 *__restrict__ w##p, const bf16 *__restrict__ bias##p, const bf16 *__restrict__ s##p, const bf16 *__restrict__ b##p, i32 rank##p, \
-      float scale##p
+#define LAYER(p)                                                                                  \
+  const bf16 *__restrict__ w##p, const bf16 *__restrict__ bias##p, const bf16 *__restrict__ s##p, \
+      const bf16 *__restrict__ b##p, i32 rank##p, float scale##p
 #define LAYER_OF(p) \
   { w##p, bias##p, s##p, b##p, rank##p, scale##p }
 #define PART(p) bf16 *__restrict__ y##p, i32 n##p, LAYER(p)
@@ -209,13 +209,13 @@ __device__ __forceinline__ void forward_swiglu(bf16 *y, const bf16 *x, int m, in
   { y##p, n##p, LAYER_OF(p) }
 
 // Grid: (the parts' ceil(N / columns of a tile) together, ceil(M / rows of a tile)). Dynamic shared memory: eight stages of a tile's operands.
-#define LINEAR_FEW(ROWS, COLUMNS)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(2 * COLUMNS)                                                             \
-  linear_few_##ROWS##x##COLUMNS(const bf16 *__restrict__ x, i32 m, i32 k, PART(0), PART(1), PART(2)) {                  \
-    int column;                                                                                                         \
-    const linear_few::Part part = linear_few::own_part<COLUMNS>(PART_OF(0), PART_OF(1), PART_OF(2), column);            \
-    linear_few::forward<ROWS, COLUMNS>(x, m, k, part, column);                                                          \
-  }                                                                                                                     \
+#define LINEAR_FEW(ROWS, COLUMNS)                                                                            \
+  extern "C" __global__ void __launch_bounds__(2 * COLUMNS)                                                  \
+  linear_few_##ROWS##x##COLUMNS(const bf16 *__restrict__ x, i32 m, i32 k, PART(0), PART(1), PART(2)) {       \
+    int column;                                                                                              \
+    const linear_few::Part part = linear_few::own_part<COLUMNS>(PART_OF(0), PART_OF(1), PART_OF(2), column); \
+    linear_few::forward<ROWS, COLUMNS>(x, m, k, part, column);                                               \
+  }                                                                                                          \
   SORFT_EXPORT(linear_few_##ROWS##x##COLUMNS)
 
 // Layer 0 is the gate, layer 1 is up. Grid: (ceil(2 N / columns of a tile), ceil(M / rows of a tile)). Dynamic shared memory as above.
