@@ -3,12 +3,7 @@
 // Shapes: k, v [T, H_kv, D] bf16; keys, values [pages, H_kv, 64, D] bf16; D a multiple of 8. slots [T, 2]: the page and the slot in it of each
 // token, or NOWHERE for a row that only fills a batch of fixed size; copies [n, 3]: from page, to page, how many slots. Bytes: 8 H_kv D a token, and 8 H_kv D a copied slot; each number is moved once.
 #include "sorft.cuh"
-
-namespace kv_pages {
-
-constexpr u32 NOWHERE = 0xffffffffu;  // kv::NOWHERE of src/tensor/ops/attention/cuda/kv.rs
-
-}  // namespace kv_pages
+#include "kv_pages.cuh"
 
 // Grid: (tokens, ceil(H_kv D / 8 / 128)).
 extern "C" __global__ void __launch_bounds__(128)
@@ -16,8 +11,8 @@ kv_write_bf16(bf16 *__restrict__ keys, bf16 *__restrict__ values, const bf16 *__
               const u32 *__restrict__ slots, i32 kv_heads, i32 dim) {
   const int column = (int)(blockIdx.y * 128 + threadIdx.x) * VEC;
   if (column >= kv_heads * dim || slots[2 * (i64)blockIdx.x] == kv_pages::NOWHERE) return;
-  const i64 token = blockIdx.x, page = slots[2 * token], slot = slots[2 * token + 1];
-  const i64 from = token * kv_heads * dim + column, to = ((page * kv_heads + column / dim) * 64 + slot) * dim + column % dim;
+  const i64 token = blockIdx.x, from = token * kv_heads * dim + column;
+  const i64 to = kv_pages::place(slots[2 * token], slots[2 * token + 1], column / dim, kv_heads, dim) + column % dim;
   store_vec(keys + to, load_vec<bf16x8>(k + from));
   store_vec(values + to, load_vec<bf16x8>(v + from));
 }
@@ -61,8 +56,8 @@ kv_read_f32(bf16 *__restrict__ k, bf16 *__restrict__ v, const float *__restrict_
             const u32 *__restrict__ slots, i32 kv_heads, i32 dim) {
   const int column = (int)(blockIdx.y * 128 + threadIdx.x) * VEC;
   if (column >= kv_heads * dim) return;
-  const i64 token = blockIdx.x, page = slots[2 * token], slot = slots[2 * token + 1];
-  const i64 to = token * kv_heads * dim + column, from = ((page * kv_heads + column / dim) * 64 + slot) * dim + column % dim;
+  const i64 token = blockIdx.x, to = token * kv_heads * dim + column;
+  const i64 from = kv_pages::place(slots[2 * token], slots[2 * token + 1], column / dim, kv_heads, dim) + column % dim;
   SORFT_UNROLL
   for (int j = 0; j < VEC; j += 4) {
     const float4 x = load_vec<float4>(keys + from + j), y = load_vec<float4>(values + from + j);

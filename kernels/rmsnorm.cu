@@ -18,6 +18,7 @@
 //   forward 4NH (+4NH with the residual), backward 6NH for dx (+2NH with d_residual); dw reads 4NH and writes 4H a chunk of rows. A row is
 //   read again from L1 for the second pass. At 16384 x 2048: forward 31 us, dx 47 us, dw 31 us.
 #include "sorft.cuh"
+#include "rmsnorm.cuh"
 
 namespace rmsnorm {
 
@@ -60,17 +61,14 @@ __device__ __forceinline__ void forward(bf16 *y, float *rstd, bf16 *h, const bf1
       for (int j = 0; j < VEC; j++) v.v[j] += r.v[j];
       store8(h + base, v, c, cols, whole);
     }
-    SORFT_UNROLL
-    for (int j = 0; j < VEC; j++) sum = fmaf(v.v[j], v.v[j], sum);
+    sum = add_squares(sum, v);
   }
-  const float r = 1.0f / sqrtf(team.sum(sum, scratch) / (float)cols + eps);
+  const float r = reciprocal_root(team.sum(sum, scratch), cols, eps);
   if (team.rank == 0) rstd[team.row] = r;
   const bf16 *normed = residual ? h : x;  // a thread reads back only what it wrote itself
   for (int c = team.rank * VEC; c < cols; c += TEAM * VEC) {
     Vec8 v = load8(normed + base, c, cols, whole);
-    const Vec8 g = load8(w, c, cols, whole);
-    SORFT_UNROLL
-    for (int j = 0; j < VEC; j++) v.v[j] = v.v[j] * r * g.v[j];
+    scale(v, r, load8(w, c, cols, whole));
     store8(y + base, v, c, cols, whole);
   }
 }

@@ -108,8 +108,8 @@ __device__ __forceinline__ Vec8 load8(const bf16 *row, int first, int cols, bool
   return r;
 }
 
-// Rounds v to bf16, stores it, and leaves the rounded values in v.
-__device__ __forceinline__ void store8(bf16 *row, Vec8 &v, int first, int cols, bool whole) {
+// Rounds v to bf16, and leaves the rounded values in v.
+__device__ __forceinline__ bf16x8 round8(Vec8 &v) {
   bf16x8 packed;
   SORFT_UNROLL
   for (int j = 0; j < VEC; j += 2) {
@@ -119,6 +119,12 @@ __device__ __forceinline__ void store8(bf16 *row, Vec8 &v, int first, int cols, 
   }
   SORFT_UNROLL
   for (int j = 0; j < VEC; j++) v.v[j] = to_f32(packed.v[j]);
+  return packed;
+}
+
+// Rounds v to bf16, stores it, and leaves the rounded values in v.
+__device__ __forceinline__ void store8(bf16 *row, Vec8 &v, int first, int cols, bool whole) {
+  const bf16x8 packed = round8(v);
   if (whole) {
     store_vec(row + first, packed);
   } else {
@@ -156,6 +162,9 @@ __device__ __forceinline__ float exp_f32(float x) {
 
 // 1 / (1 + e^-x).
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+
+// x / (1 + e^-x), by which a SwiGLU's gate lets through.
+__device__ __forceinline__ float swish(float x) { return x * sigmoid(x); }
 
 // ------------------------------------------------------------------------------------------------------------------------- reductions
 

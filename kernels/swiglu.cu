@@ -31,7 +31,7 @@ swiglu_fwd_bf16(bf16 *__restrict__ y, const bf16 *__restrict__ gate, const bf16 
   const Vec8 g = load8(gate + first, 0, count, whole), u = load8(up + first, 0, count, whole);
   Vec8 out;
   SORFT_UNROLL
-  for (int j = 0; j < VEC; j++) out.v[j] = g.v[j] * sigmoid(g.v[j]) * u.v[j];
+  for (int j = 0; j < VEC; j++) out.v[j] = swish(g.v[j]) * u.v[j];
   store8(y + first, out, 0, count, whole);
 }
 SORFT_EXPORT(swiglu_fwd_bf16)

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use serde::Serialize;
 use std::time::Instant;
 
+mod decoding;
 mod device;
 mod kernels;
 mod model;

@@ -112,6 +112,11 @@ fn the_self_check_passes_and_a_kernel_is_timed() {
     let timed = check(&["bench", "rope", "--device", "emulator", "--seconds", "0.01", "--json"]);
     let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
     assert!(rows.contains("\"rope\"") && rows.contains("GB/s"), "{rows}");
+    let timed = check(&["bench", "decoding", "--device", "emulator", "--seconds", "0.01", "--json"]);
+    let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
+    for name in ["q, k and v 1x", "q, k and v 64x", "swiglu 16x", "turns and pages 64"] {
+        assert!(rows.contains(&format!("\"decoding {name}")), "{name}: {rows}");
+    }
     let timed = check(&["bench", "model", "--device", "emulator", "--model", "tiny", "--seconds", "0.01", "--json"]);
     let rows = String::from_utf8(timed.get_output().stdout.clone()).unwrap();
     for name in ["decode alone", "decode at batch 2", "prefill 2x8", "training step 2x8", "GRPO step 2x2, 4+3", "LoRA training step 2x8"] {

@@ -1,8 +1,10 @@
 //! Steps of decoding that were recorded once: whatever comes and goes, the bits of the training forward, and few calls of the device.
 
-use crate::{bits, emulator, smallest, tiny, twins};
-use sorft_native::model::config::ModelConfig;
+use crate::emulator::{self, modes};
+use crate::{bits, config, smallest, tiny, twins};
+use sorft_native::model::config::{Family, ModelConfig};
 use sorft_native::model::generate::{Completion, Engine, Event, Request, SamplingParams};
+use sorft_native::model::lora::LoraConfig;
 use sorft_native::model::transformer::Transformer;
 use sorft_native::tensor::cuda::{Counts, Emulation};
 use sorft_native::tensor::plan::{Plan, Tree};
@@ -35,6 +37,7 @@ fn run(engine: &mut Engine<'_>, model_counts: impl Fn() -> Counts) -> (Vec<Compl
         let of = |field: fn(&Counts) -> u64| field(&after) - field(&before);
         steps.push(Counts {
             launches: of(|c| c.launches),
+            recorded: of(|c| c.recorded),
             graphs: of(|c| c.graphs),
             uploads: of(|c| c.uploads),
             downloads: of(|c| c.downloads),
@@ -74,6 +77,68 @@ fn whatever_comes_and_goes_the_bits_are_those_of_training() {
     }
 }
 
+/// Biases, norms of heads, groups of heads, adapters of every layer and of some: the launches that decoding makes one of have the bits of those that
+/// training makes one by one.
+#[test]
+fn every_family_decodes_the_bits_of_training() {
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let cases = [
+        (Family::Llama, None, modes()[4]),
+        (Family::Qwen2, None, modes()[5]),
+        (Family::Qwen3, None, modes()[3]),
+        (Family::Qwen2, Some(&all[..]), modes()[6]),
+        (Family::Qwen3, Some(&["k_proj", "up_proj"][..]), modes()[1]),
+    ];
+    for (family, targets, mode) in cases {
+        let gpu = emulator::gpu(mode);
+        let (_, mut model) = twins(&gpu, &config(family), 5);
+        if let Some(targets) = targets {
+            add_lora(&mut model, targets);
+        }
+        let mut engine = Engine::new(&model, None, 20);
+        for (i, n) in [(0, 2), (1, 3)] {
+            engine.add(i, request(&tiny::ids(7 * (i + 1), i as u64), n, 3, 0.9)).expect("taken in");
+        }
+        let (done, _) = run(&mut engine, || gpu.counts());
+        for i in 0..2 {
+            let answers: Vec<Completion> = done.iter().filter(|c| c.prompt_index == i).cloned().collect();
+            let recorded: Vec<f32> = answers.iter().flat_map(|c| c.logprobs.clone()).collect();
+            let trained = trained(&model, &tiny::ids(7 * (i + 1), i as u64), &answers, 0.9);
+            assert_eq!(bits(&recorded), bits(&trained), "{family:?}, adapters {targets:?}");
+        }
+    }
+}
+
+/// An adapter of these layers that changes what they compute.
+fn add_lora(model: &mut Transformer, targets: &[&str]) {
+    let targets = targets.iter().map(|t| (*t).to_owned()).collect();
+    model.add_lora(&LoraConfig { rank: 8, alpha: 16.0, targets }, 1).expect("an adapter");
+    for p in model.adapter_params() {
+        let numbers = model.export(&p.name).expect("read").into_iter().enumerate();
+        let numbers: Vec<f32> = numbers.map(|(i, x)| x + ((i * 37 % 19) as f32 - 9.0) * 0.01).collect();
+        model.import(&p.name, &numbers).expect("written");
+    }
+}
+
+/// Launches of a step of decoding with models of one and of three layers: those of a layer, and the others.
+#[test]
+fn a_layer_takes_few_launches() {
+    let gpu = emulator::gpu(quick());
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    for (targets, want) in [(None, 9), (Some(&all[..]), 13)] {
+        let launches = [1, 3].map(|layers| {
+            let (_, mut model) = twins(&gpu, &ModelConfig { num_layers: layers, ..config(Family::Qwen3) }, 5);
+            if let Some(targets) = targets {
+                add_lora(&mut model, targets);
+            }
+            let mut engine = Engine::new(&model, None, 4);
+            engine.add(0, request(&tiny::ids(5, 1), 4, 3, 1.0)).expect("taken in");
+            run(&mut engine, || gpu.counts()).1.iter().map(|s| s.recorded).max().expect("steps")
+        });
+        assert_eq!(((launches[1] - launches[0]) / 2, (3 * launches[0] - launches[1]) / 2), (want, 5), "adapters {targets:?}");
+    }
+}
+
 /// A step of decoding asks the device for one upload of all tables, one graph and one download of the tokens, and no memory, however many layers
 /// there are.
 #[test]
@@ -89,5 +154,5 @@ fn a_step_takes_few_calls() {
         steady.push(steps[2]);
     }
     assert_eq!(steady[0], steady[1]);
-    assert_eq!(steady[0], Counts { launches: 0, graphs: 1, uploads: 1, downloads: 1, allocations: 0 });
+    assert_eq!(steady[0], Counts { launches: 0, recorded: 0, graphs: 1, uploads: 1, downloads: 1, allocations: 0 });
 }

@@ -189,10 +189,13 @@ fn widths_that_are_no_multiples_of_8_are_refused() {
 }
 
 /// The headers that these sources share.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 6] = [
     ("linear.cuh", include_str!("../../kernels/linear.cuh")),
     ("linear_hopper.cuh", include_str!("../../kernels/linear_hopper.cuh")),
     ("head.cuh", include_str!("../../kernels/head.cuh")),
+    ("kv_pages.cuh", include_str!("../../kernels/kv_pages.cuh")),
+    ("rmsnorm.cuh", include_str!("../../kernels/rmsnorm.cuh")),
+    ("rope.cuh", include_str!("../../kernels/rope.cuh")),
 ];
 
 /// The library of a source with one mistake, which may stand in a header; the other kernels that its launches need are as they are.
@@ -206,7 +209,7 @@ pub fn broken(source: Source, mutant: &Mutant) -> std::path::PathBuf {
     let text = text.replacen(mutant.from, mutant.to, 1);
     let mut kernels = vec![KernelText { name: source.file.to_owned(), defines: Vec::new(), text }];
     let of_head = [Source::HEAD, Source::HEAD_HOPPER];
-    let others = [Source::LINEAR, Source::LINEAR_FEW, Source::LINEAR_HOPPER].into_iter();
+    let others = [Source::LINEAR, Source::LINEAR_FEW, Source::LINEAR_HOPPER, Source::KV_PAGES].into_iter();
     for other in others.chain(of_head.into_iter().filter(|_| of_head.contains(&source))).filter(|s| *s != source) {
         kernels.push(KernelText { name: other.file.to_owned(), defines: Vec::new(), text: other.text.to_owned() });
     }
@@ -244,15 +247,15 @@ fn every_mistake_with_few_rows_is_found() {
         mutant("no barrier between products", "__syncthreads();  // an earlier", "// an earlier"),
         mutant("waits for too few", "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()"),
         mutant("a stage too few", "copy(c + STAGES - 1);", "copy(c + STAGES);"),
-        mutant("rows beyond the last", "< terms && first + row < o.outer", "< terms"),
-        mutant("terms beyond the last", "term + 8 * chunk < terms && first", "first"),
-        mutant("a row too many is written", "if (at_row >= a.m ||", "if (at_row > a.m ||"),
-        mutant("no scale", "[e % 4] *= a.scale", "[e % 4] *= 1.0f"),
-        mutant("no bias", "if (a.bias) lo +=", "if (!a.bias) lo +="),
+        mutant("rows beyond the last", "there = first + row < o.outer", "there = true"),
+        mutant("terms beyond the last", "valid = term + 8 * chunk < terms && own.there", "valid = own.there"),
+        mutant("a row too many is written", "if (at_row < m) put", "if (at_row <= m) put"),
+        mutant("no scale", "[e % 4] *= l.scale", "[e % 4] *= 1.0f"),
+        mutant("no bias", "if (bias) lo +=", "if (!bias) lo +="),
     ];
     for rows in [5, 20] {
         // 20 rows of 64: two warps.
-        each_is_found(Source::LINEAR_FEW, "struct Arguments {", &mutants, &Case::new(rows, 40, 584, 8, vec![0..rows]), (8, 0));
+        each_is_found(Source::LINEAR_FEW, "struct Layer {", &mutants, &Case::new(rows, 40, 584, 8, vec![0..rows]), (8, 0));
     }
 }
 

@@ -4,9 +4,10 @@
 use crate::attention::{forest, heads, tree};
 use crate::cuda_attention::inputs;
 use crate::cuda_checker::{self, ZOO};
+use crate::cuda_token_logprob;
 use crate::resources;
 use crate::witness::{self, ARCHITECTURE, HOPPER};
-use crate::{cuda_attention, cuda_attention_backward, cuda_elementwise, cuda_matmul, cuda_rmsnorm, cuda_sample, cuda_token_logprob};
+use crate::{cuda_attention, cuda_attention_backward, cuda_elementwise, cuda_few, cuda_matmul, cuda_qkv, cuda_rmsnorm, cuda_sample};
 use rayon::prelude::*;
 use sorft_native::tensor::cuda::{Gpu, Source, conformance};
 use sorft_native::tensor::ops::attention::Heads;
@@ -38,13 +39,15 @@ const HOPPER_CASES: [Case; 15] = [
 ];
 
 /// Shapes on both sides of every boundary of a kernel, small enough for an interpreter.
-const CASES: [Case; 13] = [
+const CASES: [Case; 15] = [
     ("conformance", conforms),
     ("attention, heads of 64", |gpu| attend(gpu, 3, 1, 64)),
     ("attention, heads of 96", |gpu| attend(gpu, 2, 2, 96)),
     ("attention, heads of 128", |gpu| attend(gpu, 5, 1, 128)),
     ("head", head),
     ("linear", linear),
+    ("several products of few rows", cuda_few::few_on),
+    ("between the products and attention", cuda_qkv::qkv_on),
     ("rmsnorm", norms),
     ("sample", sample),
     ("swiglu and rope", |gpu| {

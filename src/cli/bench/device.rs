@@ -1,7 +1,7 @@
 //! The kernels on a device. Traffic is held against a copy of device memory and products against the chip's bf16 tensor cores, the one measured
 //! in the same run, the other by the chip's clock and number of multiprocessors.
 
-use super::Bench;
+use super::{Bench, decoding};
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Gpu};
 use crate::tensor::ops::attention::Heads;
@@ -30,9 +30,9 @@ fn tensor_rate((major, minor): (u32, u32)) -> f64 {
 }
 
 /// A device with its rates.
-struct Timer<'a> {
+pub(super) struct Timer<'a> {
     bench: &'a mut Bench,
-    gpu: Arc<Gpu>,
+    pub gpu: Arc<Gpu>,
     /// Sizes are divided by it: 1, or more on the emulator.
     shrink: usize,
 }
@@ -46,16 +46,16 @@ impl Timer<'_> {
         Buffer::from_f32(&self.gpu, dtype, &all)
     }
 
-    fn bf16(&self, n: usize) -> Result<Buffer> {
+    pub fn bf16(&self, n: usize) -> Result<Buffer> {
         self.random(DType::Bf16, n)
     }
 
-    fn size(&self, n: usize) -> usize {
+    pub fn size(&self, n: usize) -> usize {
         (n / self.shrink).next_multiple_of(8)
     }
 
     /// Times a launch of `amount` bytes or operations.
-    fn run(&mut self, name: &str, unit: &'static str, amount: f64, launch: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    pub fn run(&mut self, name: &str, unit: &'static str, amount: f64, launch: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let (gpu, rounds) = (self.gpu.clone(), if self.shrink == 1 { ROUNDS } else { 1 });
         let mut failure = None;
         let mut work = || {
@@ -84,6 +84,7 @@ pub(super) fn run(bench: &mut Bench, gpu: &Arc<Gpu>, emulated: bool) -> Result<(
     rows(&mut timer)?;
     elements(&mut timer)?;
     products(&mut timer)?;
+    decoding::run(&mut timer)?;
     attend(&mut timer)?;
     fused_head(&mut timer)
 }

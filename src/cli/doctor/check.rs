@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::sync::Arc;
 
 mod attend;
+mod decoding;
 mod elements;
 mod instructions;
 mod model;
@@ -106,11 +107,12 @@ struct Skipped<'a> {
 /// A group of checks.
 type Group = (&'static str, fn(&mut Check) -> Result<()>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     ("instructions", instructions::run),
     ("elements", elements::run),
     ("products", products::run),
     ("attention", attend::run),
+    ("decoding", decoding::run),
     ("model", model::run),
 ];
 

@@ -5,9 +5,10 @@ use super::batch::{BackwardBatch, Pass};
 use crate::Result;
 use crate::model::block::Block;
 use crate::model::gradients::Gradients;
+use crate::model::linear::Linear;
 use crate::model::params::ParamId;
 use crate::tensor::cuda::Buffer;
-use crate::tensor::ops::attention::cuda::{self as attention, DeviceKv};
+use crate::tensor::ops::attention::cuda::{self as attention, DeviceKv, HeadNorms};
 use crate::tensor::ops::residual::cuda as residual;
 use crate::tensor::ops::rmsnorm::cuda::{self as rmsnorm, RowChunks};
 use crate::tensor::ops::rope::cuda as rope;
@@ -130,6 +131,20 @@ impl Block {
         let stream = Stream { residual: middle.sum.clone(), branch: Some(Arc::new(out)) };
         let (input, input_rstd, middle, post_rstd) = (normed.sum, normed.rstd, middle.sum, middle.rstd);
         Ok((stream, Forward { input, input_rstd, q, k, rotated_q, attended, lse, middle, post_rstd, gate, up }))
+    }
+
+    /// [`Block::forward_on`] of few tokens, as decoding has them, with nothing saved: the same bits in fewer launches.
+    pub(super) fn decode_on(&self, pass: &Pass<'_>, x: &Stream, kv: &mut DeviceKv) -> Result<Stream> {
+        let normed = pass.norm_stream(x, self.input_norm)?;
+        let [mut q, k, v] = Linear::forward_many_on(pass, [&self.q, &self.k, &self.v], &normed.y)?;
+        let norms = self.qk_norm.map(|(q, k)| HeadNorms { q: pass.params.bf16(q), k: pass.params.bf16(k), eps: pass.eps });
+        kv.turn_and_write(&mut q, &k, &v, norms, &pass.batch.angles, &pass.batch.slots)?;
+        kv.copy(&pass.batch.copies)?;
+        let (attended, _) = attention::forward(pass.gpu, &q, kv, &pass.batch.work, pass.scale())?;
+        let branch = Arc::new(self.o.forward_on(pass, &attended)?);
+        let middle = pass.norm_stream(&Stream { residual: normed.sum, branch: Some(branch) }, self.post_norm)?;
+        let out = self.down.forward_on(pass, &Linear::swiglu_on(pass, &self.gate, &self.up, &middle.y)?)?;
+        Ok(Stream { residual: middle.sum, branch: Some(Arc::new(out)) })
     }
 
     /// The gradient of the stream before the block for the one behind it, adding to the trained gradients.

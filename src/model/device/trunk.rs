@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use crate::tensor::cuda::{Buffer, DType, Gpu};
 use crate::tensor::ops::attention::cuda::DeviceKv;
 use crate::tensor::ops::embedding::cuda::{self as embedding, DeviceIds};
-use crate::tensor::ops::matmul::cuda::TokenChunks;
+use crate::tensor::ops::matmul::cuda::{FEW_ROWS, TokenChunks};
 use crate::tensor::ops::residual::cuda as residual;
 use crate::tensor::ops::token_logprob::cuda::{self as token_logprob, Head, Logits};
 use crate::tensor::plan::Plan;
@@ -80,7 +80,10 @@ impl Transformer {
     pub(super) fn trunk_on(&self, pass: &Pass<'_>, kv: &mut [DeviceKv]) -> Result<Buffer> {
         let mut x = self.embed_on(pass)?;
         for (block, kv) in self.blocks.iter().zip(kv) {
-            x = block.forward_on(pass, &x, kv)?.0;
+            x = match pass.batch.tokens {
+                ..=FEW_ROWS => block.decode_on(pass, &x, kv)?,
+                _ => block.forward_on(pass, &x, kv)?.0,
+            };
         }
         Ok(pass.norm_stream(&x, self.final_norm)?.y)
     }

@@ -98,6 +98,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
 pub struct Counts {
     /// Kernels launched one by one.
     pub launches: u64,
+    /// Kernels whose launch was recorded.
+    pub recorded: u64,
     /// Recorded launches queued again, a whole [`Graph`](super::Graph) at a time.
     pub graphs: u64,
     /// Copies to the device.
@@ -111,6 +113,7 @@ pub struct Counts {
 #[derive(Debug, Default)]
 struct Counters {
     launches: AtomicU64,
+    recorded: AtomicU64,
     graphs: AtomicU64,
     uploads: AtomicU64,
     downloads: AtomicU64,
@@ -251,9 +254,10 @@ impl Gpu {
     /// What has been asked of the device since it was opened.
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { launches, graphs, uploads, downloads, allocations } = &self.counters;
+        let Counters { launches, recorded, graphs, uploads, downloads, allocations } = &self.counters;
         Counts {
             launches: read(launches),
+            recorded: read(recorded),
             graphs: read(graphs),
             uploads: read(uploads),
             downloads: read(downloads),
@@ -306,7 +310,10 @@ impl Gpu {
     pub(super) fn queue(&self, call: Call, memory: &[Arc<Memory>]) -> Result<()> {
         let mut call = Some(call);
         let noted = self.recorded(|recording| recording.note(call.take().expect("it was not queued"), memory));
-        let (None, Some(mut call)) = (noted, call) else { return Ok(()) };
+        let (None, Some(mut call)) = (noted, call) else {
+            count(&self.counters.recorded);
+            return Ok(());
+        };
         count(&self.counters.launches);
         // SAFETY: the memory is there.
         unsafe { call.queue(&*self.backend) }

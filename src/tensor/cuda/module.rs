@@ -25,7 +25,7 @@ impl std::fmt::Debug for Source {
 }
 
 /// What the sources include, by the names they use.
-const HEADERS: [(&str, &str); 15] = [
+const HEADERS: [(&str, &str); 18] = [
     ("sorft.cuh", include_str!("../../../kernels/sorft.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("tile.cuh", include_str!("../../../kernels/tile.cuh")),
@@ -34,6 +34,9 @@ const HEADERS: [(&str, &str); 15] = [
     ("attention_hopper.cuh", include_str!("../../../kernels/attention_hopper.cuh")),
     ("attention_bwd_hopper.cuh", include_str!("../../../kernels/attention_bwd_hopper.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
+    ("rmsnorm.cuh", include_str!("../../../kernels/rmsnorm.cuh")),
+    ("rope.cuh", include_str!("../../../kernels/rope.cuh")),
+    ("kv_pages.cuh", include_str!("../../../kernels/kv_pages.cuh")),
     ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
     ("linear_hopper.cuh", include_str!("../../../kernels/linear_hopper.cuh")),
     ("row_softmax.cuh", include_str!("../../../kernels/row_softmax.cuh")),
@@ -79,6 +82,8 @@ impl Source {
     pub const NORM: Source = Source { file: "norm.cu", text: include_str!("../../../kernels/norm.cu") };
     /// Keys and values into their pages.
     pub const KV_PAGES: Source = Source { file: "kv_pages.cu", text: include_str!("../../../kernels/kv_pages.cu") };
+    /// What lies between the products q, k, v and attention when decoding.
+    pub const QKV: Source = Source { file: "qkv.cu", text: include_str!("../../../kernels/qkv.cu") };
 
     /// The fused head.
     pub const HEAD: Source = Source { file: "head.cu", text: include_str!("../../../kernels/head.cu") };
@@ -100,7 +105,7 @@ impl Source {
         Source { file: "conformance_tiles.cu", text: include_str!("../../../kernels/conformance_tiles.cu") };
 
     /// Every kernel source.
-    pub const ALL: [Source; 23] = [
+    pub const ALL: [Source; 24] = [
         Source::RMSNORM,
         Source::ROPE,
         Source::SWIGLU,
@@ -113,6 +118,7 @@ impl Source {
         Source::ATTENTION_BWD_Q_HOPPER,
         Source::ATTENTION_BWD_KV_HOPPER,
         Source::KV_PAGES,
+        Source::QKV,
         Source::LINEAR,
         Source::LINEAR_FEW,
         Source::LINEAR_HOPPER,

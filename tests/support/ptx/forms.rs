@@ -149,7 +149,8 @@ fn bits(opcode: &str) -> Option<(usize, Form)> {
         "shr.u64" | "shr.b64" => lanes!(a: u64, n: u32 => a.checked_shr(n).unwrap_or(0)),
         "shr.s32" => lanes!(a: i32, n: u32 => a >> n.min(31)),
         "shr.s64" => lanes!(a: i64, n: u32 => a >> n.min(63)),
-        "bfi.b32" => lanes!(a: u32, b: u32, at: u32, count: u32 => insert(a, b, at & 255, count & 255)),
+        "bfi.b32" => lanes!(a: u32, b: u32, at: u32, count: u32 => insert(a.into(), b.into(), at & 255, count & 255) as u32),
+        "bfi.b64" => lanes!(a: u64, b: u64, at: u32, count: u32 => insert(a, b, at & 255, count & 255)),
         "prmt.b32" => lanes!(a: u32, b: u32, choice: u32 => permute(a, b, choice)),
         "popc.b32" => lanes!(a: u32 => a.count_ones()),
         "clz.b32" => lanes!(a: u32 => a.leading_zeros()),
@@ -179,6 +180,7 @@ fn fractions(opcode: &str) -> Option<(usize, Form)> {
         "sub.rn.f64" => lanes!(a: f64, b: f64 => a - b),
         "mul.rn.f64" => lanes!(a: f64, b: f64 => a * b),
         "div.rn.f64" => lanes!(a: f64, b: f64 => a / b),
+        "neg.f64" => lanes!(a: f64 => -a),
         "fma.rn.f64" => lanes!(a: f64, b: f64, c: f64 => a.mul_add(b, c)),
         // Within some units of the last place on a chip; here, as in the emulator, what the C library says.
         "ex2.approx.ftz.f32" => lanes!(a: f32 => flushed(flushed(a).exp2())),
@@ -212,6 +214,9 @@ fn convert(opcode: &str) -> Option<(usize, Form)> {
         "cvt.rzi.s32.f32" => lanes!(a: f32 => a as i32),
         "cvt.rzi.u32.f32" => lanes!(a: f32 => a as u32),
         "cvt.f64.f32" => lanes!(a: f32 => f64::from(a)),
+        "cvt.rn.f64.s32" => lanes!(a: i32 => f64::from(a)),
+        "cvt.rn.f64.u32" => lanes!(a: u32 => f64::from(a)),
+        "cvt.rzi.u64.f64" => lanes!(a: f64 => a as u64),
         "cvt.rn.f32.f64" => lanes!(a: f64 => a as f32),
         // The first operand becomes the upper half.
         "cvt.rn.bf16x2.f32" => lanes!(hi: f32, lo: f32 => u32::from(to_bf16(hi)) << 16 | u32::from(to_bf16(lo))),
@@ -287,8 +292,8 @@ fn to_bf16(x: f32) -> u16 {
 }
 
 /// `bfi`: the low `count` bits of `a` at place `at` of `b`.
-fn insert(a: u32, b: u32, at: u32, count: u32) -> u32 {
-    let ones = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
+fn insert(a: u64, b: u64, at: u32, count: u32) -> u64 {
+    let ones = if count >= 64 { u64::MAX } else { (1 << count) - 1 };
     let mask = ones.checked_shl(at).unwrap_or(0);
     b & !mask | a.checked_shl(at).unwrap_or(0) & mask
 }

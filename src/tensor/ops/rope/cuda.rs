@@ -27,6 +27,11 @@ impl DeviceAngles {
     pub fn of(table: Buffer, half: usize) -> Self {
         Self { tokens: table.len() / (2 * half), table, half }
     }
+
+    /// The table, for kernels that turn on the way.
+    pub fn table(&self) -> &Buffer {
+        &self.table
+    }
 }
 
 /// Turns every head of x `[T, heads * d]` bf16 in place.

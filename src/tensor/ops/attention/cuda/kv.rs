@@ -3,12 +3,16 @@
 use crate::Result;
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
 use crate::tensor::ops::attention::Heads;
+use crate::tensor::ops::rope::cuda::DeviceAngles;
 use crate::tensor::plan::{PageCopy, TILE};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The page of a row whose key and value are not written: it only fills a batch of fixed size (`NOWHERE` of the kernel).
 pub const NOWHERE: u32 = u32::MAX;
+
+/// Warps of a block that turns and writes, each with a head (`WARPS` of the kernel).
+const HEADS_OF_BLOCK: usize = 4;
 
 /// Keys and values of one layer on a device: each `[pages, H_kv, TILE, d]` bf16.
 #[derive(Debug)]
@@ -17,6 +21,17 @@ pub struct DeviceKv {
     pub(super) pages: usize,
     pub(super) keys: Buffer,
     pub(super) values: Buffer,
+}
+
+/// The per-head norms of q and k, `[d]` bf16 each.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// Of q.
+    pub q: &'a Buffer,
+    /// Of k.
+    pub k: &'a Buffer,
+    /// What is added to the mean of the squares.
+    pub eps: f32,
 }
 
 /// A batch's page copies on the device. Those of one level do not depend on each other; the next level copies what they made.
@@ -85,6 +100,14 @@ impl DeviceKv {
         self.keys.gpu()
     }
 
+    /// All keys and all values, as they lie.
+    ///
+    /// # Errors
+    /// If the device failed, or there is a number that was never written (on the emulator).
+    pub fn numbers(&self) -> Result<[Vec<f32>; 2]> {
+        Ok([self.keys.to_f32()?, self.values.to_f32()?])
+    }
+
     /// Elements of the keys, and of the values.
     pub(super) fn len(&self) -> usize {
         self.pages * self.heads.num_kv_heads * TILE * self.heads.head_dim
@@ -109,6 +132,46 @@ impl DeviceKv {
             .input("slots", slots, DType::U32, 2 * tokens)
             .dim("kv_heads", self.heads.num_kv_heads)
             .dim("dim", self.heads.head_dim)
+            .run()
+    }
+
+    /// All between the products q `[T, H * d]`, k and v `[T, H_kv * d]` bf16 and attention in one launch: the per-head norms of q and k, where there are
+    /// any, their turns by the tokens' angles, q's in place, and [`DeviceKv::write`]. The same bits as one by one.
+    ///
+    /// # Errors
+    /// If a buffer does not fit, or the device failed.
+    pub fn turn_and_write(
+        &mut self,
+        q: &mut Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        norms: Option<HeadNorms<'_>>,
+        angles: &DeviceAngles,
+        slots: &Buffer,
+    ) -> Result<()> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let (tokens, width, len) = (slots.len() / 2, num_kv_heads * head_dim, self.len());
+        if tokens == 0 {
+            return Ok(());
+        }
+        let gpu = self.keys.gpu().clone();
+        let kernel = Kernel { source: Source::QKV, name: "qkv_bf16" };
+        let grid = [(tokens * (num_heads + 2 * num_kv_heads)).div_ceil(HEADS_OF_BLOCK), 1, 1];
+        Launch::new(&gpu, kernel, grid, [32 * HEADS_OF_BLOCK, 1, 1], 0)
+            .output("q", q, DType::Bf16, tokens * num_heads * head_dim)
+            .output("keys", &mut self.keys, DType::Bf16, len)
+            .output("values", &mut self.values, DType::Bf16, len)
+            .input("k", k, DType::Bf16, tokens * width)
+            .input("v", v, DType::Bf16, tokens * width)
+            .optional_input("the norm of q", norms.map(|n| n.q), DType::Bf16, head_dim)
+            .optional_input("the norm of k", norms.map(|n| n.k), DType::Bf16, head_dim)
+            .input("angles", angles.table(), DType::F32, tokens * head_dim)
+            .input("slots", slots, DType::U32, 2 * tokens)
+            .dim("tokens", tokens)
+            .dim("heads", num_heads)
+            .dim("kv_heads", num_kv_heads)
+            .dim("dim", head_dim)
+            .f32(norms.map_or(0.0, |n| n.eps))
             .run()
     }
 

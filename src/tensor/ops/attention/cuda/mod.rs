@@ -1,5 +1,5 @@
-//! Attention on a CUDA device: launches of `kernels/attention.cu`, `kernels/attention_bwd.cu` and `kernels/kv_pages.cu`, which have the equations, the shapes and the order
-//! of every sum.
+//! Attention on a CUDA device: launches of `kernels/attention.cu`, `kernels/attention_bwd.cu`, `kernels/kv_pages.cu` and `kernels/qkv.cu`, which have the
+//! equations, the shapes and the order of every sum.
 //!
 //! q, k, v, o are bf16, sums are f32; o is rounded once, and so are the exponentials before they meet the values. What a token attends to,
 //! and in which order, is the processor's: the same pages, on the same grid of absolute positions. On the device the state is also merged
@@ -13,7 +13,7 @@ pub mod work;
 
 pub use backward::{BackwardWork, Passes, backward, most_sums};
 pub use forward::forward;
-pub use kv::{DeviceKv, NOWHERE, PageCopies};
+pub use kv::{DeviceKv, HeadNorms, NOWHERE, PageCopies};
 pub use work::{DecodeTables, Work};
 
 use crate::tensor::ops::attention::Heads;

@@ -4,9 +4,13 @@
 //! Operands are bf16 and rows lie as Hugging Face has them: x `[M, K]`, w `[N, K]`, y `[M, N]`. Outputs are rounded once, after the adapter's
 //! term and the bias; gradients of weights are f32 and added to. A row of y or dx has the same bits whatever M is.
 
+mod few;
 pub mod hopper;
 
+pub use few::ROWS as FEW_ROWS;
+
 use crate::tensor::cuda::{Buffer, DType, Gpu, Kernel, Launch, Source};
+use crate::tensor::ops::swiglu;
 use crate::tensor::plan::K_CHUNK;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -16,27 +20,6 @@ use std::sync::Arc;
 const SIDE: usize = 128;
 /// Three stages of two tiles of 128 x 64 bf16.
 const SHARED: usize = 3 * 2 * SIDE * K_CHUNK * 2;
-/// Stages of a tile's operands there (`STAGES` of the kernel), 64 terms each.
-const STAGES_OF_FEW: usize = 8;
-
-/// A tile of outputs of `kernels/linear_few.cu`.
-struct FewTile {
-    name: &'static str,
-    rows: usize,
-    columns: usize,
-}
-
-impl FewTile {
-    /// The tile for a product `[m, n]`; none where larger ones have work for all of the chip. Not tuned on one yet.
-    fn of(m: usize, n: usize) -> Option<Self> {
-        match m {
-            0..=16 => Some(Self { name: "linear_few_16x16", rows: 16, columns: 16 }),
-            _ if m <= 256 || n <= NARROW => Some(Self { name: "linear_few_64x32", rows: 64, columns: 32 }),
-            _ => None,
-        }
-    }
-}
-
 /// Outputs of a product that larger tiles would mostly miss, as an adapter's has.
 const NARROW: usize = 64;
 
@@ -76,6 +59,25 @@ pub struct LowRank<'a> {
     pub scale: f32,
 }
 
+/// A layer y = bf16(x w' + scale low b' + bias).
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// `[N, K]`.
+    pub w: &'a Buffer,
+    /// `[N]`.
+    pub bias: Option<&'a Buffer>,
+    /// The adapter's term.
+    pub adapter: Option<LowRank<'a>>,
+    /// N; a multiple of 8.
+    pub n: usize,
+}
+
+impl Layer<'_> {
+    fn check(&self, m: usize, k: usize) -> Result<()> {
+        Shape { m, n: self.n, k }.check(self.adapter.map_or(0, |a| a.rank))
+    }
+}
+
 /// y = bf16(x w' + scale low b' + bias).
 ///
 /// # Errors
@@ -88,26 +90,53 @@ pub fn forward(
     adapter: Option<LowRank<'_>>,
     shape: Shape,
 ) -> Result<Buffer> {
-    let Shape { m, n, k } = shape;
-    shape.check(adapter.map_or(0, |a| a.rank))?;
+    let mut outputs = forward_many(gpu, x, &[Layer { w, bias, adapter, n: shape.n }], shape.m, shape.k)?;
+    Ok(outputs.pop().expect("an output for the layer"))
+}
+
+/// The outputs of several layers of the same x `[m, k]`: the bits of [`forward`], and, of few rows, three in one launch.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_many(gpu: &Arc<Gpu>, x: &Buffer, layers: &[Layer<'_>], m: usize, k: usize) -> Result<Vec<Buffer>> {
+    layers.iter().try_for_each(|l| l.check(m, k))?;
+    let widest = layers.iter().map(|l| l.n).max().unwrap_or(0);
+    match few::Tile::of(m, widest) {
+        Some(tile) => few::forward(gpu, tile, x, layers, m, k),
+        None => layers.iter().map(|l| forward_tiled(gpu, x, l, m, k)).collect(),
+    }
+}
+
+/// silu(gate) * up for two layers of the same x `[m, k]`, each rounded: the bits of [`forward`] and [`swiglu::cuda::forward`], and, of few rows, one
+/// launch.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Panics
+/// If the layers have other numbers of outputs.
+pub fn forward_swiglu(gpu: &Arc<Gpu>, x: &Buffer, gate: &Layer<'_>, up: &Layer<'_>, m: usize, k: usize) -> Result<Buffer> {
+    assert_eq!(gate.n, up.n, "a gate for each output");
+    [gate, up].iter().try_for_each(|l| l.check(m, k))?;
+    match few::Tile::of(m, gate.n) {
+        Some(tile) => few::swiglu(gpu, tile, x, [gate, up], m, k),
+        None => swiglu::cuda::forward(gpu, &forward_tiled(gpu, x, gate, m, k)?, &forward_tiled(gpu, x, up, m, k)?),
+    }
+}
+
+/// A layer by tiles for many rows.
+fn forward_tiled(gpu: &Arc<Gpu>, x: &Buffer, layer: &Layer<'_>, m: usize, k: usize) -> Result<Buffer> {
+    let &Layer { w, bias, adapter, n } = layer;
+    let shape = Shape { m, n, k };
     let mut y = Buffer::uninit(gpu, DType::Bf16, m * n)?;
     if m * n == 0 {
         return Ok(y);
     }
-    let few = FewTile::of(m, n);
-    if few.is_none() && takes_wgmma(gpu)? {
+    if takes_wgmma(gpu)? {
         hopper::forward(gpu, &mut y, x, w, bias, adapter, shape).run()?;
         return Ok(y);
     }
-    let launch = match few {
-        None => launch(gpu, "linear_fwd_bf16", m, n),
-        Some(FewTile { name, rows, columns }) => {
-            let shared = STAGES_OF_FEW * (rows + columns) * K_CHUNK * 2;
-            let grid = [n.div_ceil(columns), m.div_ceil(rows), 1];
-            Launch::new(gpu, Kernel { source: Source::LINEAR_FEW, name }, grid, [2 * columns, 1, 1], shared)
-        }
-    };
-    let launch = launch
+    let launch = launch(gpu, "linear_fwd_bf16", m, n)
         .output("y", &mut y, DType::Bf16, m * n)
         .input("x", x, DType::Bf16, m * k)
         .input("w", w, DType::Bf16, n * k)
