@@ -153,6 +153,7 @@ __device__ __forceinline__ void split(float *parts, float *states, const Argumen
   attention_split_d##D(float *__restrict__ parts, float *__restrict__ states, const bf16 *__restrict__ q, const bf16 *__restrict__ keys,  \
                        const bf16 *__restrict__ values, const u32 *__restrict__ positions, const u32 *__restrict__ items,                 \
                        const u32 *__restrict__ rows, const u32 *__restrict__ pages, i32 heads, i32 kv_heads, float scale_log2) {          \
+    ptx::begin_after_earlier_launches(q, keys, values);                                                                                    \
     attention::split<D>(parts, states, {q, keys, values, positions, items, rows, pages, heads, kv_heads, scale_log2});                    \
   }                                                                                                                                       \
   SORFT_EXPORT(attention_split_d##D)
@@ -166,6 +167,7 @@ ATTENTION_FORWARD(128)
 extern "C" __global__ void __launch_bounds__(64)
 attention_merge(bf16 *__restrict__ o, float *__restrict__ lse, const float *__restrict__ parts, const float *__restrict__ states,
                 const u32 *__restrict__ order, const u32 *__restrict__ starts, i32 heads, float scale_log2) {
+  ptx::begin_after_earlier_launches(parts, states);
   const i64 token = blockIdx.x, head = blockIdx.y, width = 2 * blockDim.x, column = 2 * threadIdx.x;
   const u32 first = starts[token], end = starts[token + 1];
   float max = 0.0f, sum = 0.0f;

@@ -86,6 +86,7 @@ SORFT_EXPORT(head_fwd_bf16)
 // The sums of chunks of 2048 columns: a thread for each row and chunk. Grid: ceil(rows * chunks / 128).
 extern "C" __global__ void __launch_bounds__(128)
 head_chunk_sums_f32(float *__restrict__ sums, const float *__restrict__ parts, i32 rows, i32 chunks, i32 tiles) {
+  ptx::begin_after_earlier_launches(parts);
   const i64 at = (i64)blockIdx.x * 128 + threadIdx.x;
   if (at >= (i64)rows * chunks) return;
   const i64 row = at / chunks;

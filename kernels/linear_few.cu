@@ -8,7 +8,8 @@
 // null; a part that is not there has N = 0. K, N and R are multiples of 8.
 //
 // Order of sums: linear.cu's, the same bits, and those of separate launches. A tile is 16 rows of x by 16 of w for one warp (up to 16 rows), or 64 by 32
-// for two: what bounds few rows is reading w, so a block has seven chunks of 64 terms on the way at any time. For SwiGLU the rows of w are eight of the
+// for two: what bounds few rows is reading w, so a block has seven chunks of 64 terms on the way at any time, and the first of w before the launches
+// before this one have ended. For SwiGLU the rows of w are eight of the
 // gate's and the same eight of up's by turns, so that a lane has both sums of an output. Bytes: 2 N K for all w, and 2 M K for each column of tiles.
 // Floors at 4.3 TB/s, K = 896: q, k and v of 1152 outputs 0.5 us, gate and up of 4864 each 4.1 us. Not measured on a chip yet.
 #include "sorft.cuh"
@@ -81,21 +82,26 @@ template <int ROWS, int COLUMNS, Half HALF, class From>
 __device__ __forceinline__ void add_product(Sums<ROWS> &sum, bf16 *shared, const Rows &a, const From &b, int terms) {
   constexpr int THREADS = 2 * COLUMNS, STAGE = (ROWS + COLUMNS) * CHUNK;
   const int chunks = (terms + CHUNK - 1) / CHUNK, warp = threadIdx.x / 32;
-  const auto copy = [&](int c) {
-    if (c < chunks) {
-      bf16 *stage = shared + c % STAGES * STAGE;
-      copy_rows<ROWS, THREADS>(stage, a, c * CHUNK, terms);
-      copy_rows<COLUMNS, THREADS>(stage + ROWS * CHUNK, b, c * CHUNK, terms);
-    }
+  Rows left = a;
+  const auto copy_left = [&](int c) {
+    if (c < chunks) copy_rows<ROWS, THREADS>(shared + c % STAGES * STAGE, left, c * CHUNK, terms);
     ptx::cp_async_commit();  // also of nothing, so that groups are counted in chunks
   };
+  const auto copy_right = [&](int c) {
+    if (c < chunks) copy_rows<COLUMNS, THREADS>(shared + c % STAGES * STAGE + ROWS * CHUNK, b, c * CHUNK, terms);
+  };
   __syncthreads();  // an earlier product has left the stages
+  // Weights are on the way while earlier launches still work on what they are multiplied with.
   SORFT_UNROLL
-  for (int c = 0; c < STAGES - 1; c++) copy(c);
+  for (int c = 0; c < STAGES - 1; c++) copy_right(c);
+  ptx::wait_for_earlier_launches(left.o.numbers);
+  SORFT_UNROLL
+  for (int c = 0; c < STAGES - 1; c++) copy_left(c);
   for (int c = 0; c < chunks; c++) {
     ptx::cp_async_wait<STAGES - 2>();
     __syncthreads();  // chunk c has landed for all, and all have left the stage that is filled next
-    copy(c + STAGES - 1);
+    copy_right(c + STAGES - 1);
+    copy_left(c + STAGES - 1);
     const bf16 *stage = shared + c % STAGES * STAGE;
     SORFT_UNROLL
     for (int k = 0; k < CHUNK / 16; k++) {
@@ -160,6 +166,7 @@ __device__ __forceinline__ Part own_part(const Part &a, const Part &b, const Par
 template <int ROWS, int COLUMNS>
 __device__ __forceinline__ void forward(const bf16 *x, int m, int k, const Part &part, int column) {
   SORFT_DYN_SMEM(bf16, shared);
+  ptx::let_next_begin();
   const int row = (int)blockIdx.y * ROWS, n = part.n;
   const Layer &l = part.layer;
   Sums<ROWS> sum;
@@ -180,6 +187,7 @@ __device__ __forceinline__ void forward(const bf16 *x, int m, int k, const Part 
 template <int ROWS, int COLUMNS>
 __device__ __forceinline__ void forward_swiglu(bf16 *y, const bf16 *x, int m, int n, int k, const Layer &gate, const Layer &up) {
   SORFT_DYN_SMEM(bf16, shared);
+  ptx::let_next_begin();
   const int row = (int)blockIdx.y * ROWS, column = (int)blockIdx.x * (COLUMNS / 2);
   Sums<ROWS> sum;
   SORFT_UNROLL

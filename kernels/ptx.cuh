@@ -130,4 +130,41 @@ __device__ __forceinline__ void wait_for(const u32 *number, u32 least) {
 #endif
 }
 
+// griddepcontrol.launch_dependents: as far as this block is concerned, the launch that follows may begin, where it was launched to do so (Launch::waits).
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Loads by this pointer stay behind the assembly before it: a compiler may move those of numbers that the kernel only reads past anything else.
+template <class Pointer>
+__device__ __forceinline__ void hold(Pointer &p) {
+#if !defined(SORFT_EMULATOR)
+  // As an address of global memory, or what is known of the pointer would be lost.
+  size_t address = __cvta_generic_to_global(p);
+  asm volatile("" : "+l"(address)::"memory");
+  p = static_cast<Pointer>(__cvta_global_to_generic(address));
+#endif
+}
+
+// griddepcontrol.wait: the launches before this one have ended, and what they wrote is there. Until then only what none of them writes may be read. The
+// pointers are those to what they write.
+template <class... Pointer>
+__device__ __forceinline__ void wait_for_earlier_launches(Pointer &...written) {
+#if defined(SORFT_EMULATOR)
+  emu::wait_for_earlier_launches();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  (hold(written), ...);
+}
+
+// For a kernel that has nothing to do before.
+template <class... Pointer>
+__device__ __forceinline__ void begin_after_earlier_launches(Pointer &...written) {
+  let_next_begin();
+  wait_for_earlier_launches(written...);
+}
+
 }  // namespace ptx

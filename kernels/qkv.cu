@@ -55,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(128)
 qkv_bf16(bf16 *q, bf16 *__restrict__ keys, bf16 *__restrict__ values, const bf16 *__restrict__ k, const bf16 *__restrict__ v,
          const bf16 *__restrict__ w_q, const bf16 *__restrict__ w_k, const float *__restrict__ angles, const u32 *__restrict__ slots,
          i32 tokens, i32 heads, i32 kv_heads, i32 dim, float eps) {
+  ptx::begin_after_earlier_launches(q, k, v);
   const i64 unit = (i64)blockIdx.x * qkv::WARPS + threadIdx.x / 32, token = unit / (heads + 2 * kv_heads);
   if (token >= tokens) return;  // a whole warp
   const int head = (int)(unit % (heads + 2 * kv_heads)), kv_head = (head - heads) % kv_heads, first = threadIdx.x % 32 * VEC;

@@ -109,6 +109,7 @@ __device__ __forceinline__ void backward_dx(bf16 *dx, const bf16 *dy, const bf16
 extern "C" __global__ void __launch_bounds__(128)
 rmsnorm_fwd_bf16_warp(bf16 *__restrict__ y, float *__restrict__ rstd, bf16 *h, const bf16 *__restrict__ x, const bf16 *__restrict__ residual,
                       const bf16 *__restrict__ w, i32 rows, i32 cols, float eps) {
+  ptx::begin_after_earlier_launches(x, residual);
   rmsnorm::forward<32>(y, rstd, h, x, residual, w, rows, cols, eps);
 }
 SORFT_EXPORT(rmsnorm_fwd_bf16_warp)
@@ -117,6 +118,7 @@ SORFT_EXPORT(rmsnorm_fwd_bf16_warp)
 extern "C" __global__ void __launch_bounds__(256)
 rmsnorm_fwd_bf16_block(bf16 *__restrict__ y, float *__restrict__ rstd, bf16 *h, const bf16 *__restrict__ x, const bf16 *__restrict__ residual,
                        const bf16 *__restrict__ w, i32 rows, i32 cols, float eps) {
+  ptx::begin_after_earlier_launches(x, residual);
   rmsnorm::forward<rmsnorm::BLOCK>(y, rstd, h, x, residual, w, rows, cols, eps);
 }
 SORFT_EXPORT(rmsnorm_fwd_bf16_block)

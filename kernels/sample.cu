@@ -295,6 +295,7 @@ sample_f32(double *__restrict__ picks, const float *__restrict__ logits, const f
   SORFT_SMEM(Best, best, WARPS);
   SORFT_SMEM(double, told, 2);
   SORFT_SMEM(int, chosen, 1);
+  ptx::begin_after_earlier_launches(logits, sums);
   const i64 row = blockIdx.x;
   const Draw d(draws, row);
   if (d.filtered()) return;
@@ -338,6 +339,7 @@ sample_filtered_f32(double *__restrict__ picks, const float *__restrict__ logits
   SORFT_SMEM(Cut, cut, 1);
   SORFT_SMEM(double, told, 1);
   SORFT_SMEM(u32, found, 1);
+  ptx::begin_after_earlier_launches(logits, sums);
   const i64 row = blockIdx.x;
   const Draw d(draws, row);
   if (!d.filtered()) return;

@@ -9,7 +9,7 @@
 
 namespace emu {
 
-constexpr uint32_t ABI_VERSION = 2;
+constexpr uint32_t ABI_VERSION = 3;
 
 struct Device;
 
@@ -28,6 +28,7 @@ struct Launch {
   uint32_t shared_bytes;
   uint32_t arguments;  // how many
   uint32_t cluster;    // blocks of a cluster, neighbours along x; 1: none
+  uint32_t early;      // 1: may begin before the launches before it have ended, back to the last one that may not
   uint64_t pointers;   // bit i: argument i is a pointer
 };
 

@@ -70,6 +70,7 @@ enum class AtomicType { I32, U32, U64, F32 };
 uint64_t atomic(void *address, AtomicType type, AtomicOp op, uint64_t operand, uint64_t compare);
 void add_release(uint32_t *number, uint32_t more);
 void wait_for(const uint32_t *number, uint32_t least);
+void wait_for_earlier_launches();
 
 // ---- tensor cores (tensor.cpp): a whole warp together; each lane gets and gives its fragment
 void load_matrices(uint32_t (&out)[4], const void *row, bool transposed);

@@ -76,6 +76,7 @@ struct Thread {
   std::vector<PendingProduct> products;           // oldest first
   std::vector<uint32_t> product_groups;           // how many of them each commit closed
   bool products_fenced = false;
+  bool waited = false;  // for earlier launches
 
   uint32_t who() const;
 };
@@ -107,6 +108,7 @@ struct Block {
   uint32_t rank = 0;  // in it
   uint32_t linear = 0;
   Dim3 index = {};
+  bool waited = false;  // one of its threads, for earlier launches
   uint32_t live = 0;     // threads that have not ended
   uint32_t arrived = 0;  // threads that wait in the block's barrier
   Reduce reduce = Reduce::None;
@@ -190,6 +192,7 @@ class Engine {
   void end_thread();
   void switch_away();
   void access_shared(Thread &thread, Block &block, uintptr_t address, size_t bytes, Access access, uint32_t pc);
+  void check_begun(const Cell &cell, Access access, uint32_t pc, const Buffer &buffer, uintptr_t address);
   void access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc);
   template <class Each>
   void each_cell(const void *address, size_t bytes, const Each &each);

@@ -193,6 +193,9 @@ void Engine::end_thread() {
     fail(format("divergent cluster: %s ends while %u threads are in barrier.cluster", name(thread).c_str(), block.cluster->arrived) + deadlock());
   thread.warp->exited |= 1u << thread.lane;
   block_ended_ = --block.live == 0;
+  if (block_ended_ && launch.early && !block.waited)
+    fail(format("too early: no thread of block (%u,%u,%u) has come to griddepcontrol.wait: who waits for this launch would not wait for those before it",
+                block.index.x, block.index.y, block.index.z));
   if (block_ended_) end_block(block);
   for (;;) switch_away();
 }
@@ -215,6 +218,7 @@ void Engine::start_block(Block &block, uint32_t linear, uint32_t slot) {
   block.index = unflatten(linear, launch.grid);
   block.live = block_size;
   block.arrived = 0;
+  block.waited = false;
   block.threads = std::vector<Thread>(block_size);
   block.warps = std::vector<Warp>((block_size + 31) / 32);
   block.mbarriers.clear();
@@ -267,6 +271,7 @@ bool Engine::run(Stats &out) {
     for (uint32_t i = total; i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
 
   device.launches++;
+  if (!launch.early) device.unordered_from = device.launches;
   engine = this;
   uint32_t next = 0;
   const uint32_t resident = std::min(std::max(options.resident / launch.cluster, 1u), total);

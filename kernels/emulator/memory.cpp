@@ -112,7 +112,11 @@ void Engine::set_in_flight(const void *address, uint32_t bytes) {
 }
 
 void Engine::land_copy(const void *address, uint32_t bytes, const Thread &thread, uint32_t pc) {
-  if (options.check) each_cell(address, bytes, [&](Cell &cell) { races.land(cell, thread, pc); });
+  if (!options.check) return;
+  each_cell(address, bytes, [&](Cell &cell) {
+    races.land(cell, thread, pc);
+    cell.wrote_in = device.launches;
+  });
 }
 
 void Engine::set_leaving(Block &block, const void *address, uint32_t bytes, int more) {
@@ -150,6 +154,16 @@ std::string Engine::place_in(const Buffer &buffer, uintptr_t address) const {
   return name(buffer) + format(" byte %#zx", (size_t)(address - buffer.begin));
 }
 
+// A launch that begins early has, until it waits, only what no launch that may still run writes.
+void Engine::check_begun(const Cell &cell, Access access, uint32_t pc, const Buffer &buffer, uintptr_t address) {
+  if (!launch.early || current().waited || (access == Access::Read && cell.wrote_in < device.unordered_from)) return;
+  const bool reads = access == Access::Read;
+  fail(format("too early: %s %s%s before griddepcontrol.wait, by %s at %s", reads ? "read of" : "write to", place_in(buffer, address).c_str(),
+              reads ? ", which an earlier launch writes," : "", name(current()).c_str(), at(pc).c_str()));
+}
+
+void wait_for_earlier_launches() { engine->current().waited = engine->current().block->waited = true; }
+
 void Engine::access_global(uintptr_t address, size_t bytes, Access access, uint32_t pc) {
   Buffer *buffer = last_buffer_;
   if (!buffer || address < buffer->begin || address >= buffer->end) buffer = last_buffer_ = device.at_or_below(address);
@@ -169,10 +183,14 @@ void Engine::access_global(uintptr_t address, size_t bytes, Access access, uint3
     Cell &cell = buffer->cells[i];
     if (cell.launch != device.launches) {
       const bool written = cell.written;
+      const uint32_t wrote_in = cell.wrote_in;
       cell = Cell();
       cell.written = written;
+      cell.wrote_in = wrote_in;
       cell.launch = device.launches;
     }
+    check_begun(cell, access, pc, *buffer, address);
+    if (access != Access::Read) cell.wrote_in = device.launches;
     races.touch(cell, current(), access, pc, [&] { return place_in(*buffer, buffer->begin + i * grain); });
   }
 }

@@ -26,6 +26,7 @@ struct Device {
   std::vector<std::unique_ptr<Buffer>> buffers;  // by address
   std::string error;
   uint32_t launches = 0;
+  uint32_t unordered_from = 0;  // the first launch that one which begins early need not come after
 
   // The buffer with the greatest start at or below `address`, or null: the one that holds it, or that it runs past.
   Buffer *at_or_below(uintptr_t address) const;

@@ -35,6 +35,7 @@ struct Stamp {
 struct Cell {
   Stamp write, read, far_read;  // the last write; a read since; the last read since by another block than `read`'s
   uint32_t launch = 0;          // stamps of an earlier launch mean nothing: launches are ordered
+  uint32_t wrote_in = 0;        // the launch of the last write by a kernel
   uint32_t readers = 0;         // if not 0, `read`'s block has read with several threads: ReaderSets index + 1
   bool written = false;         // ever, by the host or a kernel
   bool atomic = false;          // the last write was an atomic

@@ -247,10 +247,27 @@ fn recorded_launches_become_a_graph() {
     let text = expect_success(run_on("gpu", folder.path(), CASE));
     let said: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("stand-in driver: ").or(l.strip_prefix("gpu: "))).collect();
     let graph = "launches a graph";
-    let want =
-        ["step 0", "begins a capture", "ends a capture of 2 launches", "instantiates", graph, "step 1", graph, "step 2", graph, "step 3"];
+    let want = [
+        "step 0",
+        "begins a capture",
+        "ends a capture of 2 launches, 1 of them early",
+        "instantiates",
+        graph,
+        "step 1",
+        graph,
+        "step 2",
+        graph,
+        "step 3",
+    ];
     assert_eq!(sorted_streams(&said), sorted_streams(&want), "{text}");
     assert!(text.contains("all released"), "{text}");
+    // A driver that refuses them early is given them as they are.
+    let text = expect_success(run_on("no_early", folder.path(), CASE));
+    assert!(
+        text.contains("ends a capture of 1 launches, 0 of them early") && text.contains("ends a capture of 2 launches, 0 of them early"),
+        "{text}"
+    );
+    assert!(text.contains(graph) && text.contains("all released"), "{text}");
     for (machine, _) in &refusals[..3] {
         let text = expect_success(run_on(machine, folder.path(), CASE));
         assert!(!text.contains("launches a graph") && text.contains("all released"), "{text}");

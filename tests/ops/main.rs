@@ -36,6 +36,7 @@ mod cuda_checker;
 mod cuda_checker_hopper;
 mod cuda_conformance;
 mod cuda_driver;
+mod cuda_early;
 mod cuda_elementwise;
 mod cuda_few;
 mod cuda_launch;

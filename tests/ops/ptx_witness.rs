@@ -200,7 +200,9 @@ fn the_ptx_is_the_same_for_ampere_and_hopper() {
     for source in Source::ALL.into_iter().filter(|s| !witness::FOR_HOPPER.contains(&s.file)) {
         let body = |architecture| {
             let ptx = witness::compiled(source, architecture).unwrap_or_else(|e| panic!("{e}")).ptx.clone();
-            ptx.lines().filter(|l| !l.starts_with(".target ")).collect::<Vec<_>>().join("\n")
+            // Launches wait for one another by an instruction that Ampere lacks; it computes nothing.
+            let own = ["griddepcontrol.", "//", ".target "];
+            ptx.lines().filter(|l| !own.iter().any(|begin| l.trim_start().starts_with(begin))).collect::<Vec<_>>().join("\n")
         };
         let want = body(ARCHITECTURE);
         assert!(want.contains(".visible .entry"), "{} has kernels", source.file);

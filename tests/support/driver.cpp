@@ -7,7 +7,7 @@
 //
 // SORFT_STANDIN names the machine: `gpu`, `no_device`, `turing` (compute capability 7.5), `cuda11` (a driver older than the compiler),
 // `no_pools` (no stream-ordered allocation), `no_memory`, `no_pinned` (no page-locked memory), `no_compiler` (NVRTC fails on everything),
-// `no_capture`, `broken_capture`, `no_instantiate` (which step on the way to a graph fails). Compiled with OLD_DRIVER it lacks a function, with
+// `no_capture`, `broken_capture`, `no_instantiate` (which step on the way to a graph fails), `no_early` (no launch of a graph begins early). Compiled with OLD_DRIVER it lacks a function, with
 // OLD_GRAPHS one that graphs take.
 #include <dlfcn.h>
 
@@ -223,7 +223,9 @@ int cuStreamBeginCapture_v2(void *stream, int mode) {
 int cuStreamEndCapture(void *stream, void **graph) {
   ONE_AT_A_TIME;
   if (!capturing || stream != capturing) return INVALID_VALUE;
-  fprintf(stderr, "stand-in driver: ends a capture of %zu launches\n", capturing->captured.size());
+  size_t early = 0;
+  for (const Call &call : capturing->captured) early += call.launch.early;
+  fprintf(stderr, "stand-in driver: ends a capture of %zu launches, %zu of them early\n", capturing->captured.size(), early);
   Graph *made = new Graph{std::move(capturing->captured)};
   capturing->captures = false;
   capturing = nullptr;
@@ -385,15 +387,15 @@ int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address
   memcpy(map, words, sizeof(words));
   return SUCCESS;
 }
-int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
-                   void **arguments, void **extra) {
+int launch(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream, void **arguments,
+           void **extra, bool early) {
   ONE_AT_A_TIME;
   const bool captured = capturing && stream == capturing;
   const int result = captured ? SUCCESS : usable(stream);
   if (result) return result;
   const Function &kernel = *static_cast<Function *>(function);
   if (extra || static_cast<int>(shared) > kernel.shared_limit) return INVALID_VALUE;
-  Call call{kernel.entry, {{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.cluster, kernel.pointers}, {}};
+  Call call{kernel.entry, {{gx, gy, gz}, {bx, by, bz}, shared, kernel.arguments, kernel.cluster, early, kernel.pointers}, {}};
   for (uint32_t i = 0; i < kernel.arguments; i++) {
     const uint8_t *value = static_cast<const uint8_t *>(arguments[i]);
     call.arguments.emplace_back(value, value + kernel.sizes[i]);
@@ -401,6 +403,29 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (captured) capturing->captured.push_back(std::move(call));
   else queued.push_back([call] { return run(call); });
   return SUCCESS;
+}
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                   void **arguments, void **extra) {
+  return launch(function, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra, false);
+}
+struct Attribute {
+  int id;
+  char pad[4];
+  union {
+    char all[64];
+    int number;
+  };
+};
+struct Config {
+  unsigned gx, gy, gz, bx, by, bz, shared;
+  void *stream;
+  const Attribute *attributes;
+  unsigned count;
+};
+// Of its attributes only programmaticStreamSerializationAllowed.
+int cuLaunchKernelEx(const Config *c, void *function, void **arguments, void **extra) {
+  if (machine("no_early") || c->count != 1 || c->attributes[0].id != 6 || c->attributes[0].number != 1) return INVALID_VALUE;
+  return launch(function, c->gx, c->gy, c->gz, c->bx, c->by, c->bz, c->shared, c->stream, arguments, extra, true);
 }
 
 // ---- the compiler: a "CUBIN" that the driver above takes

@@ -61,7 +61,7 @@ pub struct EmulationStats {
 }
 
 /// `emu::ABI_VERSION` of `kernels/emulator/api.hpp`, which declares all that follows.
-const ABI_VERSION: u32 = 2;
+const ABI_VERSION: u32 = 3;
 
 /// `TileMap::MAGIC` there.
 const TILE_MAP_MAGIC: u64 = 0x7061_6d20_656c_6974;
@@ -82,6 +82,7 @@ struct RawLaunch {
     shared_bytes: u32,
     arguments: u32,
     cluster: u32,
+    early: u32,
     pointers: u64,
 }
 
@@ -250,8 +251,9 @@ impl Backend for Emulator {
         let (entry, cluster) = self.entry(kernel, signature)?;
         let is_pointer = |letters: &str| letters.len() == 2;
         let pointers = signature.split(' ').take(64).enumerate().map(|(i, letters)| u64::from(is_pointer(letters)) << i).sum();
-        let Geometry { grid, block, shared_bytes } = *geometry;
-        let launch = RawLaunch { grid, block, shared_bytes, arguments: arguments.len() as u32, cluster, pointers };
+        let Geometry { grid, block, shared_bytes, early } = *geometry;
+        let (arguments_count, early) = (arguments.len() as u32, u32::from(early));
+        let launch = RawLaunch { grid, block, shared_bytes, arguments: arguments_count, cluster, early, pointers };
         let Emulation { schedule, seed, check, preempt, resident, .. } = self.emulation;
         let options = RawOptions { seed, schedule: schedule as u32, check: u32::from(check), preempt, resident };
         let mut state = self.lock();

@@ -3,7 +3,8 @@
 //! A step of generation on a small model is a few hundred short kernels: queuing them one by one takes longer than running them. While a
 //! thread records ([`Graph::record`]), its launches are noted down instead of queued, and its buffers come from an [`Arena`], whose memory
 //! stays where it is; everything else (uploads, downloads) is an error. What changes from one step to the next lies in buffers that are
-//! uploaded before [`Graph::launch`]. The driver makes one graph of the list, on a stream of its own; on the emulator, or where the driver
+//! uploaded before [`Graph::launch`]. A launch whose kernel waits by itself may begin before those before it have ended
+//! (programmatic dependent launch; on Hopper and later). The driver makes one graph of the list, on a stream of its own; on the emulator, or where the driver
 //! refuses, the list is queued launch by launch: the same arguments, the same bits.
 
 use crate::tensor::cuda::Gpu;
@@ -140,10 +141,11 @@ impl Graph {
         let end = End(gpu);
         assert!(before.is_none(), "one recording at a time");
         let made = record();
-        let Recording { arena: used, calls, blocks, others, .. } = gpu.set_recording(None).expect("it was under way");
+        let Recording { arena: used, mut calls, blocks, others, .. } = gpu.set_recording(None).expect("it was under way");
         std::mem::forget(end); // it is ended
         *arena = used;
         let made = made?;
+        calls.iter_mut().skip(1).for_each(Call::follow);
         let (blocks, needs) = (blocks.into_values().collect(), others.into_values().collect());
         Ok((Self { gpu: gpu.clone(), calls, _arena: blocks, needs, launched: false, made: None }, made))
     }

@@ -27,6 +27,8 @@ pub struct Geometry {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Whether it may begin before the launches before it have ended: see [`Launch::waits`].
+    pub early: bool,
 }
 
 /// The value of one argument, as it lies in memory for the driver.
@@ -62,9 +64,15 @@ pub struct Call {
     pub geometry: Geometry,
     values: Vec<Value>,
     signature: String,
+    waits: bool,
 }
 
 impl Call {
+    /// Lets the launch begin early, behind another one of a graph, where its kernel waits by itself.
+    pub fn follow(&mut self) {
+        self.geometry.early = self.waits;
+    }
+
     /// Queues the launch.
     ///
     /// # Safety
@@ -101,6 +109,7 @@ pub struct Launch<'a> {
     signature: String,
     /// What the pointers point into.
     memory: Vec<Arc<Memory>>,
+    waits: bool,
     error: Option<Error>,
 }
 
@@ -108,7 +117,7 @@ impl<'a> Launch<'a> {
     /// A launch of `grid` blocks of `block` threads, with `shared_bytes` of dynamic shared memory a block.
     pub fn new(gpu: &'a Gpu, kernel: Kernel, grid: [usize; 3], block: [usize; 3], shared_bytes: usize) -> Self {
         let geometry = [grid[0], grid[1], grid[2], block[0], block[1], block[2], shared_bytes];
-        Self { gpu, kernel, geometry, values: Vec::new(), signature: String::new(), memory: Vec::new(), error: None }
+        Self { gpu, kernel, geometry, values: Vec::new(), signature: String::new(), memory: Vec::new(), waits: false, error: None }
     }
 
     /// A buffer that the kernel only reads, with at least `len` elements.
@@ -223,6 +232,13 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// The kernel waits by itself for the launches before it (`ptx::wait_for_earlier_launches`), and until then reads only what nobody else writes: in a
+    /// [`Graph`](super::Graph) it may begin while they still run.
+    pub fn waits(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+
     /// Queues the launch, or notes it down where this thread records a [`Graph`](super::Graph).
     ///
     /// # Errors
@@ -233,8 +249,8 @@ impl<'a> Launch<'a> {
             return Err(error);
         }
         let geometry = self.checked_geometry()?;
-        let Self { gpu, kernel, values, signature, memory, .. } = self;
-        gpu.queue(Call { kernel, geometry, values, signature }, &memory)
+        let Self { gpu, kernel, values, signature, memory, waits, .. } = self;
+        gpu.queue(Call { kernel, geometry, values, signature, waits }, &memory)
     }
 
     fn pointer(&mut self, access: char, name: &str, buffer: Option<&Buffer>, dtype: DType, len: usize) {
@@ -284,6 +300,7 @@ impl<'a> Launch<'a> {
             grid: [limit("grid.x", gx, 1, i32::MAX as usize)?, limit("grid.y", gy, 1, 65535)?, limit("grid.z", gz, 1, 65535)?],
             block: [limit("block.x", bx, 1, 1024)?, limit("block.y", by, 1, 1024)?, limit("block.z", bz, 1, 64)?],
             shared_bytes: limit("shared memory in bytes", shared, 0, self.gpu.info().shared_bytes_per_block)?,
+            early: false,
         })
     }
 }

@@ -108,6 +108,7 @@ fn launch_forward(
     }
     let (residual, h) = add.unzip();
     row_launch(gpu, "rmsnorm_fwd_bf16_warp", "rmsnorm_fwd_bf16_block", rows, cols)
+        .waits()
         .output("y", &mut y, DType::Bf16, rows * cols)
         .output("rstd", &mut rstd, DType::F32, rows)
         .optional_output("h", h, DType::Bf16, rows * cols)

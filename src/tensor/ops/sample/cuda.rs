@@ -65,6 +65,7 @@ pub fn queue(logits: &Logits, draws: &Buffer, filtered: bool) -> Result<Picks> {
     let mut picks = Buffer::uninit(&gpu, DType::F64, rows * NUMBERS)?;
     for name in ["sample_f32", "sample_filtered_f32"].into_iter().take(1 + usize::from(filtered)) {
         Launch::new(&gpu, Kernel { source: Source::SAMPLE, name }, [rows, 1, 1], [256, 1, 1], 0)
+            .waits()
             .output("picks", &mut picks, DType::F64, rows * NUMBERS)
             .input("logits", logits.logits(), DType::F32, rows * vocab)
             .input("sums", logits.sums(), DType::F32, rows * chunks * 3)

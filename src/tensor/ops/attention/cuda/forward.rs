@@ -46,9 +46,10 @@ pub fn forward(gpu: &Arc<Gpu>, q: &Buffer, kv: &DeviceKv, work: &Work, scale: f3
     let launch = launch(gpu, by_width(head_dim, SPLIT), kv, work)
         .output("parts", &mut parts, DType::F32, entries * num_heads * head_dim)
         .output("states", &mut states, DType::F32, entries * num_heads * 2);
-    inputs(launch, q, kv, work, scale).run()?;
+    inputs(launch, q, kv, work, scale).waits().run()?;
     let kernel = Kernel { source: Source::ATTENTION, name: "attention_merge" };
     Launch::new(gpu, kernel, [work.tokens, num_heads, 1], [head_dim / 2, 1, 1], 0)
+        .waits()
         .output("o", &mut o, DType::Bf16, work.tokens * num_heads * head_dim)
         .output("lse", &mut lse, DType::F32, work.tokens * num_heads)
         .input("parts", &parts, DType::F32, entries * num_heads * head_dim)

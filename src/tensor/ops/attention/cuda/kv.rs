@@ -158,6 +158,7 @@ impl DeviceKv {
         let kernel = Kernel { source: Source::QKV, name: "qkv_bf16" };
         let grid = [(tokens * (num_heads + 2 * num_kv_heads)).div_ceil(HEADS_OF_BLOCK), 1, 1];
         Launch::new(&gpu, kernel, grid, [32 * HEADS_OF_BLOCK, 1, 1], 0)
+            .waits()
             .output("q", q, DType::Bf16, tokens * num_heads * head_dim)
             .output("keys", &mut self.keys, DType::Bf16, len)
             .output("values", &mut self.values, DType::Bf16, len)

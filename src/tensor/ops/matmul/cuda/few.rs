@@ -38,7 +38,7 @@ impl Tile {
     fn launch<'a>(self, gpu: &'a Gpu, name: &'static str, blocks: usize, m: usize) -> Launch<'a> {
         let shared = STAGES * (self.rows + self.columns) * K_CHUNK * 2;
         let kernel = Kernel { source: Source::LINEAR_FEW, name };
-        Launch::new(gpu, kernel, [blocks, m.div_ceil(self.rows), 1], [2 * self.columns, 1, 1], shared)
+        Launch::new(gpu, kernel, [blocks, m.div_ceil(self.rows), 1], [2 * self.columns, 1, 1], shared).waits()
     }
 }
 

@@ -155,6 +155,7 @@ impl Head<'_> {
             .dim("k", width)
             .run()?;
         Launch::new(gpu, kernel("head_chunk_sums_f32"), [(rows * chunks).div_ceil(128), 1, 1], [128, 1, 1], 0)
+            .waits()
             .output("sums", &mut sums, DType::F32, rows * chunks * 3)
             .input("parts", &parts, DType::F32, rows * tiles * 3)
             .dim("rows", rows)
