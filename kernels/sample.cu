@@ -13,9 +13,11 @@
 // Order of sums. Probabilities are f64; a row's sum is that of its chunks in order, a piece's that of its tokens, the candidates' from the most likely
 // on, each one chain. A cut by a floor leaves out only what no filter can keep, so it changes no bit.
 //
-// Bytes: a chunk of 8 KiB and the sums a row; with filters the logits twice, or up to four times where the first cut leaves too many.
-// Floor for 256 rows of 151936: some 1 us, 2 x 156 MB or 65 us at 4.8 TB/s with filters. Chains: 75 sums, 32 pieces and 64 tokens, some 2 us. Not
-// measured on a chip yet.
+// Of a row with a NaN only the log-probability is defined: NaN.
+//
+// Bytes: a chunk of 8 KiB and the sums a row; with filters the logits twice, or up to four times where the first cut leaves too many. Floors for 256 rows of
+// 151936 at 4.3 TB/s: some 1 us, and 2 x 156 MB or 72 us with filters. Chains of f64, one step after another: 310, some 5 us; with filters three times as
+// many as there are candidates. Not measured on a chip yet.
 #include "sorft.cuh"
 #include "row_softmax.cuh"
 
@@ -155,96 +157,144 @@ __device__ __forceinline__ u32 rank_of(float logit) {
 
 __device__ __forceinline__ float logit_of(u32 rank) { return __uint_as_float(rank >> 31 ? rank & 0x7fffffffu : ~rank); }
 
-// What a token must at least have to be a candidate.
-struct Floor {
-  float divisor, max, mass;  // of e^{z - max}, with room for rounding; 0 lets all pass
-  u32 rank;
-
-  __device__ __forceinline__ float part(float logit) const { return exp_f32(logit / divisor - max); }
-  __device__ __forceinline__ bool passes(float logit) const { return rank_of(logit) >= rank && (mass == 0.0f || part(logit) >= mass); }
-};
-
-// Tokens that are less than (1 - top-p) / V of the whole can together not have the last 1 - top-p of it.
-__device__ __forceinline__ Floor floor_of(const Draw &d, double max, double sum, i32 vocab) {
-  double mass = d.min_p;
+// The rank that a candidate has at least, as far as that is certain beforehand, with room for rounding. Top-p is a part of what top-k leaves, so with both
+// of them nothing is; without top-k, the tokens that are less than (1 - p) / V of the whole can together not have the last 1 - p of it.
+__device__ __forceinline__ u32 floor_of(const Draw &d, double max, double sum, i32 vocab) {
+  double mass = d.top_p < 1.0f && d.top_k > 0 ? 0.0 : (double)d.min_p;
   if (d.top_p < 1.0f && d.top_k == 0) {
     const double of_top_p = (1.0 - (double)d.top_p) * sum / vocab;
     if (of_top_p > mass) mass = of_top_p;
   }
-  const double room = 1e-3 + 2e-6 * (max < 0.0 ? -max : max);
-  mass = room < 1.0 ? mass * (1.0 - room) : 0.0;
-  return {d.divisor(), (float)max, mass > 1e-37 ? (float)mass : 0.0f, 0};
+  if (!(mass > 1e-37)) return 0;
+  const double z = max + 0.6931471805599453 * (double)ptx::lg2((float)mass);
+  const double room = 1e-3 + 1e-6 * (max < 0.0 ? -max : max);
+  return rank_of((float)((z - room) * (double)d.temperature));
 }
 
-// Calls use(column, logit) for all columns of a row, spread over the block.
+// Calls use(column, logit) for all columns of a row that are numbers, spread over the block. Four loads of a thread are on the way at once.
 template <class Use>
 __device__ __forceinline__ void each_logit(const float *row, i32 vocab, const Use &use) {
-  for (int c = threadIdx.x * 4; c < vocab; c += THREADS * 4) {
-    const float4 v = load_vec<float4>(row + c);
-    use(c, v.x), use(c + 1, v.y), use(c + 2, v.z), use(c + 3, v.w);
+  constexpr int STEP = THREADS * 4, LOADS = 4;
+  for (int first = threadIdx.x * 4; first < vocab; first += LOADS * STEP) {
+    float4 v[LOADS];
+    SORFT_UNROLL
+    for (int i = 0; i < LOADS; i++)
+      v[i] = first + i * STEP < vocab ? load_vec<float4>(row + first + i * STEP) : float4{};
+    SORFT_UNROLL
+    for (int i = 0; i < LOADS; i++) {
+      const int c = first + i * STEP;
+      const float of[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+      SORFT_UNROLL
+      for (int j = 0; j < 4; j++)
+        if (c < vocab && of[j] == of[j]) use(c + j, of[j]);
+    }
   }
 }
 
 // Digits of a rank by which its largest are sought: 11, 11 and 10 bits.
-constexpr int BINS = 2048;
+constexpr int BINS = 2048, BINS_EACH = BINS / THREADS;
 __device__ __forceinline__ int shift_of(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
 
-// How many tokens, and e^{z - max} of all of them in units of 2^-40: sums of integers have no order.
+// How many tokens, and e^{z - max} of all of them in units of 2^-28, rounded down: sums of integers have no order.
 struct Amount {
   u32 count;
   u64 mass;
-};
-constexpr double UNITS = 1099511627776.0;
 
-// The amount from which on what comes behind the likeliest tokens passes no filter; the largest numbers where nothing is known. Rounding of the masses
-// has room.
+  __device__ __forceinline__ void add(const Amount &more) { count += more.count, mass += more.mass; }
+  __device__ __forceinline__ bool reaches(const Amount &enough) const { return count >= enough.count || mass >= enough.mass; }
+};
+constexpr float UNITS = 268435456.0f;
+constexpr u32 ALL = 0xffffffffu;
+constexpr u64 WHOLE = ~0ull;
+
+// The amount from which on what comes behind the likeliest tokens passes no filter. Where nothing is known, the largest numbers.
 __device__ __forceinline__ Amount enough_of(const Draw &d, double sum) {
-  Amount enough = {d.top_k > 0 ? d.top_k : 0xffffffffu, ~0ull};
+  Amount enough = {d.top_k > 0 ? d.top_k : ALL, WHOLE};
   const double mass = ((double)d.top_p + 1e-4) * sum;
-  if (d.top_k == 0 && mass < sum) enough.mass = (u64)(mass * UNITS);
+  if (d.top_k == 0 && mass < sum) enough.mass = (u64)(mass * (double)UNITS);
   return enough;
 }
 
-// What thread 0 tells of a histogram: the floor, how many pass it, and what is above all of the floor's bin.
+// A bin's mass lies in two parts of 32 bits, of 14 and of 18 bits a token, as shared memory adds no 64 at once.
+__device__ __forceinline__ void add_mass(u64 *masses, u32 bin, float mass) {
+  const u32 units = (u32)(mass * UNITS);
+  u32 *parts = reinterpret_cast<u32 *>(masses + bin);
+  atomicAdd(parts, units & 0x3fffu);
+  atomicAdd(parts + 1, units >> 14);
+}
+__device__ __forceinline__ Amount amount_of(const u32 *counts, const u64 *masses, int bin) {
+  return {counts[bin], ((masses[bin] >> 32) << 14) + (masses[bin] & 0xffffffffu)};
+}
+
+// What the thread in which there is enough tells of a histogram: the floor, how many pass it, and what is above all of the floor's bin.
 struct Cut {
   u32 rank, count;
   Amount above;
+  u32 reached;
 };
 
-// The lowest rank, in steps of a digit, such that those that reach it are enough.
-__device__ __forceinline__ Cut cut_of(const u32 *counts, const u64 *masses, int digit, u32 rank, Amount above, const Amount &enough) {
-  int bin = digit == 2 ? 1023 : BINS - 1;
-  while (bin > 0 && above.count + counts[bin] < enough.count && above.mass + masses[bin] < enough.mass) {
-    above.count += counts[bin], above.mass += masses[bin];
-    bin--;
+// The lowest rank, in steps of a digit, such that those that reach it are enough: a thread has eight bins, the first those of the largest. `warps`
+// holds WARPS.
+__device__ __forceinline__ void cut_at(Cut *cut, const u32 *counts, const u64 *masses, Amount *warps, int digit, u32 rank, const Amount &above,
+                                       const Amount &enough) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = BINS - 1 - (int)threadIdx.x * BINS_EACH;
+  Amount own = {0, 0};
+  for (int i = 0; i < BINS_EACH; i++) own.add(amount_of(counts, masses, first - i));
+  Amount upto = own;
+  SORFT_UNROLL
+  for (int delta = 1; delta < 32; delta <<= 1) {
+    const Amount other = {__shfl_up_sync(FULL_WARP, upto.count, delta), __shfl_up_sync(FULL_WARP, upto.mass, delta)};
+    if (lane >= delta) upto.add(other);
   }
-  return {rank | (u32)bin << shift_of(digit), above.count + counts[bin], above};
+  if (lane == 31) warps[warp] = upto;
+  __syncthreads();
+  Amount before = above;
+  for (int w = 0; w < warp; w++) before.add(warps[w]);
+  before.count += upto.count - own.count, before.mass += upto.mass - own.mass;
+  Amount through = before;
+  through.add(own);
+  if (before.reaches(enough) || !(through.reaches(enough) || threadIdx.x == THREADS - 1)) return;
+  int bin = first;
+  Amount with = before;
+  with.add(amount_of(counts, masses, bin));
+  while (bin > first - BINS_EACH + 1 && !with.reaches(enough)) {
+    before = with;
+    with.add(amount_of(counts, masses, --bin));
+  }
+  *cut = {rank | (u32)bin << shift_of(digit), with.count, before, with.reaches(enough)};
 }
 
-// Raises the floor until at most KEPT tokens pass it, as far as `enough` allows; `cut` is shared. Tells how many pass.
-__device__ __forceinline__ u32 raise(Floor &floor, const float *row, i32 vocab, const Amount &enough, u32 *counts, u64 *masses, Cut *cut) {
+// What the filtered choice keeps beside the logits.
+struct Scratch {
+  u32 *counts;
+  u64 *masses;
+  Amount *warps;
+  Cut *cut;
+};
+
+// Raises the floor until at most KEPT tokens pass it, as far as `enough` allows.
+__device__ __forceinline__ u32 raised(u32 floor, const float *row, i32 vocab, const Draw &d, double max, const Amount &enough, const Scratch &s) {
   Amount above = {0, 0};
-  u32 count = 0;
   for (int digit = 0; digit < 3; digit++) {
     const int shift = shift_of(digit), width = digit == 2 ? 10 : 11;
-    for (int i = threadIdx.x; i < BINS; i += THREADS) counts[i] = 0, masses[i] = 0;
+    for (int i = threadIdx.x; i < BINS; i += THREADS) s.counts[i] = 0, s.masses[i] = 0;
     __syncthreads();
     each_logit(row, vocab, [&](int, float logit) {
       const u32 rank = rank_of(logit);
-      const bool same = digit == 0 || rank >> (shift + width) == floor.rank >> (shift + width);
-      if (!same || !floor.passes(logit)) return;
+      const bool same = digit == 0 || rank >> (shift + width) == floor >> (shift + width);
+      if (!same || rank < floor) return;
       const u32 bin = rank >> shift & ((1u << width) - 1);
-      atomicAdd(counts + bin, 1u);
-      if (enough.mass != ~0ull) atomicAdd(masses + bin, (u64)((double)floor.part(logit) * UNITS));
+      atomicAdd(s.counts + bin, 1u);
+      if (enough.mass != WHOLE) add_mass(s.masses, bin, exp_f32(logit / d.temperature - (float)max));
     });
     __syncthreads();
-    if (threadIdx.x == 0) *cut = cut_of(counts, masses, digit, floor.rank, above, enough);
+    cut_at(s.cut, s.counts, s.masses, s.warps, digit, digit == 0 ? 0 : floor & ~0u << (shift + width), above, enough);
     __syncthreads();
-    floor.rank = cut->rank, count = cut->count, above = cut->above;
-    __syncthreads();
-    if (count <= KEPT || (enough.mass == ~0ull && enough.count > KEPT)) break;
+    if (s.cut->rank > floor) floor = s.cut->rank;
+    above = s.cut->above;
+    if (s.cut->count <= KEPT || !s.cut->reached) break;
   }
-  return count;
+  return floor;
 }
 
 // Ascending order of `size` keys, a power of two: bitonic.
@@ -303,11 +353,10 @@ sample_f32(double *__restrict__ picks, const float *__restrict__ logits, const f
   if (threadIdx.x == 0) {
     told[0] = total(of_chunks, chunks);
     const Walk w = walk(chunks, d.u * told[0], [&](int i) { return of_chunks[i]; });
-    int chunk = w.taken;
-    if (d.greedy()) {
-      chunk = 0;
-      while (chunk < chunks - 1 && (double)tops[chunk] != max) chunk++;
-    }
+    int chunk = d.greedy() ? 0 : w.taken;
+    if (d.greedy())
+      for (int c = chunks - 1; c > 0; c--)
+        if ((double)tops[c] == max && (double)tops[0] != max) chunk = c;
     told[1] = w.rest, chosen[0] = chunk;
   }
   __syncthreads();
@@ -333,9 +382,10 @@ sample_filtered_f32(double *__restrict__ picks, const float *__restrict__ logits
   using namespace sample;
   SORFT_SMEM(u64, keys, KEPT);
   SORFT_SMEM(double, masses, KEPT);
-  SORFT_SMEM(u32, bins, BINS);
+  SORFT_SMEM(u32, counts, BINS);
   SORFT_SMEM(float, tops, CHUNKS);
   SORFT_SMEM(float, scratch, WARPS);
+  SORFT_SMEM(Amount, warps, WARPS);
   SORFT_SMEM(Cut, cut, 1);
   SORFT_SMEM(double, told, 1);
   SORFT_SMEM(u32, found, 1);
@@ -348,29 +398,33 @@ sample_filtered_f32(double *__restrict__ picks, const float *__restrict__ logits
   __syncthreads();
   const double sum = told[0];
   const float *own = logits + row * vocab;
-  Floor floor = floor_of(d, max, sum, vocab);
-  const u32 passing = raise(floor, own, vocab, enough_of(d, sum), bins, keys, cut);
+  const Amount enough = enough_of(d, sum);
+  u32 floor = floor_of(d, max, sum, vocab);
+  if (enough.count <= KEPT || enough.mass != WHOLE) floor = raised(floor, own, vocab, d, max, enough, {counts, keys, warps, cut});
+  each_logit(own, vocab, [&](int column, float logit) {
+    if (rank_of(logit) < floor) return;
+    const u32 at = atomicAdd(found, 1u);
+    if (at < KEPT) keys[at] = (u64)~rank_of(logit) << 32 | (u32)column;
+  });
+  __syncthreads();
+  const u32 passing = found[0];
   if (passing > KEPT) {
     if (threadIdx.x == 0) put(picks, row, max, sum, 0.0f, -1.0);
     return;
   }
   int size = 2;
   while (size < (int)passing) size *= 2;
-  for (int i = threadIdx.x; i < size; i += THREADS) keys[i] = ~0ull;
-  __syncthreads();
-  each_logit(own, vocab, [&](int column, float logit) {
-    if (floor.passes(logit)) keys[atomicAdd(found, 1u)] = (u64)~rank_of(logit) << 32 | (u32)column;
-  });
+  for (int i = passing + threadIdx.x; i < size; i += THREADS) keys[i] = ~0ull;
   __syncthreads();
   sort(keys, size);
-  const int count = d.top_k > 0 ? min((int)passing, (int)d.top_k) : (int)passing;
+  const int count = (int)(d.top_k > 0 ? min(passing, d.top_k) : passing);
   for (int i = threadIdx.x; i < count; i += THREADS)
-    masses[i] = row_softmax::exp_f64((double)(logit_of(~(u32)(keys[i] >> 32)) / d.divisor()) - max);
+    masses[i] = row_softmax::exp_f64((double)(logit_of(~(u32)(keys[i] >> 32)) / d.temperature) - max);
   __syncthreads();
   if (threadIdx.x > 0) return;
   const Kept kept = filter(masses, count, d, sum);
   if (kept.count == 0) return put(picks, row, max, sum, __uint_as_float(0x7fc00000u), 0.0);
   const u64 key = keys[walk(kept.count, d.u * kept.sum, [&](int i) { return masses[i]; }).taken];
-  put(picks, row, max, sum, logit_of(~(u32)(key >> 32)) / d.divisor(), (double)(u32)key);
+  put(picks, row, max, sum, logit_of(~(u32)(key >> 32)) / d.temperature, (double)(u32)key);
 }
 SORFT_EXPORT(sample_filtered_f32)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 const NONE: Filters = Filters { top_k: 0, top_p: 1.0, min_p: 0.0 };
 
 /// Temperatures and filters: top-k within one piece of the vocabulary, over several, and beyond what maxima of pieces can tell.
-const WAYS: [(f32, Filters); 14] = [
+const WAYS: [(f32, Filters); 16] = [
     (0.0, NONE),
     (1.0, NONE),
     (0.6, NONE),
@@ -28,15 +28,19 @@ const WAYS: [(f32, Filters); 14] = [
     // Just above e^-4, which logits on a grid have.
     (1.0, Filters { min_p: 0.01832, ..NONE }),
     (0.6, Filters { top_k: 30, min_p: 0.3, ..NONE }),
-    (0.6, Filters { top_k: 20, top_p: 0.8, min_p: 0.01 }),
+    (1.0, Filters { top_k: 40, top_p: 0.6, min_p: 0.4 }),
     (1.0, Filters { top_k: 3000, top_p: 0.99, min_p: 0.0 }),
-    (0.6, Filters { top_k: 400, ..NONE }),
+    (0.6, Filters { top_k: 20, top_p: 0.8, min_p: 0.01 }),
+    (0.6, Filters { top_k: usize::MAX, min_p: 0.1, ..NONE }),
+    (30.0, Filters { top_k: 400, ..NONE }),
 ];
 
 fn draws(rows: usize) -> Vec<Draw> {
     let draw = |i: usize| {
         let (temperature, filters) = WAYS[i % WAYS.len()];
-        Draw { temperature, filters, u: (i as f64 * 0.381_966 + 0.2) % 1.0 }
+        // Where several filters meet, the end of what they keep tells most.
+        let u = if filters.top_k > 0 && filters.min_p > 0.0 { 0.97 } else { (i as f64 * 0.381_966 + 0.2) % 1.0 };
+        Draw { temperature, filters, u }
     };
     (0..rows).map(draw).collect()
 }
@@ -52,7 +56,7 @@ impl Rows {
         let random = Philox::new(7, vocab as u64);
         let logit = |row: usize, i: usize| {
             // Each row spreads in its own way, so that no row's numbers do for another.
-            let x = random.normal((row * vocab + i) as u64, 0) as f32 * (3.0 / (1 + row % 4) as f32);
+            let x = random.normal((row * vocab + i) as u64, 0) as f32 * (3.0 / (1 + (row + 2 * (row / WAYS.len())) % 4) as f32);
             let x = if grid { (x * 2.0).round() * 0.5 } else { x };
             match row {
                 // The first has its largest several times.
@@ -112,10 +116,11 @@ pub fn sampled_on(gpu: &Arc<Gpu>) {
     let logits = case.on_device(gpu, |h| cuda::logits(gpu, h, &temperatures)).expect("runs");
     let choices = sample::cuda::choose(&logits, &draws).expect("runs");
     let ids: Vec<u32> = choices.iter().map(|c| c.id).collect();
-    let trained = [1.0, 0.6].map(|t| case.on_device(gpu, |h| cuda::forward(gpu, h, &ids, t)).expect("runs").0);
+    let divisors = [1.0, 0.6, 30.0];
+    let trained = divisors.map(|t| case.on_device(gpu, |h| cuda::forward(gpu, h, &ids, t)).expect("runs").0);
     for (i, (draw, choice)) in draws.iter().zip(&choices).enumerate() {
         assert_eq!(choice.id, sample::choose(&logits.row(i).expect("downloaded").0, draw).id, "{draw:?}");
-        let trained = trained[usize::from(draw.divisor() != 1.0)][i];
+        let trained = trained[divisors.iter().position(|t| *t == draw.divisor()).expect("one of them")][i];
         assert_eq!(choice.logprob.to_bits(), trained.to_bits(), "{draw:?}");
     }
 }
@@ -169,7 +174,7 @@ fn every_mistake_is_found() {
         mutant("no barrier behind the chunks", "sums[3 * threadIdx.x + 1], max);\n  __syncthreads();", "sums[3 * threadIdx.x + 1], max);"),
         mutant("a chunk too few", "told[0] = total(of_chunks, chunks);", "told[0] = total(of_chunks, chunks - 1);"),
         mutant("the rest of the whole row", "told[1] = w.rest,", "told[1] = d.u * told[0],"),
-        mutant("the first chunk's likeliest", "(double)tops[chunk] != max", "false"),
+        mutant("the first chunk's likeliest", "(double)tops[c] == max", "c == 0"),
         mutant("the last of equals", "other == v && place < at", "other == v && place > at"),
         mutant("columns beyond the last", "at < count ? EACH : 0;", "EACH;"),
         mutant(
@@ -181,23 +186,28 @@ fn every_mistake_is_found() {
         mutant("the rest of the chunk", "piece.rest, [&]", "rest, [&]"),
         mutant("no temperature", "(double)(v[i] / divisor) - max", "(double)v[i] - max"),
         mutant("another row's logits", "const float *own = logits + row * vocab;", "const float *own = logits;"),
-        mutant("what equals the floor is lost", "rank_of(logit) >= rank &&", "rank_of(logit) > rank &&"),
+        mutant("what equals the floor is lost", "if (rank_of(logit) < floor) return;", "if (rank_of(logit) <= floor) return;"),
         mutant("digits of all prefixes", "digit == 0 || rank >>", "true || rank >>"),
         mutant("a second digit that is a bit short", "digit == 1 ? 10", "digit == 1 ? 11"),
-        mutant("bins are not cleared", "counts[i] = 0, masses[i] = 0;", ";"),
-        mutant("no barrier behind the clearing", "masses[i] = 0;\n    __syncthreads();", "masses[i] = 0;"),
+        mutant("bins are not cleared", "s.counts[i] = 0, s.masses[i] = 0;", ";"),
+        mutant("no barrier behind the clearing", "s.masses[i] = 0;\n    __syncthreads();", "s.masses[i] = 0;"),
+        mutant("no barrier behind the histogram", "    });\n    __syncthreads();\n    cut_at", "    });\n    cut_at"),
+        mutant("a token's mass is not counted", "if (enough.mass != WHOLE) add_mass", "if (false) add_mass"),
+        mutant("what is half of enough", "(u64)(mass * (double)UNITS)", "(u64)(mass * 0.5 * (double)UNITS)"),
+        mutant("min-p before top-p of what top-k leaves", "d.top_p < 1.0f && d.top_k > 0 ? 0.0 :", "false ? 0.0 :"),
+        mutant("no barrier before the cut is read", "above, enough);\n    __syncthreads();", "above, enough);"),
+        mutant("no barrier before the warps' amounts are read", "warps[warp] = upto;\n  __syncthreads();", "warps[warp] = upto;"),
+        mutant("the warps above are forgotten", "before.add(warps[w]);", ";"),
         mutant(
-            "no barrier behind the histogram",
-            "    });\n    __syncthreads();\n    if (threadIdx.x == 0) *cut",
-            "    });\n    if (threadIdx.x == 0) *cut",
+            "a thread's own bins are above it",
+            "upto.count - own.count, before.mass += upto.mass - own.mass;",
+            "upto.count, before.mass += upto.mass;",
         ),
-        mutant("those above are forgotten", "above = cut->above;", "above = {0, 0};"),
-        mutant("a token's mass is not counted", "if (enough.mass != ~0ull) atomicAdd", "if (false) atomicAdd"),
-        mutant("what is half of enough", "(u64)(mass * UNITS)", "(u64)(mass * 0.5 * UNITS)"),
+        mutant("half of a mass", "atomicAdd(parts + 1, units >> 14);", ";"),
         mutant("one direction of runs", "((low & run) == 0)", "true"),
         mutant("no barrier between steps", "keys[high] = a;\n      }\n      __syncthreads();", "keys[high] = a;\n      }"),
         mutant("keys are not cleared", "keys[i] = ~0ull;", ";"),
-        mutant("top-k keeps one more", "min((int)passing, (int)d.top_k)", "min((int)passing, (int)d.top_k + 1)"),
+        mutant("top-k keeps one more", "min(passing, d.top_k)", "min(passing, d.top_k + 1)"),
         mutant("top-p of the whole row", "d.top_k > 0 ? total(masses, by_p ? count : 0) : sum", "sum"),
         mutant("no min-p", "if (d.min_p > 0.0f && masses[i]", "if (false && masses[i]"),
         mutant("no top-p", "if (by_p && kept.sum >= enough) break;", ""),

@@ -87,12 +87,7 @@ pub fn greedy(logits: &[f32]) -> Choice {
 /// The same by the row's chunk sums at temperature 1, which a device may have formed.
 pub fn greedy_by(logits: &[f32], sums: &[ChunkSums]) -> Choice {
     let softmax = Softmax::of(sums);
-    let mut chunk = 0;
-    for (i, s) in sums.iter().enumerate() {
-        if s.max > sums[chunk].max {
-            chunk = i;
-        }
-    }
+    let chunk = likeliest_of(&sums.iter().map(|s| s.max).collect::<Vec<_>>());
     let i = chunk * VOCAB_CHUNK + likeliest_of(chunk_of(logits, chunk));
     Choice { id: i as u32, logprob: softmax.logprob(logits[i]) }
 }
@@ -106,7 +101,9 @@ pub fn draw(logits: &[f32], temperature: f32, filters: Filters, u: f64) -> Choic
 pub fn draw_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, filters: Filters, u: f64) -> Choice {
     let softmax = Softmax::of(sums);
     let (id, logit) = if filters.is_none() {
-        let (chunk, rest) = walk(sums.iter().map(|s| s.mass(softmax.max)), u * softmax.sum);
+        let mut masses = vec![0.0; sums.len()];
+        masses_of_chunks(sums, softmax.max, &mut masses);
+        let (chunk, rest) = walk(masses, u * softmax.sum);
         let i = chunk * VOCAB_CHUNK + draw_from_chunk(chunk_of(logits, chunk), temperature, softmax.max, rest);
         (i as u32, logits[i])
     } else {
@@ -148,7 +145,7 @@ fn walk(masses: impl IntoIterator<Item = f64>, mut rest: f64) -> (usize, f64) {
 fn likeliest_of(logits: &[f32]) -> usize {
     let mut best = 0;
     for (i, &x) in logits.iter().enumerate() {
-        if x > logits[best] || logits[best].is_nan() {
+        if x > logits[best] || (logits[best].is_nan() && !x.is_nan()) {
             best = i;
         }
     }
@@ -162,6 +159,15 @@ fn draw_from_chunk(chunk: &[f32], temperature: f32, max: f64, rest: f64) -> usiz
     masses_of(chunk, temperature, max, masses);
     let (piece, rest) = walk(masses.chunks(PIECE).map(|p| p.iter().fold(0.0, |sum, m| sum + m)), rest);
     piece * PIECE + walk(masses[piece * PIECE..].iter().take(PIECE).copied(), rest).0
+}
+
+vectorized! {
+    /// What each chunk has of the row's sum.
+    fn masses_of_chunks(sums: &[ChunkSums], max: f64, masses: &mut [f64]) {
+        for (mass, s) in masses.iter_mut().zip(sums) {
+            *mass = s.mass(max);
+        }
+    }
 }
 
 vectorized! {
@@ -198,7 +204,12 @@ pub fn likeliest_by(logits: &[f32], sums: &[ChunkSums], temperature: f32, k: usi
 /// Those that the filters keep, with e^{z - max}, the most likely first. `softmax` is the whole row's.
 fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, softmax: &Softmax) -> Vec<(Scored, f64)> {
     let order = |a: &Scored, b: &Scored| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let mass = |logit: f32| exp64(f64::from(logit / temperature) - softmax.max);
+    let masses = |scored: &[Scored]| {
+        let logits: Vec<f32> = scored.iter().map(|s| s.1).collect();
+        let mut masses = vec![0.0; logits.len()];
+        masses_of(&logits, temperature, softmax.max, &mut masses);
+        masses
+    };
     if filters.top_k > 0 && filters.top_k < possible.len() {
         possible.select_nth_unstable_by(filters.top_k - 1, order);
         possible.truncate(filters.top_k);
@@ -208,7 +219,7 @@ fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, sof
         (true, 0) => f64::from(filters.top_p) * softmax.sum,
         (true, _) => {
             possible.sort_unstable_by(order);
-            f64::from(filters.top_p) * possible.iter().fold(0.0, |sum, (_, logit)| sum + mass(*logit))
+            f64::from(filters.top_p) * masses(&possible).iter().fold(0.0, |sum, mass| sum + mass)
         }
     };
     let mut kept = Vec::new();
@@ -222,8 +233,7 @@ fn candidates(mut possible: Vec<Scored>, temperature: f32, filters: Filters, sof
             rest.select_nth_unstable_by(n, order);
         }
         rest[..n].sort_unstable_by(order);
-        for &scored in &rest[..n] {
-            let e = mass(scored.1);
+        for (&scored, e) in rest[..n].iter().zip(masses(&rest[..n])) {
             if filters.min_p > 0.0 && e < f64::from(filters.min_p) {
                 return kept;
             }
