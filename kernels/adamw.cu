@@ -93,12 +93,6 @@ __device__ __forceinline__ u8 code_second(float v, float inverse, u32 bits) {
 __device__ __forceinline__ float scale_of(float largest) { return largest == 0.0f ? 0.0f : fmaxf(largest, power_of_two(-120)); }
 __device__ __forceinline__ float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
 
-__device__ __forceinline__ float warp_max(float v) {
-  SORFT_UNROLL
-  for (int mask = 16; mask > 0; mask >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, mask));
-  return v;
-}
-
 // Philox-4x32-10 (Salmon et al. 2011), as src/tensor/philox.rs has it.
 __device__ __forceinline__ uint4 philox(u32 k0, u32 k1, uint4 c) {
   SORFT_UNROLL

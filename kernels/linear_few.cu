@@ -11,7 +11,8 @@
 // for two: what bounds few rows is reading w, so a block has seven chunks of 64 terms on the way at any time, and the first of w before the launches
 // before this one have ended. For SwiGLU the rows of w are eight of the
 // gate's and the same eight of up's by turns, so that a lane has both sums of an output. Bytes: 2 N K for all w, and 2 M K for each column of tiles.
-// Floors at 4.3 TB/s, K = 896: q, k and v of 1152 outputs 0.5 us, gate and up of 4864 each 4.1 us. Not measured on a chip yet.
+// Floors at 4.3 TB/s, K = 896: q, k and v of 1152 outputs 0.5 us, gate and up of 4864 each 4.1 us. The tile of 64 by 32 reads x, by L2, twice as often as
+// w: with 256 rows of the latter some 200 MB, so that from some 100 rows on L2 bounds it, and larger tiles may be faster. Not measured on a chip yet.
 #include "sorft.cuh"
 #include "linear.cuh"
 

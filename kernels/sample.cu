@@ -65,8 +65,7 @@ __device__ __forceinline__ Walk walk(int count, double rest, const Mass &mass) {
 
 // The largest of the block's numbers. `scratch` holds WARPS numbers, of this call alone.
 __device__ __forceinline__ float block_max(float v, float *scratch) {
-  SORFT_UNROLL
-  for (int mask = 16; mask > 0; mask >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, mask));
+  v = warp_max(v);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
   __syncthreads();
   v = scratch[0];

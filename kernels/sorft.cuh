@@ -175,6 +175,13 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+// The largest number of a warp, in every lane.
+__device__ __forceinline__ float warp_max(float v) {
+  SORFT_UNROLL
+  for (int mask = 16; mask > 0; mask >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, mask));
+  return v;
+}
+
 // The sum over the WARPS warps of a block: warp sums first, then those in a tree of their own. `scratch` holds WARPS floats; it may be used
 // again after the call. Every thread of the block takes part and gets the same bits.
 template <int WARPS>

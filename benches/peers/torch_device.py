@@ -199,6 +199,13 @@ def sampling(t, logits):
 
     t.run(f"sample top-k 50 {rows}x{vocab}", peer, "GB/s", 2 * rows * vocab * 4, top_k)
 
+    def top_p():
+        masses, ids = torch.softmax(logits, -1).sort(descending=True)
+        masses = masses.masked_fill(masses.cumsum(-1) - masses >= 0.95, 0)
+        return ids.gather(1, torch.multinomial(masses, 1))
+
+    t.run(f"sample top-p 0.95 {rows}x{vocab}", peer, "GB/s", 2 * rows * vocab * 4, top_p)
+
 
 def floors(t):
     """What the chip gives anybody: a copy, and a large product."""

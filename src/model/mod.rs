@@ -24,5 +24,6 @@ pub mod value_head;
 pub mod weights;
 
 pub use config::ModelConfig;
+pub(crate) use device::RECORDED_ROWS;
 pub use transformer::{Gradients, TokenStats, Transformer};
 pub use value_head::ValueHead;

@@ -226,7 +226,8 @@ impl Transformer {
         decoder: &mut device::Decoder,
         draws: &[Draw],
     ) -> Result<(Vec<Choice>, Logits)> {
-        if let (KvLayers::Device(layers), Some(gpu)) = (&mut *kv, self.params.gpu()) {
+        let recorded = (1..=device::RECORDED_ROWS).contains(&plan.num_tokens());
+        if let (true, KvLayers::Device(layers), Some(gpu)) = (recorded, &mut *kv, self.params.gpu()) {
             self.check(plan)?;
             let (choices, logits) = self.decode_on(gpu, plan, layers, decoder, draws)?;
             return Ok((choices, Logits::Device(logits)));

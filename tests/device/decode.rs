@@ -156,3 +156,39 @@ fn a_step_takes_few_calls() {
     assert_eq!(steady[0], steady[1]);
     assert_eq!(steady[0], Counts { launches: 0, recorded: 0, graphs: 1, uploads: 1, downloads: 1, allocations: 0 });
 }
+
+/// More rows than the launches of few rows take.
+#[test]
+fn hundreds_of_answers_are_one_step() {
+    let gpu = emulator::gpu(quick());
+    let (_, model) = twins(&gpu, &ModelConfig { num_layers: 1, ..smallest() }, 5);
+    let prompt = tiny::ids(3, 1);
+    let mut engine = Engine::new(&model, None, 260);
+    engine.add(0, request(&prompt, 257, 2, 0.9)).expect("taken in");
+    let (done, steps) = run(&mut engine, || gpu.counts());
+    assert_eq!((done.len(), steps.iter().map(|s| s.graphs).sum::<u64>()), (257, 1));
+    let recorded: Vec<f32> = done.iter().flat_map(|c| c.logprobs.clone()).collect();
+    assert_eq!(bits(&recorded), bits(&trained(&model, &prompt, &done, 0.9)));
+}
+
+/// Under filters, beside an answer that has none; nothing but tokens leaves the device.
+#[test]
+fn filtered_answers_have_the_bits_of_training() {
+    let gpu = emulator::gpu(quick());
+    let (_, model) = twins(&gpu, &smallest(), 5);
+    let prompt = tiny::ids(9, 4);
+    let mut engine = Engine::new(&model, None, 8);
+    for (i, top_k) in [0, 7, 40].into_iter().enumerate() {
+        let plain = request(&prompt, 2, 5, 0.8);
+        let params = SamplingParams { top_k, top_p: if top_k == 7 { 0.8 } else { 1.0 }, ..(*plain.params).clone() };
+        engine.add(i, Request { params: Arc::new(params), ..plain }).expect("taken in");
+    }
+    let (done, steps) = run(&mut engine, || gpu.counts());
+    let decoding: Vec<_> = steps[1..].iter().filter(|s| s.graphs > 0).map(|s| (s.uploads, s.downloads)).collect();
+    assert_eq!(decoding, [(1, 1); 3], "{steps:?}");
+    for i in 0..3 {
+        let answers: Vec<Completion> = done.iter().filter(|c| c.prompt_index == i).cloned().collect();
+        let recorded: Vec<f32> = answers.iter().flat_map(|c| c.logprobs.clone()).collect();
+        assert_eq!(bits(&recorded), bits(&trained(&model, &prompt, &answers, 0.8)), "request {i}");
+    }
+}

@@ -18,7 +18,7 @@ pub(super) fn run(timer: &mut Timer<'_>) -> Result<()> {
     let (q, k, v, gate, up) = (q?, k?, v?, timer.bf16(inner * width)?, timer.bf16(inner * width)?);
     let layer = |w, n| Layer { w, bias: None, adapter: None, n };
     let layers = [layer(&q, widths[0]), layer(&k, widths[1]), layer(&v, widths[2])];
-    for m in [1, 16, 64] {
+    for m in [1, 16, 64, 256] {
         let x = timer.bf16(m * width)?;
         let outputs: usize = widths.iter().sum();
         let bytes = |weights: usize, outputs: usize| (2 * (weights + m * (width + outputs))) as f64;

@@ -273,7 +273,9 @@ fn sampling(timer: &mut Timer<'_>, head: Head<'_>) -> Result<()> {
     let logits = head::logits(&gpu, head, &vec![1.0; rows])?;
     let none = Filters { top_k: 0, top_p: 1.0, min_p: 0.0 };
     let chunk = (rows * (2048.min(vocab) + 3 * vocab.div_ceil(2048)) * 4) as f64;
-    let ways = [("", none, chunk), (" top-k 50", Filters { top_k: 50, ..none }, (2 * rows * vocab * 4) as f64)];
+    let twice = (2 * rows * vocab * 4) as f64;
+    let ways =
+        [("", none, chunk), (" top-k 50", Filters { top_k: 50, ..none }, twice), (" top-p 0.95", Filters { top_p: 0.95, ..none }, twice)];
     for (name, filters, bytes) in ways {
         let draw = |i: usize| Draw { temperature: 1.0, filters, u: (i as f64 * 0.618) % 1.0 };
         let draws: Vec<Draw> = (0..rows).map(draw).collect();

@@ -11,14 +11,16 @@ use crate::model::transformer::Transformer;
 use crate::tensor::cuda::{Arena, Buffer, DType, Gpu, Graph};
 use crate::tensor::ops::attention::cuda::{DecodeTables, DeviceKv, NOWHERE, PageCopies, Work};
 use crate::tensor::ops::embedding::cuda::DeviceIds;
+use crate::tensor::ops::matmul::cuda as matmul;
 use crate::tensor::ops::rope::{Angles, cuda::DeviceAngles};
 use crate::tensor::ops::sample::{Choice, Draw, cuda as sample};
 use crate::tensor::ops::token_logprob::cuda::Logits;
 use crate::tensor::plan::{Plan, TILE};
 use std::sync::Arc;
 
-/// The most rows of a class. Larger batches are bound by their work, not by its launches.
-const MAX_ROWS: usize = 512;
+/// The most rows of a class. Up to here the launches of a step, one by one some milliseconds of the processor, are more than the rows that fill a class;
+/// larger batches are bound by their work. Those above [`matmul::FEW_ROWS`] take the launches of prefill.
+pub(crate) const RECORDED_ROWS: usize = 512;
 /// Graphs that are kept; beyond them the one goes that was not used for longest.
 const MAX_GRAPHS: usize = 16;
 /// Tables have room for at least so many items and entries.
@@ -147,12 +149,7 @@ impl Transformer {
         let tokens = plan.num_tokens();
         assert_eq!(tokens, draws.len(), "one draw a row");
         assert!(plan.segments.iter().all(|s| s.tokens.len() == 1), "a step of decoding has a token of each sequence");
-        if tokens == 0 || tokens > MAX_ROWS {
-            let rows: Vec<u32> = (0..tokens as u32).collect();
-            let hidden = self.hidden_on(gpu, plan, kv, &rows, Adapter::On)?;
-            let logits = self.logits_on(gpu, &hidden, &draws.iter().map(Draw::divisor).collect::<Vec<_>>())?;
-            return Ok((sample::choose(&logits, draws)?, logits));
-        }
+        assert!((1..=RECORDED_ROWS).contains(&tokens), "a class has {RECORDED_ROWS} rows at most");
         let work = DecodeTables::new(&plan.segments, self.heads());
         let pages = kv.first().map_or(0, DeviceKv::pages);
         assert!(work.pages.iter().all(|p| (*p as usize) < pages), "the pages that the work reads exist");
@@ -198,6 +195,8 @@ impl Transformer {
             let picks = sample::queue(&logits, &numbers(Table::Draws), class.filtered)?;
             Ok((tables, logits, picks))
         };
+        // Finding out uploads, which a recording cannot; large products ask.
+        matmul::takes_wgmma(gpu)?;
         let (graph, (tables, logits, picks)) = Graph::record(gpu, arena, record)?;
         Ok(Step { class, graph, tables, logits, picks })
     }

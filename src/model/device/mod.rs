@@ -9,7 +9,8 @@
 //! it makes one of what training, which keeps what lies between, launches one by one. The bits are the same.
 //!
 //! Weights are bf16 with an f32 master where they are trained (`numbers.rs`); activations are bf16, sums, gradients of weights and moments
-//! f32. Logits are f32 and leave the device for sampling alone.
+//! f32. Logits are f32 and leave the device for an answer's first token, for
+//! alternatives, and where too many tokens pass the filters.
 
 mod batch;
 mod block;
@@ -18,6 +19,6 @@ mod linear;
 mod numbers;
 mod trunk;
 
-pub(crate) use decode::Decoder;
+pub(crate) use decode::{Decoder, RECORDED_ROWS};
 pub(crate) use numbers::DeviceNumbers;
 pub(crate) use trunk::{Saved, SavedTrunk};

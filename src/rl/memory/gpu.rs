@@ -3,11 +3,13 @@
 
 use super::{Largest, Numbers, Row, largest, positions, row, sampled_together, widths};
 use crate::model::ModelConfig;
+use crate::model::RECORDED_ROWS;
 use crate::rl::config::{Config, Stage};
 use crate::rl::dataset::Dataset;
 use crate::tensor::ops::attention::Heads;
 use crate::tensor::ops::attention::cuda::most_sums;
 use crate::tensor::ops::attention::cuda::work::SPLIT;
+use crate::tensor::ops::matmul::cuda::FEW_ROWS;
 use crate::tensor::plan::{TILE, VOCAB_CHUNK};
 
 /// Bytes of numbers.
@@ -16,9 +18,6 @@ const F32: usize = 4;
 
 /// Columns of the vocabulary that a block of the head's kernel sums (`SIDE` of `kernels/head.cu`), three f32 a row for each.
 const HEAD_TILE: usize = 128;
-
-/// Rows of a recorded step of decoding, at most (`model::device::decode`).
-const DECODED: usize = 256;
 
 /// Prompt tokens prefilled in one pass, at most (`model::generate`).
 const PREFILL: usize = 2048;
@@ -91,10 +90,13 @@ pub fn sampling(c: &ModelConfig, config: &Config, stage: &Stage, dataset: &Datas
     let (answers, prompts, longest) = together;
     let cache = BF16 * positions(stage, together) * 2 * kv * c.num_layers;
     // A recorded step of decoding has rows for a power of two, and keeps its memory: logits, a block's activations, the splits' states.
-    let rows = if answers > DECODED { answers } else { answers.next_power_of_two() };
+    let rows = if answers > RECORDED_ROWS { answers } else { answers.next_power_of_two() };
     let splits = (rows * (longest + stage.max_new_tokens).div_ceil(SPLIT)).next_power_of_two();
-    let logits = F32 * (rows * (c.vocab_size + 3 * c.vocab_size.div_ceil(HEAD_TILE)) + answers * VOCAB_CHUNK);
-    let block = BF16 * rows * (6 * d + 2 * q + 2 * kv + 3 * ffn) + F32 * splits * c.num_heads * (c.head_dim + 2);
+    // Behind the logits: the sums of their tiles, and of a row what it is drawn by, its place, its rotation and what was chosen.
+    let logits = F32 * rows * (c.vocab_size + 3 * c.vocab_size.div_ceil(HEAD_TILE) + c.head_dim + 19);
+    // Few rows have no gate and no up of their own.
+    let wide = if rows <= FEW_ROWS { ffn } else { 3 * ffn };
+    let block = BF16 * rows * (6 * d + 2 * q + 2 * kv + wide) + F32 * splits * c.num_heads * (c.head_dim + 2);
     let prefill = BF16 * (PREFILL.min(prompts * longest)).max(longest) * (4 * d + 2 * q + 2 * kv + 3 * ffn);
     // Prompts are prefilled before anything is decoded, unless they wait for places.
     let waits = stage.batch_prompts * stage.group_size > answers;

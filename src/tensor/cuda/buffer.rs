@@ -14,7 +14,7 @@ pub enum DType {
     Bf16,
     /// float32: statistics, gradients of weights, master weights.
     F32,
-    /// float64: sums of squares.
+    /// float64: sums of squares, a row's softmax, what was chosen.
     F64,
     /// 32-bit unsigned integers: token ids, offsets.
     U32,
