@@ -10,6 +10,9 @@ use sorft_native::tensor::ops::matmul::cuda::{self as matmul, Layer, LowRank, Sh
 use sorft_native::tensor::ops::rmsnorm::cuda as rmsnorm;
 use std::sync::Arc;
 
+/// Tells whether a graph's numbers are right.
+type Right = fn(&Arc<Gpu>) -> Result<bool>;
+
 const ROWS: usize = 5;
 const WIDTH: usize = 72;
 
@@ -83,7 +86,7 @@ fn every_mistake_is_found() {
     let left = "  SORFT_UNROLL\n  for (int c = 0; c < STAGES - 1; c++) copy_left(c);\n";
     let (in_order, turned): (&'static str, &'static str) = (format!("{wait}{left}").leak(), format!("{left}{wait}").leak());
     let begin = "  ptx::begin_after_earlier_launches(x, residual);\n  rmsnorm::forward<32>";
-    let mistakes: [(Source, Mutant, fn(&Arc<Gpu>) -> Result<bool>); 3] = [
+    let mistakes: [(Source, Mutant, Right); 3] = [
         (Source::LINEAR_FEW, mutant("no wait", wait, ""), products_are_right),
         (Source::LINEAR_FEW, mutant("a wait that comes late", in_order, turned), products_are_right),
         (Source::RMSNORM, mutant("no wait", begin, "  rmsnorm::forward<32>"), norms_are_right),

@@ -2,7 +2,7 @@
 
 use super::{Check, random};
 use crate::Result;
-use crate::tensor::cuda::Buffer;
+use crate::tensor::cuda::{Arena, Buffer, Graph};
 use crate::tensor::ops::attention::Heads;
 use crate::tensor::ops::attention::cuda::{DeviceKv, HeadNorms, NOWHERE};
 use crate::tensor::ops::matmul::cuda::{self as matmul, Layer, LowRank, Shape};
@@ -16,7 +16,33 @@ pub(super) fn run(check: &mut Check) -> Result<()> {
         products(check, rows)?;
         between(check, rows)?;
     }
-    Ok(())
+    recorded(check)
+}
+
+/// Launches of a graph, which may begin before those before them have ended, against the same one after another: of other numbers each time, as what is read
+/// too early is what the last time has left.
+fn recorded(check: &mut Check) -> Result<()> {
+    let gpu = check.gpu.clone();
+    let (m, k, rounds) = (4, check.size(896, 72), check.size(200, 3) as u64);
+    let (mut x, w, norm) = (check.upload(&random(m * k, 1))?, check.upload(&random(k * k, 2))?, check.upload(&random(k, 3))?);
+    let layer = Layer { w: &w, bias: None, adapter: None, n: k };
+    let launches = |x: &Buffer| -> Result<Buffer> {
+        let mut h = rmsnorm::cuda::forward(&gpu, x, &norm, m, k, EPS)?.0;
+        for _ in 0..4 {
+            let y = matmul::forward_swiglu(&gpu, &h, &layer, &layer, m, k)?;
+            h = rmsnorm::cuda::forward_add(&gpu, &y, &h, &norm, m, k, EPS)?.y;
+        }
+        Ok(h)
+    };
+    let (mut graph, recorded) = Graph::record(&gpu, &mut Arena::default(), || launches(&x))?;
+    let (mut got, mut want) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        x.upload_f32(&random(m * k, 4 + round))?;
+        graph.launch()?;
+        got.extend(recorded.to_f32()?);
+        want.extend(launches(&x)?.to_f32()?);
+    }
+    check.same("decoding: launches that begin early", &got, &want)
 }
 
 /// q, k and v, and a SwiGLU's two products, with biases and adapters.
