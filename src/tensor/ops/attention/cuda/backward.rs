@@ -55,7 +55,9 @@ fn hopper_tile(head_dim: usize) -> usize {
 /// The tables of a batch's backward pass, on the device; made once a batch.
 #[derive(Debug)]
 pub struct BackwardWork {
-    queries: Work,
+    tokens: usize,
+    group: usize,
+    positions: Buffer,
     num_pages: usize,
     keys: Keys,
     slots: Buffer,
@@ -68,7 +70,7 @@ pub struct BackwardWork {
 #[derive(Debug)]
 enum Keys {
     OnePass { blocks: Buffer, tiles: Buffer, starts: Buffer, num_tiles: usize },
-    TwoPasses { pages: Buffer, runs: Buffer, starts: Buffer },
+    TwoPasses { queries: Box<Work>, pages: Buffer, runs: Buffer, starts: Buffer },
 }
 
 impl Keys {
@@ -81,8 +83,9 @@ impl Keys {
                 Ok(Self::OnePass { blocks, tiles, starts, num_tiles: tables.num_tiles })
             }
             Passes::Two => {
+                let queries = Box::new(Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, gpu.is_hopper())?);
                 let tables = PageTables::new(plan, cuts(heads));
-                Ok(Self::TwoPasses { pages: upload(&tables.pages)?, runs: upload(&tables.runs)?, starts: upload(&tables.starts)? })
+                Ok(Self::TwoPasses { queries, pages: upload(&tables.pages)?, runs: upload(&tables.runs)?, starts: upload(&tables.starts)? })
             }
         }
     }
@@ -106,12 +109,14 @@ impl BackwardWork {
     /// If one pass is asked of a device that is no Hopper.
     pub fn in_passes(gpu: &Arc<Gpu>, plan: &Plan, heads: Heads, passes: Passes) -> Result<Self> {
         assert!(passes == Passes::Two || gpu.is_hopper(), "one pass is for Hopper");
-        let queries = Work::with_tables(gpu, &plan.segments, heads, Cut::Whole, gpu.is_hopper())?;
+        super::check(heads)?;
         let upload = |numbers: &[u32]| Buffer::from_u32(gpu, numbers);
         let copies: Vec<u32> = plan.copies.iter().flat_map(|c| [c.from, c.to, c.slots]).collect();
         let slots: Vec<u32> = plan.kv_slots.iter().flat_map(|(page, slot)| [*page, *slot]).collect();
         Ok(Self {
-            queries,
+            tokens: plan.num_tokens(),
+            group: heads.group(),
+            positions: upload(&plan.positions)?,
             num_pages: plan.num_pages,
             keys: Keys::new(gpu, plan, heads, passes)?,
             slots: upload(&slots)?,
@@ -153,9 +158,9 @@ pub fn backward(
     work: &BackwardWork,
     scale: f32,
 ) -> Result<(Buffer, Buffer, Buffer)> {
-    assert_eq!((work.queries.group, work.num_pages), (kv.heads.group(), kv.pages), "the work was made for such heads and pages");
+    assert_eq!((work.group, work.num_pages), (kv.heads.group(), kv.pages), "the work was made for such heads and pages");
     let Heads { num_heads, num_kv_heads, head_dim } = kv.heads;
-    let tokens = work.queries.tokens;
+    let tokens = work.tokens;
     let mut dq = Buffer::uninit(gpu, DType::Bf16, tokens * num_heads * head_dim)?;
     let mut dk = Buffer::uninit(gpu, DType::Bf16, tokens * num_kv_heads * head_dim)?;
     let mut dv = Buffer::uninit(gpu, DType::Bf16, tokens * num_kv_heads * head_dim)?;
@@ -205,8 +210,7 @@ impl Pass<'_> {
 
     /// The arguments that both passes take after their outputs.
     fn inputs<'l>(&self, launch: Launch<'l>) -> Launch<'l> {
-        let queries = &self.work.queries;
-        let pairs = queries.tokens * self.kv.heads.num_heads;
+        let pairs = self.work.tokens * self.kv.heads.num_heads;
         launch
             .input("d_o", self.d_o, DType::Bf16, pairs * self.kv.heads.head_dim)
             .input("q", self.q, DType::Bf16, pairs * self.kv.heads.head_dim)
@@ -214,13 +218,13 @@ impl Pass<'_> {
             .input("values", &self.kv.values, DType::Bf16, self.kv.len())
             .input("lse", self.lse, DType::F32, pairs)
             .input("delta", self.delta, DType::F32, pairs)
-            .input("positions", &queries.positions, DType::U32, queries.tokens)
+            .input("positions", &self.work.positions, DType::U32, self.work.tokens)
     }
 
     /// The same on Hopper: by tensor maps, of q and d_o in boxes of as many tokens as fill `pairs` pairs.
     fn inputs_by_tma<'l>(&self, launch: Launch<'l>, pairs: usize) -> Launch<'l> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
-        let tokens = self.work.queries.tokens;
+        let tokens = self.work.tokens;
         let (group, slots) = (self.kv.heads.group(), self.kv.pages * num_kv_heads * TILE);
         let planes = Planes { count: tokens, of_box: pairs / group };
         launch
@@ -230,14 +234,14 @@ impl Pass<'_> {
             .matrix("values", Some(&self.kv.values), slots, head_dim, TILE)
             .input("lse", self.lse, DType::F32, tokens * num_heads)
             .input("delta", self.delta, DType::F32, tokens * num_heads)
-            .input("positions", &self.work.queries.positions, DType::U32, tokens)
+            .input("positions", &self.work.positions, DType::U32, tokens)
     }
 
     fn run(&self, dq: &mut Buffer, dk: &mut Buffer, dv: &mut Buffer) -> Result<()> {
         match &self.work.keys {
             Keys::OnePass { blocks, tiles, starts, num_tiles } => self.all_at_once([dq, dk, dv], [blocks, tiles, starts], *num_tiles),
-            Keys::TwoPasses { pages, runs, starts } => {
-                self.queries(dq)?;
+            Keys::TwoPasses { queries, pages, runs, starts } => {
+                self.queries(dq, queries)?;
                 self.keys_and_values([dk, dv], [pages, runs, starts])
             }
         }
@@ -245,7 +249,7 @@ impl Pass<'_> {
 
     fn all_at_once(&self, [dq, dk, dv]: [&mut Buffer; 3], [blocks, tiles, starts]: [&Buffer; 3], num_tiles: usize) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
-        let (tokens, num_blocks) = (self.work.queries.tokens, starts.len() - 1);
+        let (tokens, num_blocks) = (self.work.tokens, starts.len() - 1);
         let turns = num_tiles * num_kv_heads;
         let len = num_sums(self.kv.heads, num_tiles);
         let mut sums = Buffer::uninit(self.gpu, DType::F32, len)?;
@@ -269,9 +273,8 @@ impl Pass<'_> {
             .run()
     }
 
-    fn queries(&self, dq: &mut Buffer) -> Result<()> {
+    fn queries(&self, dq: &mut Buffer, queries: &Work) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
-        let queries = &self.work.queries;
         let launch = if queries.hopper {
             self.launch(Source::ATTENTION_BWD_Q_HOPPER, HOPPER_QUERIES, queries.num_items(), 384, 10 * hopper_tile(head_dim))
         } else {
@@ -291,8 +294,8 @@ impl Pass<'_> {
 
     fn keys_and_values(&self, [dk, dv]: [&mut Buffer; 2], [pages, runs, starts]: [&Buffer; 3]) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.kv.heads;
-        let (num_pages, pairs, tokens) = (self.work.num_pages, pairs_of_run(head_dim), self.work.queries.tokens);
-        let hopper = self.work.queries.hopper;
+        let (num_pages, pairs, tokens) = (self.work.num_pages, pairs_of_run(head_dim), self.work.tokens);
+        let hopper = self.gpu.is_hopper();
         let launch = if hopper {
             self.launch(Source::ATTENTION_BWD_KV_HOPPER, HOPPER_PAGES, num_pages, 256, 6 * hopper_tile(head_dim))
         } else {
@@ -330,7 +333,7 @@ impl Pass<'_> {
 
     fn per_token(&self, dk: &mut Buffer, dv: &mut Buffer, dk_pages: &Buffer, dv_pages: &Buffer) -> Result<()> {
         let Heads { num_kv_heads, head_dim, .. } = self.kv.heads;
-        let (tokens, width) = (self.work.queries.tokens, num_kv_heads * head_dim);
+        let (tokens, width) = (self.work.tokens, num_kv_heads * head_dim);
         let kernel = Kernel { source: Source::KV_PAGES, name: "kv_read_f32" };
         Launch::new(self.gpu, kernel, [tokens, width.div_ceil(128 * 8), 1], [128, 1, 1], 0)
             .output("dk", dk, DType::Bf16, tokens * width)
