@@ -7,12 +7,12 @@
 // Shapes as in linear.cu: x [M, K], w [N, K], y [M, N], bias [N], s [M, R], b [N, R] bf16, N, R and scale of each part its own. Without an adapter s is
 // null; a part that is not there has N = 0. K, N and R are multiples of 8.
 //
-// Order of sums: linear.cu's, the same bits, and those of separate launches. A tile is 16 rows of x by 16 of w for one warp (up to 16 rows), or 64 by 32
-// for two: what bounds few rows is reading w, so a block has seven chunks of 64 terms on the way at any time, and the first of w before the launches
-// before this one have ended. For SwiGLU the rows of w are eight of the
-// gate's and the same eight of up's by turns, so that a lane has both sums of an output. Bytes: 2 N K for all w, and 2 M K for each column of tiles.
-// Floors at 4.3 TB/s, K = 896: q, k and v of 1152 outputs 0.5 us, gate and up of 4864 each 4.1 us. The tile of 64 by 32 reads x, by L2, twice as often as
-// w: with 256 rows of the latter some 200 MB, so that from some 100 rows on L2 bounds it, and larger tiles may be faster. Not measured on a chip yet.
+// Order of sums: linear.cu's, the same bits, and those of separate launches. A tile is 16 rows of x by 16 of w for one warp (up to 16 rows), 64 by 32
+// for two, or 128 by 64 for four, where there are blocks of them for all of a chip. What bounds few rows is reading w, so a block has seven chunks of 64
+// terms on the way at any time (three of the largest tile), and the first of w before the launches before this one have ended. For SwiGLU the rows of w
+// are eight of the gate's and the same eight of up's by turns, so that a lane has both sums of an output. Bytes: 2 N K for all w, and by L2 2 N K for each row
+// of tiles and 2 M K for each column. Floors at 4.3 TB/s, K = 896: q, k and v of 1152 outputs 0.5 us, gate and up of 4864 each 4.1 us. With 256 rows gate and
+// up take 105 MB from L2 by the largest tile, which is more: some 19 us at 5.5 TB/s (209 MB by that of 64 by 32). Not measured on a chip yet.
 #include "sorft.cuh"
 #include "linear.cuh"
 
@@ -20,7 +20,9 @@ namespace linear_few {
 
 using linear::CHUNK;
 using linear::Operand;
-constexpr int STAGES = 8;
+// Chunks of both sides that a block has room for: Tile::stages of src/tensor/ops/matmul/cuda/few.rs.
+template <int ROWS>
+constexpr int STAGES_OF = ROWS > 64 ? 4 : 8;
 
 // A product's own operands.
 struct Layer {
@@ -81,7 +83,7 @@ enum Half { FIRST, SECOND, BOTH };
 // sum += rows of `a` times rows of `b` over terms 0..terms.
 template <int ROWS, int COLUMNS, Half HALF, class From>
 __device__ __forceinline__ void add_product(Sums<ROWS> &sum, bf16 *shared, const Rows &a, const From &b, int terms) {
-  constexpr int THREADS = 2 * COLUMNS, STAGE = (ROWS + COLUMNS) * CHUNK;
+  constexpr int THREADS = 2 * COLUMNS, STAGE = (ROWS + COLUMNS) * CHUNK, STAGES = STAGES_OF<ROWS>;
   const int chunks = (terms + CHUNK - 1) / CHUNK, warp = threadIdx.x / 32;
   Rows left = a;
   const auto copy_left = [&](int c) {
@@ -217,7 +219,7 @@ __device__ __forceinline__ void forward_swiglu(bf16 *y, const bf16 *x, int m, in
 #define PART_OF(p) \
   { y##p, n##p, LAYER_OF(p) }
 
-// Grid: (the parts' ceil(N / columns of a tile) together, ceil(M / rows of a tile)). Dynamic shared memory: eight stages of a tile's operands.
+// Grid: (the parts' ceil(N / columns of a tile) together, ceil(M / rows of a tile)). Dynamic shared memory: the stages of a tile's operands.
 #define LINEAR_FEW(ROWS, COLUMNS)                                                                            \
   extern "C" __global__ void __launch_bounds__(2 * COLUMNS)                                                  \
   linear_few_##ROWS##x##COLUMNS(const bf16 *__restrict__ x, i32 m, i32 k, PART(0), PART(1), PART(2)) {       \
@@ -238,5 +240,7 @@ __device__ __forceinline__ void forward_swiglu(bf16 *y, const bf16 *x, int m, in
 
 LINEAR_FEW(16, 16)
 LINEAR_FEW(64, 32)
+LINEAR_FEW(128, 64)
 LINEAR_FEW_SWIGLU(16, 16)
 LINEAR_FEW_SWIGLU(64, 32)
+LINEAR_FEW_SWIGLU(128, 64)

@@ -145,6 +145,16 @@ fn products_in_one_launch_have_the_bits_of_many_under_every_schedule() {
     }
 }
 
+/// The tile of many blocks, of which each product by itself has too few: its bits are those of the others.
+#[test]
+fn the_largest_tile_has_the_bits_of_the_others() {
+    let case = Case::new(130, 264, &[(2080, 8, true), (2080, 0, true)]);
+    let want = case.want();
+    for mode in [modes()[1], modes()[5]] {
+        case.check(&emulator::gpu(mode), &want);
+    }
+}
+
 /// More products than a launch has parts; more rows than few, where narrow products still are one launch; none.
 #[test]
 fn any_number_of_products_and_rows() {
@@ -186,6 +196,9 @@ pub fn few_on(gpu: &Arc<Gpu>) {
     for case in [Case::new(1, 136, &QKV), Case::new(18, 72, &QKV), Case::new(5, 136, &GATE_UP), Case::new(65, 72, &GATE_UP)] {
         case.check(gpu, &case.want());
     }
+    // The largest tile.
+    let case = Case::new(65, 72, &[(4096, 8, true), (4096, 0, false)]);
+    case.check(gpu, &case.want());
 }
 
 /// Each mistake is found by one of the cases, under both of two schedules.

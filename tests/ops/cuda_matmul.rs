@@ -246,7 +246,7 @@ fn every_mistake_with_few_rows_is_found() {
         mutant("no barrier", "__syncthreads();  // chunk c", "// chunk c"),
         mutant("no barrier between products", "__syncthreads();  // an earlier", "// an earlier"),
         mutant("waits for too few", "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()"),
-        mutant("a stage too few", "copy(c + STAGES - 1);", "copy(c + STAGES);"),
+        mutant("a stage too few", "copy_left(c + STAGES - 1);", "copy_left(c + STAGES);"),
         mutant("rows beyond the last", "there = first + row < o.outer", "there = true"),
         mutant("terms beyond the last", "valid = term + 8 * chunk < terms && own.there", "valid = own.there"),
         mutant("a row too many is written", "if (at_row < m) put", "if (at_row <= m) put"),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 pub const ROWS: usize = 256;
 /// Products of a launch (`PART` of the kernel).
 const PARTS: usize = 3;
-/// Stages of a tile's operands there (`STAGES` of the kernel), 64 terms each.
-const STAGES: usize = 8;
+/// Blocks that the largest tile must have, or there are more of a smaller one: about as many as a large chip has multiprocessors.
+const BLOCKS: usize = 128;
 
 /// A tile of the kernel: rows of x by rows of w.
 #[derive(Clone, Copy)]
@@ -20,23 +20,29 @@ pub(super) struct Tile {
     swiglu: &'static str,
     rows: usize,
     columns: usize,
+    /// Chunks of 64 terms of both sides (`STAGES_OF` of the kernel).
+    stages: usize,
 }
 
+const SMALL: Tile = Tile { forward: "linear_few_16x16", swiglu: "linear_few_swiglu_16x16", rows: 16, columns: 16, stages: 8 };
+const MIDDLE: Tile = Tile { forward: "linear_few_64x32", swiglu: "linear_few_swiglu_64x32", rows: 64, columns: 32, stages: 8 };
+const LARGE: Tile = Tile { forward: "linear_few_128x64", swiglu: "linear_few_swiglu_128x64", rows: 128, columns: 64, stages: 4 };
+
 impl Tile {
-    /// The tile for products `[m, n]`; none where larger ones have work for all of the chip. Not tuned on one yet.
-    pub fn of(m: usize, n: usize) -> Option<Self> {
+    /// The tile for products with m rows, of at most `widest` outputs and `outputs` together; none where larger ones have work for all of the chip. Not tuned on
+    /// one yet.
+    pub fn of(m: usize, widest: usize, outputs: usize) -> Option<Self> {
         match m {
-            0..=16 => Some(Self { forward: "linear_few_16x16", swiglu: "linear_few_swiglu_16x16", rows: 16, columns: 16 }),
-            _ if m <= ROWS || n <= NARROW => {
-                Some(Self { forward: "linear_few_64x32", swiglu: "linear_few_swiglu_64x32", rows: 64, columns: 32 })
-            }
-            _ => None,
+            0..=16 => Some(SMALL),
+            _ if m > ROWS && widest > NARROW => None,
+            _ if m > MIDDLE.rows && m.div_ceil(LARGE.rows) * outputs.div_ceil(LARGE.columns) >= BLOCKS => Some(LARGE),
+            _ => Some(MIDDLE),
         }
     }
 
     /// A launch with `blocks` for each row of tiles.
     fn launch<'a>(self, gpu: &'a Gpu, name: &'static str, blocks: usize, m: usize) -> Launch<'a> {
-        let shared = STAGES * (self.rows + self.columns) * K_CHUNK * 2;
+        let shared = self.stages * (self.rows + self.columns) * K_CHUNK * 2;
         let kernel = Kernel { source: Source::LINEAR_FEW, name };
         Launch::new(gpu, kernel, [blocks, m.div_ceil(self.rows), 1], [2 * self.columns, 1, 1], shared).waits()
     }

@@ -101,7 +101,7 @@ pub fn forward(
 pub fn forward_many(gpu: &Arc<Gpu>, x: &Buffer, layers: &[Layer<'_>], m: usize, k: usize) -> Result<Vec<Buffer>> {
     layers.iter().try_for_each(|l| l.check(m, k))?;
     let widest = layers.iter().map(|l| l.n).max().unwrap_or(0);
-    match few::Tile::of(m, widest) {
+    match few::Tile::of(m, widest, layers.iter().map(|l| l.n).sum()) {
         Some(tile) => few::forward(gpu, tile, x, layers, m, k),
         None => layers.iter().map(|l| forward_tiled(gpu, x, l, m, k)).collect(),
     }
@@ -118,7 +118,7 @@ pub fn forward_many(gpu: &Arc<Gpu>, x: &Buffer, layers: &[Layer<'_>], m: usize, 
 pub fn forward_swiglu(gpu: &Arc<Gpu>, x: &Buffer, gate: &Layer<'_>, up: &Layer<'_>, m: usize, k: usize) -> Result<Buffer> {
     assert_eq!(gate.n, up.n, "a gate for each output");
     [gate, up].iter().try_for_each(|l| l.check(m, k))?;
-    match few::Tile::of(m, gate.n) {
+    match few::Tile::of(m, gate.n, 2 * gate.n) {
         Some(tile) => few::swiglu(gpu, tile, x, [gate, up], m, k),
         None => swiglu::cuda::forward(gpu, &forward_tiled(gpu, x, gate, m, k)?, &forward_tiled(gpu, x, up, m, k)?),
     }
