@@ -206,10 +206,11 @@ constexpr float UNITS = 268435456.0f;
 constexpr u32 ALL = 0xffffffffu;
 constexpr u64 WHOLE = ~0ull;
 
-// The amount from which on what comes behind the likeliest tokens passes no filter. Where nothing is known, the largest numbers.
-__device__ __forceinline__ Amount enough_of(const Draw &d, double sum) {
+// The amount from which on what comes behind the likeliest tokens passes no filter. Where nothing is known, the largest numbers. There is room for what masses
+// in f32 are off by, which grows with the largest z.
+__device__ __forceinline__ Amount enough_of(const Draw &d, double max, double sum) {
   Amount enough = {d.top_k > 0 ? d.top_k : ALL, WHOLE};
-  const double mass = ((double)d.top_p + 1e-4) * sum;
+  const double room = 1e-4 + 2e-7 * (max < 0.0 ? -max : max), mass = ((double)d.top_p + room) * sum;
   if (d.top_k == 0 && mass < sum) enough.mass = (u64)(mass * (double)UNITS);
   return enough;
 }
@@ -397,7 +398,7 @@ sample_filtered_f32(double *__restrict__ picks, const float *__restrict__ logits
   __syncthreads();
   const double sum = told[0];
   const float *own = logits + row * vocab;
-  const Amount enough = enough_of(d, sum);
+  const Amount enough = enough_of(d, max, sum);
   u32 floor = floor_of(d, max, sum, vocab);
   if (enough.count <= KEPT || enough.mass != WHOLE) floor = raised(floor, own, vocab, d, max, enough, {counts, keys, warps, cut});
   each_logit(own, vocab, [&](int column, float logit) {
