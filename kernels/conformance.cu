@@ -118,3 +118,16 @@ conformance_turns(u32 *__restrict__ out, u32 *__restrict__ state, const u32 *__r
   if (lane == 0) ptx::add_release(state + 1, 1);
 }
 SORFT_EXPORT(conformance_turns)
+
+// One of several launches that follow one another: out[i] = a long chain of steps from in[n - 1 - i], which another block of the launch before has made.
+extern "C" __global__ void __launch_bounds__(32) conformance_follow(u32 *__restrict__ out, const u32 *__restrict__ in, i32 n) {
+  ptx::let_next_begin();
+  const int i = blockIdx.x * conformance::LANES + threadIdx.x;
+  ptx::wait_for_earlier_launches(in);
+  if (i >= n) return;
+  u32 word = in[n - 1 - i];
+  SORFT_NO_UNROLL
+  for (int step = 0; step < 1000; step++) word = word * 1664525u + 1013904223u;
+  out[i] = word;
+}
+SORFT_EXPORT(conformance_follow)

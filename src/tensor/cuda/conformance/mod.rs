@@ -7,7 +7,7 @@
 
 use crate::Result;
 use crate::tensor::cuda::DType::U32;
-use crate::tensor::cuda::{Buffer, Gpu, Kernel, Launch, Source};
+use crate::tensor::cuda::{Arena, Buffer, Gpu, Graph, Kernel, Launch, Source};
 use crate::tensor::philox::Philox;
 use half::bf16;
 use std::sync::Arc;
@@ -76,6 +76,7 @@ pub fn checks(gpu: &Gpu) -> Vec<Check> {
     checks.extend([Numbers::Whole, Numbers::Any, Numbers::Infinite].map(|n| -> Check { Box::new(move |gpu| mma(gpu, n)) }));
     checks.push(Box::new(cp_async));
     checks.push(Box::new(turns));
+    checks.push(Box::new(follow));
     if gpu.is_hopper() {
         checks.extend(hopper::checks());
     }
@@ -322,6 +323,35 @@ fn turns(gpu: &Arc<Gpu>) -> Result<Finding> {
     Ok(Finding::exact("red.release.gpu, ld.acquire.gpu, blocks by turns", &out.to_u32()?, &want))
 }
 
+/// Launches of a graph, each of which may begin before the one before has ended. Other numbers each time, as what is read too early is what the last time
+/// has left.
+fn follow(gpu: &Arc<Gpu>) -> Result<Finding> {
+    const LAUNCHES: usize = 6;
+    let (n, rounds) = (LANES * WARPS, if gpu.is_emulated() { 3 } else { 200 });
+    let mut input = Buffer::uninit(gpu, U32, n)?;
+    let kernel = Kernel { source: Source::CONFORMANCE, name: "conformance_follow" };
+    let next = |x: &Buffer| -> Result<Buffer> {
+        let mut y = Buffer::uninit(gpu, U32, n)?;
+        let launch = Launch::new(gpu, kernel, [WARPS, 1, 1], [LANES, 1, 1], 0).output("out", &mut y, U32, n);
+        launch.input("in", x, U32, n).dim("n", n).waits().run()?;
+        Ok(y)
+    };
+    let chain = || (1..LAUNCHES).try_fold(next(&input)?, |x, _| next(&x));
+    let (mut graph, out) = Graph::record(gpu, &mut Arena::default(), chain)?;
+    let (mut got, mut want) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let numbers = words(n, 40 + round);
+        input.upload_u32(&numbers)?;
+        graph.launch()?;
+        got.extend(out.to_u32()?);
+        let step = |word: u32| word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let made = numbers.iter().map(|word| (0..1000 * LAUNCHES).fold(*word, |word, _| step(word)));
+        // Turned round by each launch, an even number of times.
+        want.extend(made);
+    }
+    Ok(Finding::exact("griddepcontrol, launches that begin early", &got, &want))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,7 +368,8 @@ mod tests {
             let wrappers: Vec<&str> = header
                 .lines()
                 .filter_map(|l| l.strip_prefix("__device__ __forceinline__ ")?.split('(').next()?.rsplit(' ').next())
-                .filter(|name| *name != "shared_address")
+                // What is no instruction of its own.
+                .filter(|name| !["shared_address", "hold", "begin_after_earlier_launches"].contains(name))
                 .collect();
             assert!(wrappers.len() >= least, "{wrappers:?}");
             for wrapper in wrappers {
