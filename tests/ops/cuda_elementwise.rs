@@ -190,7 +190,7 @@ fn mistakes_in_adamw_in_8_bits_are_found() {
         mutant("columns beyond the last", "max(min(cols - column, EACH), 0)", "EACH"),
         mutant("blocks beyond the last", "if (block >= (i64)rows * in_row) return;", ""),
         mutant("the last columns' block is lost", "(cols + BLOCK - 1) / BLOCK", "max(cols / BLOCK, 1)"),
-        mutant("the maximum of half a warp", "mask = 16; mask > 0", "mask = 8; mask > 0"),
+        mutant("the maximum of one lane", "m_new = scale_of(warp_max(m_top))", "m_new = scale_of(m_top)"),
         mutant("the code is that of the old scale", "code_first(m32[i + j], m_inverse", "code_first(m32[i + j], inverse_of(m_old)"),
         mutant("moments' scales are taken for one another", "m32[j] = first(m8.v[j], m_old)", "m32[j] = first(m8.v[j], v_old)"),
         mutant("the sign is lost", "(__float_as_uint(m) >> 24 & 0x80u)", "0u"),
