@@ -18,7 +18,6 @@ mod text;
 
 pub use crate::tensor::ops::sample::Choice;
 pub use engine::{Engine, Request};
-pub(crate) use logits::Logits;
 
 /// How answers are sampled.
 #[derive(Clone, Debug, PartialEq)]

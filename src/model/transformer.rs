@@ -3,8 +3,6 @@
 use crate::model::block::{Block, Pass, Saved as SavedBlock};
 use crate::model::build::Builder;
 use crate::model::config::ModelConfig;
-use crate::model::device;
-use crate::model::generate::Logits;
 use crate::model::kv_cache::KvLayers;
 use crate::model::lora::LoraConfig;
 use crate::model::params::{ParamId, Params};
@@ -14,7 +12,6 @@ use crate::model::weights::ModelFiles;
 use crate::tensor::cpu::{Compute, Weight};
 use crate::tensor::cuda::{Buffer, DType};
 use crate::tensor::ops::attention::{self, Heads, KvLayer};
-use crate::tensor::ops::sample::{Choice, Draw};
 use crate::tensor::ops::token_logprob::Keep;
 use crate::tensor::ops::{embedding, residual, rmsnorm, rope, token_logprob};
 use crate::tensor::plan::Plan;
@@ -168,7 +165,7 @@ impl Transformer {
         }
     }
 
-    fn head_matrix(&self) -> Weight<'_> {
+    pub(super) fn head_matrix(&self) -> Weight<'_> {
         self.params.weight(self.head)
     }
 
@@ -179,7 +176,7 @@ impl Transformer {
         Err(Error::input(format!("log-probabilities at temperature {temperature}: expected a number above 0")).at("temperature"))
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    pub(super) fn check(&self, plan: &Plan) -> Result<()> {
         if let Some(id) = plan.ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::input(format!("token id {id} is outside the model's vocabulary of {}", self.config.vocab_size)));
         }
@@ -207,35 +204,6 @@ impl Transformer {
         }
         let x = gather(&x, rows);
         Ok(rmsnorm::forward(&x, self.params.vector(self.final_norm), pass.eps)?.0)
-    }
-
-    /// Logits `[rows, V]` of final hidden states, each row to be sampled as its draw says.
-    pub(crate) fn logits(&self, hidden: &Tensor, draws: &[Draw]) -> Result<Logits> {
-        match self.params.gpu() {
-            None => Ok(Logits::Cpu(token_logprob::logits(hidden, self.head_matrix()))),
-            Some(gpu) => Ok(Logits::Device(self.logits_on(gpu, hidden, &draws.iter().map(Draw::divisor).collect::<Vec<_>>())?)),
-        }
-    }
-
-    /// One more token of each sequence of a plan whose segments have a token each, and the logits that it is drawn from, as
-    /// [`Transformer::hidden`] and [`Transformer::logits`] give them. These are good until the decoder's next step.
-    pub(crate) fn decode(
-        &self,
-        plan: &Plan,
-        kv: &mut KvLayers,
-        decoder: &mut device::Decoder,
-        draws: &[Draw],
-    ) -> Result<(Vec<Choice>, Logits)> {
-        let recorded = (1..=device::RECORDED_ROWS).contains(&plan.num_tokens());
-        if let (true, KvLayers::Device(layers), Some(gpu)) = (recorded, &mut *kv, self.params.gpu()) {
-            self.check(plan)?;
-            let (choices, logits) = self.decode_on(gpu, plan, layers, decoder, draws)?;
-            return Ok((choices, Logits::Device(logits)));
-        }
-        let rows: Vec<u32> = (0..plan.num_tokens() as u32).collect();
-        let hidden = self.hidden(plan, kv, &rows, Adapter::On)?;
-        let logits = self.logits(&hidden, draws)?;
-        Ok((logits.choose(draws)?, logits))
     }
 
     /// The final hidden states (normed) that predict, `[predictions, D]`, nothing saved: what the head, or a value head, reads.

@@ -1,9 +1,14 @@
-//! The logits of a step, where the model is.
+//! The logits of a step, where the model is, and the tokens that are drawn from them.
 
 use crate::Result;
+use crate::model::device;
+use crate::model::kv_cache::KvLayers;
+use crate::model::linear::Adapter;
+use crate::model::transformer::Transformer;
 use crate::tensor::Tensor;
 use crate::tensor::ops::sample::{self, Choice, Draw};
-use crate::tensor::ops::token_logprob::{ChunkSums, cuda};
+use crate::tensor::ops::token_logprob::{self, ChunkSums, cuda};
+use crate::tensor::plan::Plan;
 use rayon::prelude::*;
 
 /// Logits of several rows.
@@ -35,6 +40,37 @@ impl Logits {
             Logits::Cpu(logits) => Ok(Row { logits: logits.row(i).to_vec(), sums: None }),
             Logits::Device(logits) => logits.row(i).map(|(logits, sums)| Row { logits, sums: Some(sums) }),
         }
+    }
+}
+
+impl Transformer {
+    /// Logits `[rows, V]` of final hidden states, each row to be sampled as its draw says.
+    pub(crate) fn logits(&self, hidden: &Tensor, draws: &[Draw]) -> Result<Logits> {
+        match self.params.gpu() {
+            None => Ok(Logits::Cpu(token_logprob::logits(hidden, self.head_matrix()))),
+            Some(gpu) => Ok(Logits::Device(self.logits_on(gpu, hidden, &draws.iter().map(Draw::divisor).collect::<Vec<_>>())?)),
+        }
+    }
+
+    /// One more token of each sequence of a plan whose segments have a token each, and the logits that it is drawn from, as
+    /// [`Transformer::hidden`] and [`Transformer::logits`] give them. These are good until the decoder's next step.
+    pub(crate) fn decode(
+        &self,
+        plan: &Plan,
+        kv: &mut KvLayers,
+        decoder: &mut device::Decoder,
+        draws: &[Draw],
+    ) -> Result<(Vec<Choice>, Logits)> {
+        let recorded = (1..=device::RECORDED_ROWS).contains(&plan.num_tokens());
+        if let (true, KvLayers::Device(layers), Some(gpu)) = (recorded, &mut *kv, self.params.gpu()) {
+            self.check(plan)?;
+            let (choices, logits) = self.decode_on(gpu, plan, layers, decoder, draws)?;
+            return Ok((choices, Logits::Device(logits)));
+        }
+        let rows: Vec<u32> = (0..plan.num_tokens() as u32).collect();
+        let hidden = self.hidden(plan, kv, &rows, Adapter::On)?;
+        let logits = self.logits(&hidden, draws)?;
+        Ok((logits.choose(draws)?, logits))
     }
 }
 
